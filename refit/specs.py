@@ -1,0 +1,233 @@
+"""Reading YAML into typed objects, with errors that name file, line, key and value.
+
+Used for pipeline files, cluster profiles and the spec of every stage command. Standard library, pydantic and
+PyYAML only: Airflow imports it while parsing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Key = tuple[str | int, ...]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Spec(BaseModel):
+    """Base of everything that is read from YAML: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault in a file: where it stands (1-based line), the key's path, what is wrong and what to do."""
+
+    file: str
+    line: int
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}"
+        return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
+
+
+class SpecError(ValueError):
+    """A file that cannot be used; `problems` holds every fault found in it, in the order of the file."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(problems, key=lambda p: p.line)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML file: plain values, and the 1-based line at which each key's value was written."""
+
+    file: str
+    text: str
+    data: dict[str, Any]
+    lines: dict[Key, int]
+
+    def line(self, key: Key) -> int:
+        """The line of a key, or of its nearest parent that is in the file."""
+        while key and key not in self.lines:
+            key = key[:-1]
+        return self.lines.get(key, 1)
+
+    def problem(self, key: Key, message: str) -> Problem:
+        return Problem(self.file, self.line(key), dotted(key), message)
+
+
+def dotted(key: Key) -> str:
+    """("stages", "train", 0) -> "stages.train[0]"."""
+    out = ""
+    for part in key:
+        out += f"[{part}]" if isinstance(part, int) else (f".{part}" if out else str(part))
+    return out
+
+
+def parse_yaml(text: str, file: str) -> Document:
+    """Parse one YAML document whose root is a mapping.
+
+    Raises SpecError for a syntax error, a duplicate key, a root that is not a mapping, or an alias cycle.
+    """
+    loader = _Loader(text)
+    try:
+        try:
+            node = loader.get_single_node()
+        except yaml.MarkedYAMLError as exc:
+            mark = exc.problem_mark or exc.context_mark
+            line = mark.line + 1 if mark else 1
+            note = f"{exc.problem or 'cannot be parsed'}"
+            raise SpecError([Problem(file, line, "", f"not valid YAML: {note}; check indentation and quotes")]) from None
+        except yaml.YAMLError as exc:
+            raise SpecError([Problem(file, 1, "", f"not valid YAML: {exc}")]) from None
+        if node is None:
+            raise SpecError([Problem(file, 1, "", "the file is empty; start from one in specs/pipelines/")])
+        if not isinstance(node, yaml.MappingNode):
+            raise SpecError([Problem(file, node.start_mark.line + 1, "", "must be a mapping of keys to values")])
+        lines: dict[Key, int] = {}
+        problems = list(_index(node, (), lines, file, set()))
+        if problems:
+            raise SpecError(problems)
+        try:
+            data = loader.construct_document(node)
+        except yaml.MarkedYAMLError as exc:
+            line = exc.problem_mark.line + 1 if exc.problem_mark else 1
+            raise SpecError([Problem(file, line, "", f"{exc.problem}")]) from None
+        except ValueError as exc:  # e.g. a date that does not exist
+            raise SpecError([Problem(file, 1, "", f"a value cannot be read: {exc}")]) from None
+    finally:
+        loader.dispose()
+    return Document(file, text, data, lines)
+
+
+def _index(node: Any, at: Key, lines: dict[Key, int], file: str, open_: set[int]) -> Iterator[Problem]:
+    """Record the line of each key below a node; yield duplicate keys, keys that are no strings, and cycles."""
+    if id(node) in open_:
+        yield Problem(file, node.start_mark.line + 1, dotted(at), "an alias that contains itself")
+        return
+    open_.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key_node, value in node.value:
+            name, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(name, str):
+                yield Problem(file, line, dotted(at), "a key must be a plain word")
+                continue
+            if name in seen and key_node.tag != "tag:yaml.org,2002:merge":
+                yield Problem(file, line, dotted((*at, name)), f"given twice; first on line {seen[name]}")
+            seen[name] = line
+            lines[(*at, name)] = line
+            yield from _index(value, (*at, name), lines, file, open_)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            lines[(*at, i)] = value.start_mark.line + 1
+            yield from _index(value, (*at, i), lines, file, open_)
+    open_.discard(id(node))
+
+
+def load(model: type[M], doc: Document, data: Any = None) -> M:
+    """Validate a document (or `data` in its place) against a model; SpecError lists every fault with its line."""
+    try:
+        return model.model_validate(doc.data if data is None else data)
+    except ValidationError as exc:
+        raise SpecError([_explain(model, doc, e) for e in exc.errors(include_url=False)]) from None
+
+
+def read(model: type[M], path: str | Path) -> M:
+    """Read and validate one YAML file. Raises SpecError; a file that cannot be read is a SpecError too."""
+    return load(model, read_document(path))
+
+
+def read_document(path: str | Path, name: str | None = None) -> Document:
+    """Parse a YAML file; `name` is how errors call it (default: the path as given)."""
+    name = name or str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = _near_file(Path(path))
+        raise SpecError([Problem(name, 0, "", f"no such file{near}")]) from None
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise SpecError([Problem(name, 0, "", f"cannot be read: {reason}")]) from None
+    return parse_yaml(text, name)
+
+
+def did_you_mean(word: str, choices: list[str]) -> str:
+    """"; did you mean 'x'?" for the nearest choice, or ""."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _near_file(path: Path) -> str:
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, names)
+
+
+def _explain(model: type[BaseModel], doc: Document, error: Any) -> Problem:
+    key: Key = tuple(p for p in error["loc"] if isinstance(p, int) or not p.startswith(("function-", "tagged-", "lax-")))
+    key = _strip_union_tags(key, doc)
+    kind, value = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        names = field_names(model, key[:-1])
+        hint = did_you_mean(str(key[-1]), names) or (f"; known here: {', '.join(names)}" if names else "")
+        return doc.problem(key, f"unknown key{hint}")
+    if kind == "missing":
+        return doc.problem(key, "is missing; add it")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if kind in ("literal_error", "enum"):
+        expected = error.get("ctx", {}).get("expected", "")
+        choices = [c.strip(" '") for c in expected.replace(" or ", ",").split(",")]
+        return doc.problem(key, f"{value!r} is not a choice; use {expected}{did_you_mean(str(value), choices)}")
+    if isinstance(value, dict | list) or kind == "value_error":
+        return doc.problem(key, message)
+    return doc.problem(key, f"{message} (it is {value!r})")
+
+
+def _strip_union_tags(key: Key, doc: Document) -> Key:
+    """pydantic puts a union member's name into the location; keep only parts that are keys of the file."""
+    if key in doc.lines:
+        return key
+    out: Key = ()
+    for i, part in enumerate(key):
+        last = i == len(key) - 1
+        if (*out, part) in doc.lines or (last and isinstance(part, str)):
+            out = (*out, part)
+    return out
+
+
+def field_names(model: type[BaseModel], at: Key) -> list[str]:
+    """The keys that a model knows at a place, e.g. ("stages",) -> ["train", "prune", ...]; [] where it is open."""
+    current: list[Any] = [model]
+    for part in at:
+        found: list[Any] = []
+        for m in current:
+            if isinstance(part, str) and part in m.model_fields:
+                found += _models(m.model_fields[part].annotation)
+            elif isinstance(part, int):
+                found.append(m)
+        current = found
+    return sorted({name for m in current for name in m.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list, dict, tuple):
+        return [m for a in typing.get_args(annotation) for m in _models(a)]
+    return []
