@@ -140,10 +140,11 @@ def _index(node: Any, at: Key, lines: dict[Key, int], file: str, open_: set[int]
 
 def load(model: type[M], doc: Document, data: Any = None) -> M:
     """Validate a document (or `data` in its place) against a model; SpecError lists every fault with its line."""
+    data = doc.data if data is None else data
     try:
-        return model.model_validate(doc.data if data is None else data)
+        return model.model_validate(data)
     except ValidationError as exc:
-        raise SpecError([_explain(model, doc, e) for e in exc.errors(include_url=False)]) from None
+        raise SpecError([_explain(model, doc, data, e) for e in exc.errors(include_url=False)]) from None
 
 
 def read(model: type[M], path: str | Path) -> M:
@@ -179,9 +180,8 @@ def _near_file(path: Path) -> str:
     return did_you_mean(path.name, names)
 
 
-def _explain(model: type[BaseModel], doc: Document, error: Any) -> Problem:
-    key: Key = tuple(p for p in error["loc"] if isinstance(p, int) or not p.startswith(("function-", "tagged-", "lax-")))
-    key = _strip_union_tags(key, doc)
+def _explain(model: type[BaseModel], doc: Document, data: Any, error: Any) -> Problem:
+    key = _real_key(error["loc"], data)
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
         names = field_names(model, key[:-1])
@@ -199,14 +199,17 @@ def _explain(model: type[BaseModel], doc: Document, error: Any) -> Problem:
     return doc.problem(key, f"{message} (it is {value!r})")
 
 
-def _strip_union_tags(key: Key, doc: Document) -> Key:
-    """pydantic puts a union member's name into the location; keep only parts that are keys of the file."""
-    if key in doc.lines:
-        return key
+def _real_key(location: tuple[str | int, ...], data: Any) -> Key:
+    """pydantic puts the names of union members and validators into a location; keep the parts that are keys."""
     out: Key = ()
-    for i, part in enumerate(key):
-        last = i == len(key) - 1
-        if (*out, part) in doc.lines or (last and isinstance(part, str)):
+    for i, part in enumerate(location):
+        last = i == len(location) - 1
+        inside = (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        )
+        if inside:
+            data = data[part]
+        if inside or last:
             out = (*out, part)
     return out
 

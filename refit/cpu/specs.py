@@ -81,6 +81,13 @@ class TrainParams(Spec):
     pretrained: str | None = Field(None, description="a checkpoint of this toolkit to start from; null: random weights")
 
 
+class RetrainParams(TrainParams):
+    """After pruning: what is not named comes from `train`, but for these two."""
+
+    epochs: int = Field(8, ge=1, le=10_000)
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+
+
 class EvaluateParams(Spec):
     score_threshold: Fraction = Field(0.01, description="detections below it are not scored")
     nms_iou: Fraction = 0.5

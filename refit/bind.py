@@ -1,0 +1,211 @@
+"""The first stage of every run: check the params, take the data in, write the plan, name what is reused.
+
+Runs in the tools environment, which sees the workspace: `python -m refit.bind bind -e bind.yaml -r out` (the request
+is made by `refit.plan.bind_request`). Nothing of the run exists in the workspace before the params are good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from refit import cluster, files, pipeline as pipelines, plan as plans, toolkits
+from refit.command import Action, BadData, BadSpec, StageError, main
+from refit.config import ConfigError, Settings
+from refit.data import arrival
+from refit.specs import Document, Spec, SpecError, parse_yaml
+from refit.status import StatusWriter
+from refit.toolkits.base import Stage
+
+FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
+
+
+class BindSpec(Spec):
+    """What `refit.plan.bind_request` hands over."""
+
+    file: str = Field(description="the pipeline file, for messages")
+    text: str = Field(description="its content when the run began")
+    name: str
+    run_id: str
+    conf: dict[str, Any] = Field(default_factory=dict, description="params of a manual run")
+    data: str | None = Field(None, description="a folder in place of dataset.source")
+    workspace: str = Field(description="the pipeline's folder in the workspace")
+    run: str = Field(description="the run's folder")
+
+
+def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
+    """Write `<run>/plan.json` (never over another plan) and out/bind.json, out/summary.json."""
+    settings = Settings.from_env()
+    doc = parse_yaml(spec.text, _short(spec.file, settings))
+    pipeline, switches = _pipeline(spec, doc)
+    profile = cluster.load(pipeline.cluster, settings)
+    workspace = Path(spec.workspace)
+    _check_space(workspace)
+    snapshot = _take_data(pipeline, spec, settings, workspace, status)
+    dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
+    problems = [
+        doc.problem(key, text) for key, text in toolkits.get(pipeline.toolkit).preflight(pipeline, dataset)
+    ]
+    if problems:
+        raise SpecError(problems)
+    bound = plans.Bound(
+        run=Path(spec.run).name,
+        workspace=workspace,
+        snapshot=snapshot,
+        fingerprint=dataset["fingerprint"],
+        code=lambda package: code_version(settings.repository, package),
+        environments={name: environment_digest(settings, name) for name in ("tools", "cpu")},
+        find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
+        off=frozenset(() if switches.get("release", True) else ("release",)),
+    )
+    plan = plans.make_plan(pipeline, profile, bound)
+    plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
+    path = _write_plan(Path(spec.run), plan)
+    todo = [s["name"] for s in plans.tasks(plan)]
+    files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
+    summary = {
+        "plan": str(path),
+        "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
+        "fingerprint": plan["fingerprint"],
+        "images": sum(dataset["splits"].values()),
+    }
+    files.write_json(out / "summary.json", summary)
+    message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
+    print(message + (f": {', '.join(todo)}" if todo else ""))
+    status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": summary["images"]})
+
+
+def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, bool]]:
+    """The pipeline with the run's conf applied, and the run's switches."""
+    unchanged = pipelines.from_document(doc, spec.name)
+    try:
+        changed, switches = plans.overrides(unchanged, spec.conf)
+    except plans.ConfError as exc:
+        raise BadSpec(f"conf of this run: {exc}") from None
+    if spec.data is not None:
+        changed["dataset.source"] = spec.data
+    return pipelines.from_document(doc, spec.name, changed), switches
+
+
+def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter) -> Path:
+    """Ingest what lies in the source; with an empty source, the snapshot that was taken last."""
+    from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
+
+    try:
+        source = settings.data_path(pipeline.dataset.source)
+    except ConfigError as exc:
+        raise BadSpec(str(exc)) from None
+    listing = arrival.listing(source)
+    if not listing.files:
+        last = arrival.last_taken(workspace)
+        snapshot = workspace / "datasets" / last.fingerprint if last and last.fingerprint else None
+        if snapshot is None or not (snapshot / "dataset.json").exists():
+            raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
+        print(f"{source} is empty: using the data set taken last, {snapshot.name[:12]}")
+        return snapshot
+    status.running(f"Reading {listing.files} files from {source}")
+    try:
+        taken = ingest.ingest(source, pipeline.dataset.settings(), workspace)
+    except faults.BadData as exc:
+        arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data")
+        raise BadData(str(exc)) from None
+    arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
+    return Path(taken.path)
+
+
+def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:
+    def find(stage: Stage, key: str) -> Path | None:
+        folder = good_result(workspace, key) if reuse else None
+        if folder is not None and stage.action == "release":
+            from refit.triton.serving import still_serving
+
+            release = pipeline.release
+            target = release.triton or profile.triton
+            if not still_serving(folder / "out" / "release.json", url=target.url):
+                return None
+        return folder
+
+    return find
+
+
+def good_result(workspace: Path, key: str) -> Path | None:
+    """The folder of an earlier good result for a key, every artefact's sha256 checked; None where there is none."""
+    pointer = workspace / "keys" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        folder = Path(json.loads(pointer.read_text(encoding="utf-8"))["stage_dir"])
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if result["outcome"] == "succeeded" and result["key"] == key and _intact(folder, result["outputs"]):
+            return folder
+    return None
+
+
+def _intact(folder: Path, outputs: Mapping[str, Any]) -> bool:
+    from refit.runner import hash_output
+
+    return all(hash_output(str(folder / "out" / o["path"])) == o["sha256"] for o in outputs.values())
+
+
+def _write_plan(run: Path, plan: Mapping[str, Any]) -> Path:
+    """plan.json, or plan.2.json ... where a cleared run already has another one. An equal one is kept."""
+    run.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        path = run / ("plan.json" if number == 1 else f"plan.{number}.json")
+        if not path.exists():
+            files.write_json(path, plan)
+            return path
+        if json.loads(path.read_text(encoding="utf-8")) == plan:
+            return path
+    raise StageError(f"{run}: holds 1,000 plans; start a new run")
+
+
+def _check_space(workspace: Path) -> None:
+    workspace.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(workspace).free
+    if free < FREE_BYTES:
+        raise StageError(
+            f"No space left on device: {workspace} has {free // 2**20} MiB free, at least {FREE_BYTES // 2**20} are "
+            "needed; remove old runs or move the workspace (REFIT_WORKSPACE)"
+        )
+
+
+def environment_digest(settings: Settings, name: str) -> str:
+    """What identifies an environment: in an image its digest (REFIT_IMAGE_DIGEST), else its lock's sha256."""
+    lock = settings.repository / "images" / name / "requirements.txt"
+    try:
+        return os.environ.get("REFIT_IMAGE_DIGEST") or files.sha256(lock)
+    except OSError as exc:
+        raise StageError(f"{lock}: the lock of environment {name} cannot be read: {exc.strerror}") from None
+
+
+@lru_cache(maxsize=64)
+def code_version(repository: Path, package: str) -> str:
+    """sha256 over the source files of a package (or of one module), names included."""
+    root = repository / package
+    sources = [root] if root.is_file() else sorted(root.rglob("*.py"))
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source.relative_to(repository)} {files.sha256(source)}\n".encode())
+    return digest.hexdigest()
+
+
+def _short(path: str, settings: Settings) -> str:
+    """The path as a person would write it: from the repository's root where it lies below it."""
+    with contextlib.suppress(ValueError):
+        return str(Path(path).relative_to(settings.repository))
+    return path
+
+
+ACTIONS = {"bind": Action("refit.bind:BindSpec", "refit.bind:bind", "check params, take the data in, write the plan")}
+
+if __name__ == "__main__":
+    sys.exit(main("refit.bind", ACTIONS))

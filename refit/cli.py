@@ -1,0 +1,242 @@
+"""The command line: `refit validate | plan | run | status | shell | schema`.
+
+Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
+The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from refit import cluster, pipeline as pipelines, plan as plans
+from refit.config import ConfigError, Settings
+from refit.specs import SpecError
+
+GOOD, FAILED, BAD_INPUT = 0, 1, 2
+
+
+class CliError(Exception):
+    """Ends the command with one line on stderr and an exit code."""
+
+    def __init__(self, message: str, code: int = BAD_INPUT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.call(args, Settings.from_env()))
+    except SpecError as exc:
+        for problem in exc.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return BAD_INPUT
+    except ConfigError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return BAD_INPUT
+    except CliError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.code
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C; what was finished is kept and will be reused", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `refit status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return GOOD
+
+
+def validate(args: argparse.Namespace, settings: Settings) -> int:
+    """Check pipeline files; every fault of every file is shown."""
+    bad = 0
+    for file in args.files:
+        try:
+            pipeline = pipelines.load(file)
+            cluster.load(pipeline.cluster, settings)
+        except SpecError as exc:
+            bad += 1
+            for problem in exc.problems:
+                print(f"error: {problem}", file=sys.stderr)
+        else:
+            stages = [n.name for n in plans.skeleton(pipeline)]
+            print(f"{file}: good; {len(stages)} stages: {', '.join(stages)}")
+    return BAD_INPUT if bad else GOOD
+
+
+def plan(args: argparse.Namespace, settings: Settings) -> int:
+    """Show the stages of a pipeline file: command line, inputs, spec files; nothing is read but the file."""
+    pipeline = pipelines.load(args.file)
+    profile = cluster.load(pipeline.cluster, settings)
+    workspace = settings.workspace / pipeline.name
+    bound = plans.Bound(
+        run="<run>",
+        workspace=workspace,
+        snapshot=workspace / "datasets" / "<fingerprint>",
+        fingerprint="<fingerprint>",
+        code=lambda package: "",
+        environments={"tools": "", "cpu": ""},
+        find=lambda stage, key: None,
+    )
+    made = plans.make_plan(pipeline, profile, bound)
+    if args.json:
+        for stage in made["stages"]:
+            stage["key"] = stage["publish"] = None  # only a run, which sees the data, can know them
+        print(json.dumps(made, indent=1))
+        return GOOD
+    for stage in made["stages"]:
+        print(f"{stage['index']:2d}. {stage['name']}: {stage['title']}  [{stage['environment']}]")
+        print(f"    {' '.join(stage['argv'])}")
+        if stage["inputs"]:
+            print(f"    reads {', '.join(stage['inputs'])}")
+        print(f"    makes {', '.join(o['path'] for o in stage['outputs'])}")
+        if args.specs:
+            for name, text in stage["files"].items():
+                print(f"    {name}:")
+                print("".join(f"        {line}\n" for line in text.splitlines()), end="")
+    return GOOD
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """Run a pipeline here and now, stage by stage, without Airflow."""
+    path = Path(args.file)
+    pipeline = pipelines.load(path)
+    if args.workspace:
+        settings = Settings.from_env({**os.environ, "REFIT_WORKSPACE": args.workspace})
+    names = [n.name for n in plans.skeleton(pipeline)]
+    if args.until and args.until not in names:
+        raise CliError(f"--until {args.until}: this pipeline has no such stage; it has {', '.join(names)}")
+    conf = dict(_param(p) for p in args.param)
+    data = None
+    if args.data:
+        data = os.path.abspath(args.data)
+        if not os.path.isdir(data):
+            raise CliError(f"--data {args.data}: no such folder")
+        roots = ":".join([*map(str, settings.data_roots), data])  # a path on the command line is allowed by being there
+        settings = Settings.from_env({**settings.environment(), "REFIT_DATA_ROOTS": roots})
+    run_id = args.run_id or f"cli__{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{uuid.uuid4().hex[:4]}"
+    from refit.runtime.run import PipelineRun
+
+    with _alone(settings.workspace / pipeline.name):
+        request = plans.bind_request(
+            path.absolute(), path.read_text(encoding="utf-8"), run_id, conf, settings, nonce=uuid.uuid4().hex, data=data
+        )
+        return PipelineRun(settings, request, until=args.until, quiet=args.quiet).execute()
+
+
+def _param(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise CliError(f"--param {text}: write KEY=VALUE")
+    with contextlib.suppress(ValueError):
+        return key, json.loads(value)
+    return key, value
+
+
+@contextlib.contextmanager
+def _alone(workspace: Path) -> Iterator[None]:
+    """One `refit run` of a pipeline at a time (Airflow's runs have max_active_runs=1)."""
+    workspace.mkdir(parents=True, exist_ok=True)
+    with open(workspace / ".run.lock", "a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise CliError(
+                f"another `refit run` of {workspace.name} is going on ({lock.read().strip()}); wait for it or stop it",
+                FAILED,
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        yield
+
+
+def status(args: argparse.Namespace, settings: Settings) -> int:
+    """What the workspace holds: each pipeline's last run, stage by stage, and the version that Triton serves."""
+    from refit.runtime import report
+
+    found = report.workspace(settings.workspace, args.pipeline)
+    if args.pipeline and not found:
+        raise CliError(f"{args.pipeline}: no such pipeline in {settings.workspace}")
+    print(json.dumps(found, indent=1) if args.json else report.as_text(found, settings.workspace))
+    return GOOD
+
+
+def shell(args: argparse.Namespace, settings: Settings) -> int:
+    """A stage's environment and command, to try by hand: prints the command; opens a shell where there is a terminal."""
+    from refit.runtime.shell import prepare
+
+    prepared = prepare(settings, Path(args.file), args.stage, args.run)
+    print(prepared.text)
+    if args.print or not sys.stdin.isatty():
+        return GOOD
+    return subprocess.call([os.environ.get("SHELL", "/bin/sh")], env=prepared.env, cwd=prepared.folder)
+
+
+def schema(args: argparse.Namespace, settings: Settings) -> int:
+    """The JSON Schema of pipeline files, for editors."""
+    print(pipeline_schema())
+    return GOOD
+
+
+def pipeline_schema() -> str:
+    """JSON Schema (text) of a pipeline file; specs/pipeline.schema.json is this."""
+    from refit import toolkits
+
+    made = toolkits.get("cpu").model.model_json_schema()
+    made["title"] = "Refit pipeline"
+    made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    # Python's escapes for control characters are not those of ECMAScript, which editors use.
+    return re.sub(r"\\\\x([0-9a-f]{2})", r"\\\\u00\1", json.dumps(made, indent=1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="refit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, call: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=call.__doc__.split(";")[0].split(":")[0], description=call.__doc__)
+        made.set_defaults(call=call)
+        return made
+
+    c = command("validate", validate)
+    c.add_argument("files", nargs="+", metavar="FILE", help="pipeline files")
+    c = command("plan", plan)
+    c.add_argument("file", metavar="FILE")
+    c.add_argument("--json", action="store_true", help="as JSON: the plan as a run would write it")
+    c.add_argument("--specs", action="store_true", help="show the stages' spec files too")
+    c = command("run", run)
+    c.add_argument("file", metavar="FILE")
+    c.add_argument("--data", metavar="PATH", help="a folder in place of the file's dataset.source")
+    c.add_argument("--workspace", metavar="DIR", help="in place of REFIT_WORKSPACE")
+    c.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    c.add_argument("--param", metavar="KEY=VALUE", action="append", default=[], help="as in Airflow's trigger form")
+    c.add_argument("--run-id", metavar="ID", help="to go on with a run that was interrupted")
+    c.add_argument("--quiet", action="store_true", help="no output of the stages, only the table")
+    c = command("status", status)
+    c.add_argument("pipeline", nargs="?", help="only this one")
+    c.add_argument("--json", action="store_true")
+    c = command("shell", shell)
+    c.add_argument("file", metavar="FILE")
+    c.add_argument("stage", metavar="STAGE")
+    c.add_argument("--run", metavar="RUN", help="a folder below runs/; default: the last one")
+    c.add_argument("--print", action="store_true", help="only print, open no shell")
+    command("schema", schema)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Where this installation keeps things: one frozen value read from the environment.
+
+| variable | default | meaning |
+|---|---|---|
+| REFIT_REPOSITORY | the folder above this package | code, locks, specs |
+| REFIT_HOME | <repository>/.refit | what the embedded runtime makes |
+| REFIT_ENVS | <home>/envs | the environments' venvs |
+| REFIT_WORKSPACE | <home>/workspace | datasets, runs, releases |
+| REFIT_PIPELINES | <repository>/specs/pipelines | the pipeline files |
+| REFIT_CLUSTERS | <repository>/specs/clusters | the cluster profiles |
+| REFIT_DATA_ROOTS | <home>/data | folders below which data may lie, separated by ":" |
+| REFIT_TRITON_URL | the profile's | Triton's HTTP address, for the local runtime |
+| REFIT_MODEL_REPOSITORY | the profile's | Triton's model repository, for the local runtime |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A setting of this installation that cannot work; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    repository: Path
+    home: Path
+    envs: Path
+    workspace: Path
+    pipelines: Path
+    clusters: Path
+    data_roots: tuple[Path, ...]
+    triton_url: str | None = None
+    model_repository: Path | None = None
+
+    @staticmethod
+    def from_env(env: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment; relative paths are taken from the current folder. Raises ConfigError."""
+        e = os.environ if env is None else env
+        repository = Path(e.get("REFIT_REPOSITORY") or Path(__file__).resolve().parent.parent)
+
+        def path(name: str, default: Path) -> Path:
+            value = Path(os.path.abspath(e.get(name) or default))
+            # The runner writes paths into spec files: these characters would change their meaning there.
+            if any(c in str(value) for c in "'\"\n\\{}"):
+                raise ConfigError(f"{name}={value}: quotes, braces, backslashes and line breaks cannot be in this path")
+            return value
+
+        home = path("REFIT_HOME", repository / ".refit")
+        roots = [r for r in (e.get("REFIT_DATA_ROOTS") or "").split(":") if r] or [str(home / "data")]
+        models = e.get("REFIT_MODEL_REPOSITORY")
+        return Settings(
+            repository=repository,
+            home=home,
+            envs=path("REFIT_ENVS", home / "envs"),
+            workspace=path("REFIT_WORKSPACE", home / "workspace"),
+            pipelines=path("REFIT_PIPELINES", repository / "specs" / "pipelines"),
+            clusters=path("REFIT_CLUSTERS", repository / "specs" / "clusters"),
+            data_roots=tuple(Path(os.path.abspath(r)) for r in roots),
+            triton_url=e.get("REFIT_TRITON_URL") or None,
+            model_repository=Path(os.path.abspath(models)) if models else None,
+        )
+
+    def data_path(self, source: str) -> Path:
+        """The folder that a pipeline's `dataset.source` means.
+
+        A relative source lies below the first data root. Raises ConfigError where it would be outside every root,
+        links followed.
+        """
+        path = Path(os.path.abspath(self.data_roots[0] / source))
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
+            roots = ", ".join(str(r) for r in self.data_roots)
+            raise ConfigError(f"dataset.source {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS")
+        return path
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give a subprocess the same settings."""
+        out = {
+            "REFIT_REPOSITORY": str(self.repository),
+            "REFIT_HOME": str(self.home),
+            "REFIT_ENVS": str(self.envs),
+            "REFIT_WORKSPACE": str(self.workspace),
+            "REFIT_PIPELINES": str(self.pipelines),
+            "REFIT_CLUSTERS": str(self.clusters),
+            "REFIT_DATA_ROOTS": ":".join(str(r) for r in self.data_roots),
+        }
+        if self.triton_url:
+            out["REFIT_TRITON_URL"] = self.triton_url
+        if self.model_repository:
+            out["REFIT_MODEL_REPOSITORY"] = str(self.model_repository)
+        return out

@@ -1,0 +1,86 @@
+"""The `dataset:` block of a pipeline file. Imports no numpy: Airflow reads it while parsing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from refit.specs import Spec
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class Arrival(Spec):
+    """When the data in the source counts as complete."""
+
+    marker: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="complete once this file lies in the source's root, e.g. _SUCCESS; null: by settle_seconds",
+    )
+    settle_seconds: float = Field(
+        10, ge=0, le=86_400, description="without a marker: complete when nothing has changed for so long (seconds)"
+    )
+    poll_seconds: float = Field(10, ge=0.5, le=86_400, description="how often the source is listed (seconds)")
+    timeout_hours: float = Field(24, gt=0, le=24 * 365, description="how long one run waits for it (hours)")
+
+
+class Split(Spec):
+    """Which images train and which are the evaluation set: a random share, or lists that come with the data."""
+
+    val: float = Field(0.2, gt=0, lt=1, description="share of the images held out, stratified by class")
+    seed: int = Field(42, ge=0, le=2**31 - 1)
+    lists: dict[str, str] | None = Field(
+        None,
+        description="split name -> text file of image names (one a line, relative to the source); "
+        "`train` and `val` are needed, others are evaluated and reported apart",
+    )
+
+    @model_validator(mode="after")
+    def _lists(self) -> Split:
+        if self.lists is not None:
+            missing = [n for n in ("train", "val") if n not in self.lists]
+            if missing:
+                raise ValueError(f"lists needs an entry for {' and '.join(missing)}")
+            for name in self.lists:
+                if not name.replace("_", "").isalnum() or name == "all":
+                    raise ValueError(f"{name!r} cannot be a split's name; use letters, digits and _")
+        return self
+
+
+class DatasetSettings(Spec):
+    """How a folder of labelled images is read."""
+
+    format: Literal["kitti", "voc"] | None = Field(None, description="null: recognised by what lies in the folder")
+    classes: list[Name] = Field(min_length=1, max_length=1000, description="what the detector learns, in this order")
+    class_map: dict[str, str | None] = Field(
+        default_factory=dict, description="label name -> class, or null to leave such objects out (they are counted)"
+    )
+    split: Split = Split()
+    max_bad_labels: float = Field(0.01, ge=0, le=1, description="a larger share of faulty objects stops the run")
+    image_dir: str | None = Field(None, description="folder of the images in the source; null: the format's own")
+    label_dir: str | None = Field(None, description="folder of the labels in the source; null: the format's own")
+
+    @model_validator(mode="after")
+    def _names(self) -> DatasetSettings:
+        twice = sorted({c for c in self.classes if self.classes.count(c) > 1})
+        if twice:
+            raise ValueError(f"classes holds {', '.join(twice)} twice")
+        unknown = sorted({v for v in self.class_map.values() if v is not None and v not in self.classes})
+        if unknown:
+            raise ValueError(f"class_map leads to {', '.join(unknown)}, which is not among classes")
+        return self
+
+
+class Dataset(DatasetSettings):
+    """The whole block: where the data comes from, when it counts as arrived, how it is read."""
+
+    source: Name = Field(
+        description="folder of the data set: absolute, or below the first data root (REFIT_DATA_ROOTS)"
+    )
+    arrival: Arrival = Arrival()
+
+    def settings(self) -> DatasetSettings:
+        """What decides how the data is read, without where it is."""
+        return DatasetSettings.model_validate(self.model_dump(exclude={"source", "arrival"}))

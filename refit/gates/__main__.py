@@ -1,0 +1,12 @@
+"""`python -m refit.gates quality -e spec.yaml -r out`: run one gate as a stage."""
+
+import sys
+
+from refit.command import Action, main
+
+ACTIONS = {
+    "quality": Action("refit.gates.quality:QualitySpec", "refit.gates.stage:run_quality", "mAP floor, and what pruning or INT8 cost"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main("refit.gates", ACTIONS))

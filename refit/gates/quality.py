@@ -1,0 +1,103 @@
+"""The quality gate: is this model good enough, and did pruning or INT8 cost too much?
+
+It compares figures of `results.json` files, which the evaluate stages of one run wrote for the same split of the
+same data with the same thresholds; anything else cannot be compared and is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from refit.gates.verdict import GateError, Verdict
+from refit.specs import Spec
+
+# What must be equal for two results to be comparable: old systems evaluated boxes >= 5x5 before pruning and
+# >= 20x10 after it, so that their figures said nothing.
+SAME = ("dataset", "splits", "thresholds")
+
+
+class QualitySpec(Spec):
+    model: str = Field(description="which model is judged, for the message: trained, retrained, quantized")
+    metric: Literal["mAP50", "mAP"] = "mAP50"
+    candidate: str = Field(description="results.json of the model")
+    baseline: str | None = Field(None, description="results.json of the model before it")
+    floor: float | None = Field(None, ge=0, le=1)
+    max_drop: float | None = Field(None, ge=0, le=1)
+    policy: Literal["fail", "warn"] = "fail"
+
+
+def quality(spec: QualitySpec) -> Verdict:
+    """Judge a model by a floor and by its drop against the model before it. Raises GateError."""
+    candidate = _results(spec.candidate)
+    value = _metric(candidate, spec.metric, spec.candidate)
+    figures = {spec.metric: value}
+    bad, good = [], [f"{spec.metric} of the {spec.model} model is {value:.3f}"]
+    if spec.floor is not None:
+        figures["floor"] = spec.floor
+        if value < spec.floor:
+            bad.append(f"{spec.metric} of the {spec.model} model is {value:.3f}, below the floor of {spec.floor:.3f}")
+        else:
+            good.append(f"at least {spec.floor:.3f}")
+    if spec.baseline is not None:
+        baseline = _results(spec.baseline)
+        _comparable(candidate, baseline, spec)
+        before = _metric(baseline, spec.metric, spec.baseline)
+        drop = before - value
+        figures.update(baseline=before, drop=drop)
+        worst = _worst_class(candidate, baseline)
+        if worst:
+            figures[f"drop of {worst[0]}"] = worst[1]
+        if spec.max_drop is not None:
+            figures["max_drop"] = spec.max_drop
+            if drop > spec.max_drop:
+                note = f"; {worst[0]} lost most ({worst[1]:+.3f})" if worst else ""
+                bad.append(
+                    f"the {spec.model} model lost {drop:.3f} {spec.metric} ({before:.3f} -> {value:.3f}), "
+                    f"more than {spec.max_drop:.3f}{note}"
+                )
+            else:
+                good.append(f"{-drop:+.3f} against {before:.3f} before")
+    if bad:
+        return Verdict("quality", "fail" if spec.policy == "fail" else "warn", "; ".join(bad), figures)
+    return Verdict("quality", "pass", ", ".join(good), figures)
+
+
+def _results(path: str) -> dict[str, Any]:
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise GateError(f"{path}: cannot be read as evaluation results ({exc}); run the evaluate stage again") from None
+    if not isinstance(data, dict):
+        raise GateError(f"{path}: is no JSON object; run the evaluate stage again")
+    return data
+
+
+def _metric(results: dict[str, Any], metric: str, path: str) -> float:
+    value = results.get("metrics", {}).get(metric)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise GateError(f"{path}: has no finite metric {metric} (it is {value!r}); the evaluation is not usable")
+    return float(value)
+
+
+def _comparable(candidate: dict[str, Any], baseline: dict[str, Any], spec: QualitySpec) -> None:
+    for name in SAME:
+        if candidate.get(name) != baseline.get(name):
+            raise GateError(
+                f"{spec.candidate} and {spec.baseline} were evaluated with different {name} "
+                f"({candidate.get(name)!r} against {baseline.get(name)!r}): their figures cannot be compared"
+            )
+
+
+def _worst_class(candidate: dict[str, Any], baseline: dict[str, Any]) -> tuple[str, float] | None:
+    now, before = candidate.get("per_class", {}), baseline.get("per_class", {})
+    drops = {
+        name: before[name]["AP50"] - now[name]["AP50"]
+        for name in now
+        if name in before and None not in (now[name].get("AP50"), before[name].get("AP50"))
+    }
+    return max(drops.items(), key=lambda item: item[1]) if drops else None

@@ -1,0 +1,32 @@
+"""A gate as a stage: the verdict goes to verdict.json and into the result's summary; "fail" ends the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from refit.command import Rejected, StageError
+from refit.files import write_text
+from refit.gates.quality import QualitySpec, quality
+from refit.gates.verdict import Gate, GateError
+from refit.status import StatusWriter
+
+
+def run_quality(spec: QualitySpec, out: Path, status: StatusWriter) -> None:
+    run(quality, spec, out, status)
+
+
+def run(gate: Gate, spec: Any, out: Path, status: StatusWriter) -> None:
+    """Judge, record, and raise Rejected for "fail" (StageError where the gate cannot judge)."""
+    try:
+        verdict = gate(spec)
+    except GateError as exc:
+        raise StageError(str(exc)) from None
+    text = json.dumps(verdict.to_json(), indent=1)
+    write_text(out / "verdict.json", text)
+    write_text(out / "summary.json", text)
+    print(f"{verdict.state}: {verdict.reason}")
+    if verdict.state == "fail":
+        raise Rejected(verdict.reason)
+    status.success(f"{verdict.state}: {verdict.reason}", kpi=dict(verdict.figures))

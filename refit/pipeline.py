@@ -1,0 +1,203 @@
+"""The pipeline file: one YAML file in specs/pipelines/ describes one model from data to release.
+
+`load` gives a validated, frozen object; every fault is reported with file, line, key and advice (SpecError).
+The blocks `network` and `stages` belong to the toolkit (`refit.toolkits`), all others are here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from refit.data.settings import Dataset
+from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, load as load_spec, read_document
+
+NAME = re.compile(r"^[a-z][a-z0-9_-]{0,62}$")
+# minute hour day-of-month month day-of-week, or a preset; Airflow itself judges the details.
+CRON = re.compile(r"^(@(hourly|daily|weekly|monthly|yearly)|\S+( +\S+){4})$")
+
+
+@dataclass(frozen=True)
+class OffOr:
+    """Marks a block that `false` leaves out, and that `true` or an empty value (`prune:`) turns on with its defaults.
+
+    Use as `Annotated[Model | None, OffOr(Model())]`.
+    """
+
+    default: Spec
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        block = handler(schema)
+        return {"anyOf": [*block.get("anyOf", [block]), {"type": "boolean"}]}
+
+    def _read(self, value: Any) -> Any:
+        if value is False:
+            return None
+        return self.default.model_dump() if value is None or value is True else value
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class QualityGate(Spec):
+    """The challenger against a floor, and what pruning and INT8 may cost."""
+
+    metric: Literal["mAP50", "mAP"] = Field("mAP50", description="mAP@0.5, or the mean over IoU .5 to .95")
+    floor: float | None = Field(None, ge=0, le=1, description="the least that the trained and the INT8 model must reach")
+    max_drop_pruned: float = Field(0.02, ge=0, le=1, description="most that pruning and retraining may lose")
+    max_drop_quantized: float = Field(0.01, ge=0, le=1, description="most that INT8 may lose against the model before it")
+    policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
+
+
+class Gates(Spec):
+    quality: QualityGate = QualityGate()
+
+
+class Watchdog(Spec):
+    """Ends a training early that cannot succeed."""
+
+    stall_minutes: float = Field(30, gt=0, description="no sign of progress for so long")
+    loss_factor: float = Field(50, gt=1, description="loss above the smallest so far times this, several times running")
+    zero_evaluations: int = Field(5, ge=1, description="evaluations in a row with an mAP of 0")
+
+
+class TritonTarget(Spec):
+    """Where a model is released to; the cluster profile names a default."""
+
+    url: str = Field(pattern=r"^https?://[^\s/@]+(:\d+)?$", description="HTTP address, e.g. http://127.0.0.1:8000")
+    repository: str = Field(min_length=1, description="the server's model repository, as the release task sees it")
+
+
+class Release(Spec):
+    model: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="name in Triton; null: the pipeline's name"
+    )
+    keep_versions: int = Field(3, ge=1, le=1000, description="versions kept in the repository, the serving one included")
+    timeout_seconds: float = Field(300, gt=0, le=86_400, description="for loading and verifying")
+    triton: TritonTarget | None = Field(None, description="null: the cluster profile's")
+
+
+class Resources(Spec):
+    gpus: int = Field(0, ge=0, le=64)
+    cpus: float = Field(2, gt=0, le=1024)
+    memory_gib: float = Field(4, gt=0, le=16_384)
+    timeout_hours: float = Field(24, gt=0, le=24 * 90)
+
+
+class ResourceBlock(Spec):
+    default: Resources = Resources()
+    stages: dict[str, Resources] = Field(default_factory=dict, description="stage name -> what it needs instead")
+
+
+class Pipeline(Spec):
+    """A pipeline file, the toolkit's blocks apart."""
+
+    TITLE: ClassVar[str] = "Refit pipeline"
+
+    name: str | None = Field(None, description="the file's name without .yaml; may be repeated here")
+    description: str = Field("", max_length=4000)
+    schedule: str | None = Field(
+        None,
+        description="`on_arrival` (a run whenever complete new data lies in the source), a cron expression in UTC "
+        "(a run at that time, skipped where nothing new came), or null (by hand)",
+    )
+    dataset: Dataset
+    toolkit: str
+    runtime: Literal["local", "kubernetes"] = Field("local", description="where the stages' commands run")
+    cluster: str = Field("local", pattern=NAME.pattern, description="the profile in specs/clusters/")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="of everything random in the stages")
+    gates: Gates = Gates()
+    watchdog: Watchdog = Watchdog()
+    release: Annotated[Release | None, OffOr(Release())] = Field(
+        Release(), description="false: the run ends with the model, nothing is deployed"
+    )
+    resources: ResourceBlock = ResourceBlock()
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: str | None) -> str | None:
+        if value in (None, "on_arrival") or CRON.match(value or ""):
+            return value
+        hint = did_you_mean(str(value), ["on_arrival", "@daily", "@hourly", "@weekly", "@monthly"])
+        raise ValueError(f"{value!r} is no schedule; use on_arrival, a cron expression such as '0 3 * * 1', or null{hint}")
+
+    def check(self) -> Iterable[tuple[Key, str]]:
+        """Faults that only show between blocks: (key, message) pairs. Toolkits add theirs."""
+        if self.runtime == "kubernetes":
+            yield ("runtime",), "kubernetes is not built yet in this version; use local"
+
+
+def peek_name(path: str | Path) -> str:
+    """A pipeline's name is its file's name without the ending."""
+    return Path(path).name.removesuffix(".yaml").removesuffix(".yml")
+
+
+def files(folder: str | Path) -> list[Path]:
+    """The pipeline files of a folder, sorted; hidden ones and subfolders are left out."""
+    return sorted(p for p in Path(folder).iterdir() if p.suffix in (".yaml", ".yml") and not p.name.startswith("."))
+
+
+def load(path: str | Path, shown_as: str | None = None) -> Any:
+    """Read and validate a pipeline file; returns the toolkit's subclass of Pipeline.
+
+    `shown_as` is what errors call the file. Raises SpecError with every fault found.
+    """
+    return from_document(read_document(path, shown_as), peek_name(path))
+
+
+def from_document(doc: Document, name: str, overrides: dict[str, Any] | None = None) -> Any:
+    """Validate a parsed pipeline file. `overrides` maps dotted paths ("stages.train.epochs") to values that replace
+    the file's (params of a manual run); a fault in one is reported under its path."""
+    from refit import toolkits  # here, because the toolkits' models derive from Pipeline
+
+    if not NAME.match(name):
+        raise SpecError(
+            [Problem(doc.file, 1, "", f"{name!r} cannot be a pipeline's name; use a-z, 0-9, - and _, a letter first")]
+        )
+    data = _override(doc.data, overrides or {})
+    wanted = data.get("toolkit")
+    if wanted is None:
+        raise SpecError([doc.problem(("toolkit",), f"is missing; use one of {', '.join(toolkits.NAMES)}")])
+    if wanted == "tao" and data.get("runtime", "local") == "local":
+        raise SpecError(
+            [
+                doc.problem(
+                    ("runtime",),
+                    "local and toolkit: tao do not go together: TAO runs in NVIDIA's containers only; "
+                    "use runtime: kubernetes (one workstation: a one-node k3s), or toolkit: cpu",
+                )
+            ]
+        )
+    if wanted not in toolkits.NAMES:
+        hint = did_you_mean(str(wanted), list(toolkits.NAMES))
+        raise SpecError([doc.problem(("toolkit",), f"{wanted!r} is not a choice; use {', '.join(toolkits.NAMES)}{hint}")])
+    pipeline = load_spec(toolkits.get(wanted).model, doc, data)
+    problems = [doc.problem(key, message) for key, message in pipeline.check()]
+    if pipeline.name not in (None, name):
+        problems.append(doc.problem(("name",), f"is {pipeline.name!r} but the file is {name}.yaml; make them equal"))
+    if problems:
+        raise SpecError(problems)
+    return pipeline.model_copy(update={"name": name})
+
+
+def _override(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of `data` with dotted paths replaced; blocks that are missing or null on the way are made."""
+    for dotted_path, value in overrides.items():
+        *parents, last = dotted_path.split(".")
+        data = dict(data)
+        at = data
+        for part in parents:
+            at[part] = dict(at.get(part) or {})
+            at = at[part]
+        at[last] = value
+    return data

@@ -1,0 +1,343 @@
+"""From a pipeline to an ordered, immutable plan of stages.
+
+Two steps. While Airflow parses, `skeleton` and `params` give the shape of the DAG and of the trigger form. In a run,
+`bind_request` makes the request of the first stage, and `make_plan` (called by it, in `refit.bind`) turns the
+toolkit's stages into requests for the runner, each with the key that decides whether an earlier result is reused.
+Nothing here reads or writes a file, and nothing imports Airflow: a plan can be printed, compared and tested.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
+
+from refit import toolkits
+from refit.cluster import Profile
+from refit.config import Settings
+from refit.pipeline import Pipeline, peek_name
+from refit.specs import did_you_mean
+from refit.toolkits.base import ParamField, Stage, command, spec_text
+
+SCHEMA = 1
+BIND = "bind"
+GROUP = "stages"
+_STRUCTURE = Profile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+
+
+class ConfError(ValueError):
+    """A manual run's conf that cannot be used; the message names the key and what to do."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One task of the DAG after bind. `upstream` names other nodes; every node also follows bind."""
+
+    name: str
+    title: str
+    action: str
+    group: str | None
+    upstream: tuple[str, ...]
+
+
+def skeleton(pipeline: Pipeline) -> list[Node]:
+    """The tasks after bind, in an order in which they can run."""
+    stages = toolkits.get(pipeline.toolkit).stages(pipeline, _STRUCTURE)
+    return [Node(s.name, s.title, s.action, None if s.action == "release" else GROUP, s.upstream) for s in stages]
+
+
+# --- params of a manual run -------------------------------------------------------------------------------------------
+
+RUN_PARAMS = (
+    ParamField(
+        "reuse", "", "This run", "Reuse results", "off: every stage runs again, also where nothing changed", {"type": "boolean"}, True
+    ),
+    ParamField("release", "", "This run", "Release", "off: the run ends with the model, Triton keeps its champion", {"type": "boolean"}, True),
+)
+
+
+def params(pipeline: Pipeline) -> list[ParamField]:
+    """What a manual run may change: sections, JSON Schemas with ranges and choices, the file's values as defaults."""
+    paths = [("Data", "dataset_source", "dataset.source"), *toolkits.get(pipeline.toolkit).params(pipeline)]
+    paths += [
+        ("Gates", "gate_floor", "gates.quality.floor"),
+        ("Gates", "gate_max_drop_pruned", "gates.quality.max_drop_pruned"),
+        ("Gates", "gate_max_drop_quantized", "gates.quality.max_drop_quantized"),
+    ]
+    fields = []
+    for section, key, path in paths:
+        schema, description = _leaf(type(pipeline), path)
+        default = _value(pipeline, path)
+        title = key.replace("_", " ").capitalize()
+        fields.append(ParamField(key, path, section, title, description, schema, default))
+    return [*fields, *RUN_PARAMS]
+
+
+def overrides(pipeline: Pipeline, conf: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Split a run's conf into pipeline overrides by dotted path and the run's own switches (reuse, release).
+
+    Raises ConfError for a key that this pipeline's form does not have. Values are judged by the pipeline's model.
+    """
+    known = {f.key: f for f in params(pipeline)}
+    unknown = [k for k in conf if k not in known]
+    if unknown:
+        hints = [f"{k!r}{did_you_mean(k, list(known))}" for k in sorted(unknown)]
+        raise ConfError(f"unknown params: {', '.join(hints)}; this pipeline takes {', '.join(sorted(known))}")
+    changed, switches = {}, {}
+    for key, value in conf.items():
+        field = known[key]
+        if field.path:
+            if value != field.default:
+                changed[field.path] = value
+        elif isinstance(value, bool):
+            switches[key] = value
+        else:
+            raise ConfError(f"{key} is {value!r}; use true or false")
+    return changed, switches
+
+
+@lru_cache(maxsize=1024)
+def _leaf(model: type[Any], path: str) -> tuple[Mapping[str, Any], str]:
+    """JSON Schema and description of the field at a dotted path."""
+    field: FieldInfo | None = None
+    at: Any = model
+    for part in path.split("."):
+        field = at.model_fields[part]
+        at = _model_of(field.annotation)
+    assert field is not None
+    schema = TypeAdapter(Annotated[field.annotation, field]).json_schema()
+    schema.pop("default", None)
+    description = str(schema.pop("description", "") or field.description or "")
+    if "anyOf" in schema:  # an optional number: the UI wants {"type": ["null", "number"], ...}
+        kinds = schema.pop("anyOf")
+        for kind in kinds:
+            schema.update({k: v for k, v in kind.items() if k != "type"})
+        schema["type"] = ["null", *(k["type"] for k in kinds if k["type"] != "null")]
+    schema.pop("title", None)
+    return schema, description
+
+
+def _model_of(annotation: Any) -> Any:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if hasattr(candidate, "model_fields"):
+            return candidate
+        for inner in getattr(candidate, "__args__", ()):
+            if hasattr(inner, "model_fields"):
+                return inner
+    return None
+
+
+def _value(pipeline: Pipeline, path: str) -> Any:
+    at: Any = pipeline
+    for part in path.split("."):
+        at = getattr(at, part)
+    return at
+
+
+# --- binding a run ----------------------------------------------------------------------------------------------------
+
+
+def run_folder(run_id: str) -> str:
+    """The folder name of a run: the run id where it is a plain file name, else made so and kept unique by a hash.
+
+    >>> run_folder("manual__2026-11-20T19:10:00+00:00")
+    'manual__2026-11-20T19-10-00-00-00.5f2c36'
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", run_id).lstrip(".-")[:120]
+    if plain == run_id:
+        return plain
+    return f"{plain or 'run'}.{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"
+
+
+def stage_folder(index: int, name: str) -> str:
+    return f"{index:02d}-{name}"
+
+
+def bind_request(
+    pipeline_file: Path,
+    text: str,
+    run_id: str,
+    conf: Mapping[str, Any],
+    settings: Settings,
+    *,
+    nonce: str,
+    data: str | None = None,
+) -> dict[str, Any]:
+    """The request of the run's first stage, which reads the data and writes plan.json.
+
+    `text` is the pipeline file's content as it is now: later edits do not reach this run. `nonce` differs at every
+    start, so that a bind is never answered by an older one. `data` replaces dataset.source (CLI).
+    """
+    name = peek_name(pipeline_file)
+    workspace = settings.workspace / name
+    run = workspace / "runs" / run_folder(run_id)
+    spec = {
+        "file": str(pipeline_file),
+        "text": text,
+        "name": name,
+        "run_id": run_id,
+        "conf": dict(conf),
+        "data": data,
+        "workspace": str(workspace),
+        "run": str(run),
+    }
+    # JSON is YAML; braces inside strings are escaped, because the runner would take "{out}" for a token.
+    body = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m.group().replace("{", "\\u007b"), json.dumps(spec, indent=1))
+    stage = run / stage_folder(0, BIND)
+    return {
+        "schema": SCHEMA,
+        "pipeline": name,
+        "run": run.name,
+        "name": BIND,
+        "action": BIND,
+        "index": 0,
+        "toolkit": "refit",
+        "environment": "tools",
+        "image": None,
+        "key": _sha({"spec": spec, "nonce": nonce}),
+        "argv": list(command("refit.bind", BIND, "bind.yaml")),
+        "env": {},
+        "files": {"bind.yaml": body},
+        "secrets": [],
+        "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage), "snapshot": None},
+        "inputs": {},
+        "outputs": [{"name": "bind", "path": "bind.json", "kind": "file", "format": "json", "min_bytes": 2}],
+        "status": "status.json",
+        "summary": "summary.json",
+        "watch": None,
+        "timeout_seconds": 24 * 3600,
+        "grace_seconds": 20,
+        "exit_codes": {"2": "bad_spec", "3": "bad_data"},
+        "resources": {"gpus": 0, "cpus": 1, "memory_gib": 2},
+        "publish": None,
+    }
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a run adds to a pipeline.
+
+    `code` gives the sha256 of a package's source, `environments` the digest of each environment, `find` the folder
+    of an earlier good result for a key (or None).
+    """
+
+    run: str
+    workspace: Path
+    snapshot: Path
+    fingerprint: str
+    code: Callable[[str], str]
+    environments: Mapping[str, str]
+    find: Callable[[Stage, str], Path | None]
+    off: frozenset[str] = frozenset()
+
+
+def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, Any]:
+    """plan.json: {"schema", "pipeline", "run", "fingerprint", "stages": [request, ...], "reused": {name: folder},
+    "off": [names]}. A stage is reused where an earlier result has its key; its request stays in the plan, so that a
+    task that is cleared by hand can still run it."""
+    stages = toolkits.get(pipeline.toolkit).stages(pipeline, profile)
+    run_dir = bound.workspace / "runs" / bound.run
+    keys: dict[str, str] = {}
+    folders: dict[str, Path] = {}
+    reused: dict[str, str] = {}
+    requests = []
+    for index, stage in enumerate(stages, start=1):
+        key = keys[stage.name] = stage_key(stage, bound, keys)
+        own = run_dir / stage_folder(index, stage.name)
+        requests.append(_request(pipeline, profile, bound, stage, index, key, own, folders))
+        earlier = None if stage.name in bound.off else bound.find(stage, key)
+        folders[stage.name] = earlier or own
+        if earlier is not None:
+            reused[stage.name] = str(earlier)
+    return {
+        "schema": SCHEMA,
+        "pipeline": pipeline.name,
+        "run": bound.run,
+        "fingerprint": bound.fingerprint,
+        "snapshot": str(bound.snapshot),
+        "stages": requests,
+        "reused": reused,
+        "off": sorted(bound.off),
+    }
+
+
+def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
+    """sha256 (hex) of all that decides a stage's result; two equal keys mean that a result can stand for the other."""
+    return _sha(
+        {
+            "schema": SCHEMA,
+            "name": stage.name,
+            "code": {package: bound.code(package) for package in stage.code},
+            "environment": stage.image or bound.environments[stage.environment],
+            "argv": stage.argv,
+            "env": stage.env,
+            "files": {name: spec_text(spec) for name, spec in stage.files.items()},
+            "gpus": stage.resources.gpus,
+            "data": bound.fingerprint if stage.reads_snapshot else None,
+            "secrets": sorted(stage.secrets),
+            "upstream": {name: keys[name] for name in stage.inputs},
+        }
+    )
+
+
+def _request(
+    pipeline: Pipeline,
+    profile: Profile,
+    bound: Bound,
+    stage: Stage,
+    index: int,
+    key: str,
+    folder: Path,
+    folders: Mapping[str, Path],
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "pipeline": pipeline.name,
+        "run": bound.run,
+        "name": stage.name,
+        "action": stage.action,
+        "title": stage.title,
+        "index": index,
+        "toolkit": pipeline.toolkit,
+        "environment": stage.environment,
+        "image": stage.image,
+        "key": key,
+        "argv": list(stage.argv),
+        "env": {**profile.env, **stage.env},
+        "files": {name: spec_text(spec) for name, spec in stage.files.items()},
+        "secrets": list(stage.secrets),
+        "paths": {
+            "workspace": str(bound.workspace),
+            "run": str(folder.parent),
+            "stage": str(folder),
+            "snapshot": str(bound.snapshot) if stage.reads_snapshot else None,
+        },
+        "inputs": {name: str(folders[name]) for name in stage.inputs},
+        "outputs": [o.to_json() for o in stage.outputs],
+        "status": "status.json",
+        "summary": stage.summary,
+        "watch": dict(stage.watch) if stage.watch else None,
+        "timeout_seconds": stage.resources.timeout_hours * 3600,
+        "grace_seconds": stage.grace_seconds,
+        "exit_codes": dict(stage.exit_codes),
+        "resources": stage.resources.model_dump(exclude={"timeout_hours"}),
+        "publish": str(bound.workspace / "keys" / f"{key}.json"),
+    }
+
+
+def tasks(plan: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
+    """The stages of a plan that are to be run: neither reused nor off."""
+    skip = {*plan["reused"], *plan["off"]}
+    return [s for s in plan["stages"] if s["name"] not in skip]
+
+
+def _sha(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

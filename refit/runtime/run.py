@@ -1,0 +1,95 @@
+"""A whole run on this machine without Airflow: bind, then each stage of the plan in order.
+
+It starts the same runner with the same plan as Airflow's operators do; the difference between the two is Airflow.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refit.config import Settings
+from refit.outcome import Result
+from refit.plan import BIND
+from refit.runtime import report
+from refit.runtime.local import StageProcess, interpreter
+
+GOOD, FAILED, BAD_INPUT = 0, 1, 2
+BAD = ("bad_spec", "bad_data")
+
+
+class PipelineRun:
+    """One run. `execute` returns the exit code: 0 good, 2 bad input found by bind, 1 a stage failed."""
+
+    def __init__(
+        self, settings: Settings, request: Mapping[str, Any], *, until: str | None = None, quiet: bool = False
+    ) -> None:
+        self.settings, self.request, self.until, self.quiet = settings, request, until, quiet
+        self._process: StageProcess | None = None
+
+    def execute(self) -> int:
+        previous = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            return self._execute()
+        except KeyboardInterrupt:
+            if self._process is not None:
+                self._process.stop()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _execute(self) -> int:
+        began = time.monotonic()
+        bound = self._start(BIND, request=self.request)
+        if bound.outcome != "succeeded":
+            self._explain(BIND, bound)
+            return BAD_INPUT if bound.outcome in BAD else FAILED
+        path = Path(bound.summary["plan"])
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        skip = {*plan["reused"], *plan["off"]}
+        for stage in plan["stages"]:
+            if stage["name"] not in skip:
+                result = self._start(stage["name"], plan=path, environment=stage["environment"])
+                if result.outcome != "succeeded":
+                    self._table(plan)
+                    self._explain(stage["name"], result)
+                    return FAILED
+            if stage["name"] == self.until:
+                break
+        self._table(plan)
+        print(f"done in {time.monotonic() - began:.1f} s: {path.parent}")
+        return GOOD
+
+    def _start(self, name: str, *, environment: str = "tools", **what: Any) -> Result:
+        if not self.quiet:
+            print(f"--- {name}", flush=True)
+        if "plan" in what:
+            what["stage"] = name
+        self._process = StageProcess(
+            python=interpreter(environment),
+            env=self.settings.environment(),
+            on_line=(lambda line: None) if self.quiet else lambda line: print(line, flush=True),
+            **what,
+        )
+        try:
+            return self._process.run()
+        finally:
+            self._process = None
+
+    def _table(self, plan: Mapping[str, Any]) -> None:
+        print("\n".join(report.table(report.rows(plan))))
+
+    @staticmethod
+    def _explain(name: str, result: Result) -> None:
+        print(f"error: {name}: {result.outcome}: {result.reason}", file=sys.stderr)
+        if result.advice:
+            print(f"       {result.advice}", file=sys.stderr)
+
+    def _terminate(self, signum: int, frame: types.FrameType | None) -> None:
+        raise KeyboardInterrupt

@@ -1,0 +1,123 @@
+"""What a toolkit is: who knows how to do stages.
+
+A toolkit turns a validated pipeline into an ordered list of `Stage` values. Pure: no file is read or written, no
+clock, no environment; the same pipeline gives the same stages. `refit.plan` binds them to a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import yaml
+
+from refit.cluster import Profile
+from refit.pipeline import Pipeline, Resources
+from refit.specs import Key
+
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+OUR_EXIT_CODES: Mapping[str, str] = {"2": "bad_spec", "3": "bad_data", "4": "rejected"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage must leave below its out/ (docs/contracts.md, "outputs")."""
+
+    name: str
+    path: str
+    format: str = "any"
+    kind: str = "file"
+    min_bytes: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "path": self.path,
+            "kind": self.kind,
+            "format": self.format,
+            "min_bytes": self.min_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One action of a toolkit with everything that decides its result; paths are tokens ({input:...}, {out}).
+
+    `inputs` are the stages whose outputs it reads, `after` those that must merely have ended well before it.
+    `files` are specs to write: text, or a mapping that becomes YAML.
+    `code` names the packages of `refit` whose source decides the result (part of the key).
+    """
+
+    name: str
+    action: str
+    title: str
+    environment: str
+    argv: tuple[str, ...]
+    files: Mapping[str, str | Mapping[str, Any]]
+    outputs: tuple[Output, ...]
+    resources: Resources
+    code: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    watch: Mapping[str, Any] | None = None
+    summary: str | None = None
+    reads_snapshot: bool = False
+    image: str | None = None
+    exit_codes: Mapping[str, str] = field(default_factory=lambda: dict(OUR_EXIT_CODES))
+    grace_seconds: float = 20
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.inputs, *self.after)))
+
+
+@dataclass(frozen=True)
+class ParamField:
+    """One value of the pipeline that a manual run may change.
+
+    `key` is its name in the run's conf, `path` the dotted place in the pipeline file that it replaces,
+    `schema` the JSON Schema of the value, `default` the file's own value.
+    """
+
+    key: str
+    path: str
+    section: str
+    title: str
+    description: str
+    schema: Mapping[str, Any]
+    default: Any
+
+
+class Toolkit(Protocol):
+    """The interface; `refit.toolkits.cpu` is the reference."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> type[Pipeline]:
+        """The pipeline model with this toolkit's `network` and `stages` blocks."""
+
+    def stages(self, pipeline: Any, profile: Profile) -> list[Stage]:
+        """The stages in an order in which they can run; names are unique."""
+
+    def params(self, pipeline: Any) -> Iterable[tuple[str, str, str]]:
+        """(section, key, dotted path) of the stage values that a manual run may change."""
+
+    def preflight(self, pipeline: Any, dataset: Mapping[str, Any]) -> Iterable[tuple[Key, str]]:
+        """Faults between the pipeline and the data: (key, message); `dataset` is the snapshot's dataset.json."""
+
+
+def spec_text(spec: str | Mapping[str, Any]) -> str:
+    """A stage's spec as the text that the runner writes, tokens unreplaced: a mapping as YAML, in the order given."""
+    if isinstance(spec, str):
+        return spec
+    return str(yaml.dump(dict(spec), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1_000_000))
+
+
+def command(package: str, action: str, spec_file: str) -> tuple[str, ...]:
+    """The command line of one of Refit's own stage commands."""
+    return ("{python}", "-m", package, action, "-e", "{specs}/" + spec_file, "-r", "{out}")

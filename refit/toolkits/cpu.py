@@ -1,0 +1,330 @@
+"""The cpu toolkit: Refit's own small detector, for a machine without a GPU, cluster or account.
+
+Turns a pipeline with `toolkit: cpu` into stages whose commands are `python -m refit.cpu ...` (see refit/cpu).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from refit.cluster import Profile
+from refit.cpu.specs import (
+    AugmentParams,
+    ConvertParams,
+    EvaluateParams,
+    ExportParams,
+    NetworkParams,
+    PruneParams,
+    QuantizeParams,
+    RetrainParams,
+    TrainParams,
+)
+from refit.pipeline import Pipeline, Resources, OffOr
+from refit.specs import Key, Spec, did_you_mean
+from refit.toolkits.base import Output, Stage, command
+
+
+OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
+
+
+class Stages(Spec):
+    """A block per stage. `false` leaves an optional stage out: augment, prune, retrain, quantize."""
+
+    dataset_convert: ConvertParams = ConvertParams()
+    augment: Annotated[AugmentParams | None, OffOr(AugmentParams())] = Field(
+        None, description="offline augmentation of the training part; left out unless given"
+    )
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = Field(EvaluateParams(), description="the same for every model of a run")
+    prune: Annotated[PruneParams | None, OffOr(PruneParams())] = PruneParams()
+    retrain: Annotated[RetrainParams | None, OffOr(RetrainParams())] = RetrainParams()
+    export: ExportParams = ExportParams()
+    quantize: Annotated[QuantizeParams | None, OffOr(QuantizeParams())] = QuantizeParams()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _retrain_like_train(cls, data: Any) -> Any:
+        """What `retrain` does not name is as in `train`: augmentation, batch size, ...; not epochs, rate, start."""
+        if not isinstance(data, dict):
+            return data
+        own = data.get("retrain", data.get("prune") is not False)
+        if own is True or own is None:
+            own = {}
+        if not isinstance(own, dict):
+            return {**data, "retrain": own}
+        train = data.get("train")
+        shared = {k: v for k, v in (train if isinstance(train, dict) else {}).items() if k not in OWN_IN_RETRAIN}
+        return {**data, "retrain": {**shared, **own}}
+
+
+class CpuPipeline(Pipeline):
+    toolkit: Literal["cpu"]
+    network: NetworkParams = NetworkParams()
+    stages: Stages = Stages()
+
+    def check(self) -> Iterable[tuple[Key, str]]:
+        yield from super().check()
+        network, stages = self.network, self.stages
+        for key, value in (("input_width", network.input_width), ("input_height", network.input_height)):
+            if value % network.stride:
+                near = max(network.stride, round(value / network.stride) * network.stride)
+                message = f"{value} is no multiple of the stride {network.stride}; use {near}"
+                yield ("network", key), message
+        if stages.retrain is not None and stages.prune is None:
+            yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
+        names = {s.name for s in TOOLKIT.stages(self, _NO_PROFILE)}
+        for name in self.resources.stages:
+            if name not in names:
+                hint = did_you_mean(name, sorted(names)) or f"; known here: {', '.join(sorted(names))}"
+                yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
+        known = set(self.dataset.split.lists or ("train", "val")) - {"train"}
+        for i, split in enumerate(stages.evaluate.splits):
+            if split not in known:
+                hint = did_you_mean(split, sorted(known)) or f"; there is {', '.join(sorted(known))}"
+                yield ("stages", "evaluate", "splits", i), f"the data set has no split {split!r} to evaluate on{hint}"
+
+
+_NO_PROFILE = Profile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+MODEL = Output("model", "model.pth", "pth", min_bytes=1000)
+ONNX = (Output("model", "model.onnx", "onnx", min_bytes=1000), Output("info", "model.json", "json"))
+RESULTS = (Output("results", "results.json", "json"),)
+CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/specs.py", "refit/status.py")
+
+
+@dataclass(frozen=True)
+class CpuToolkit:
+    name: str = "cpu"
+    model: type[Pipeline] = CpuPipeline
+
+    def stages(self, pipeline: CpuPipeline, profile: Profile) -> list[Stage]:
+        return list(_Chain(pipeline, profile).stages())
+
+    def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:
+        stages = pipeline.stages
+        yield "Data", "seed", "seed"
+        if stages.augment:
+            yield "Augment", "augment_copies", "stages.augment.copies"
+        for name in ("epochs", "batch_size", "learning_rate"):
+            yield "Train", f"train_{name}", f"stages.train.{name}"
+        if stages.prune:
+            yield "Prune and retrain", "prune_ratio", "stages.prune.ratio"
+        if stages.retrain:
+            for name in ("epochs", "learning_rate"):
+                yield "Prune and retrain", f"retrain_{name}", f"stages.retrain.{name}"
+        if stages.quantize:
+            yield "INT8", "quantize_method", "stages.quantize.method"
+            yield "INT8", "quantize_images", "stages.quantize.images"
+
+    def preflight(self, pipeline: CpuPipeline, dataset: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+        splits: Mapping[str, int] = dataset["splits"]
+        train = splits.get("train", 0)
+        if pipeline.stages.train.batch_size > train:
+            yield (
+                ("stages", "train", "batch_size"),
+                f"{pipeline.stages.train.batch_size} is more than the {train} images of the train split; lower it",
+            )
+        quantize = pipeline.stages.quantize
+        if quantize and quantize.images > train:
+            yield (
+                ("stages", "quantize", "images"),
+                f"{quantize.images} calibration images are wanted, the train split has {train}; lower it",
+            )
+        for i, split in enumerate(pipeline.stages.evaluate.splits):
+            if not splits.get(split):
+                yield ("stages", "evaluate", "splits", i), f"the data set has no image in split {split!r}"
+
+
+TOOLKIT = CpuToolkit()
+
+
+class _Chain:
+    """The chain of one pipeline: dataset_convert, augment, train, evaluate, gate, prune, ... release."""
+
+    def __init__(self, pipeline: CpuPipeline, profile: Profile) -> None:
+        self.p, self.profile = pipeline, profile
+
+    def stages(self) -> Iterator[Stage]:
+        p, s = self.p, self.p.stages
+        yield self._cpu(
+            "dataset_convert",
+            {"snapshot": "{snapshot}", **s.dataset_convert.model_dump()},
+            title="Write TFRecords",
+            outputs=(Output("dataset", "dataset.json", "json"),),
+            reads_snapshot=True,
+        )
+        if s.augment:
+            yield self._cpu(
+                "augment",
+                {"records": "{input:dataset_convert}", **s.augment.model_dump()},
+                title="Augment the training part",
+                inputs=("dataset_convert",),
+                outputs=(Output("dataset", "dataset.json", "json"), Output("frames", "frames.json", "json")),
+            )
+        yield self._train("train", "Train", s.train)
+        yield from self._judge("trained", "train", None)
+        last, judged = "train", "trained"
+        if s.prune:
+            yield self._cpu(
+                "prune",
+                {"model": "{input:train.model}", "records": "{input:dataset_convert}", **s.prune.model_dump()},
+                title="Prune channels",
+                inputs=("train", "dataset_convert"),
+                after=(f"gate_{judged}",),
+                outputs=(MODEL,),
+            )
+            last, name = "prune", "pruned"
+            if s.retrain:
+                yield self._train("retrain", "Retrain the pruned model", s.retrain, model="prune")
+                last, name = "retrain", "retrained"
+            yield from self._judge(name, last, judged)
+            judged = name
+        yield self._cpu(
+            "export",
+            {
+                "model": f"{{input:{last}.model}}",
+                **s.export.model_dump(),
+                "evaluate": s.evaluate.model_dump(),
+            },
+            title="Export ONNX",
+            inputs=(last,),
+            after=(f"gate_{judged}",),
+            outputs=ONNX,
+        )
+        last = "export"
+        if s.quantize:
+            yield self._cpu(
+                "quantize",
+                {"model": "{input:export.model}", "records": "{input:dataset_convert}", **s.quantize.model_dump()},
+                title="Quantize to INT8",
+                inputs=("export", "dataset_convert"),
+                outputs=(*ONNX, Output("calibration", "calibration.json", "json")),
+            )
+            yield from self._judge("quantized", "quantize", judged)
+            last, judged = "quantize", "quantized"
+        if p.release:
+            yield self._release(last, judged)
+
+    def _resources(self, name: str) -> Resources:
+        return self.p.resources.stages.get(name, self.p.resources.default)
+
+    def _cpu(self, name: str, spec: Mapping[str, Any], *, title: str, action: str | None = None, **more: Any) -> Stage:
+        """A stage whose command is one of the cpu toolkit's."""
+        action = action or name
+        file = f"{action}.yaml"
+        return Stage(
+            name=name,
+            action=action,
+            title=title,
+            environment="cpu",
+            argv=command("refit.cpu", action, file),
+            files={file: {"seed": self.p.seed, **spec}},
+            env={"OMP_WAIT_POLICY": "passive"},
+            code=CPU_CODE,
+            resources=self._resources(name),
+            **more,
+        )
+
+    def _train(self, name: str, title: str, params: TrainParams, model: str | None = None) -> Stage:
+        augmented = self.p.stages.augment is not None
+        spec = {
+            "records": "{input:dataset_convert}",
+            "train_records": "{input:augment}" if augmented else None,
+            "model": f"{{input:{model}.model}}" if model else None,
+            "network": self.p.network.model_dump(),
+            **params.model_dump(),
+        }
+        dog = self.p.watchdog
+        return self._cpu(
+            name,
+            spec,
+            action=name,
+            title=title,
+            inputs=("dataset_convert", *(("augment",) if augmented else ()), *((model,) if model else ())),
+            outputs=(MODEL,),
+            watch={
+                "stall_seconds": dog.stall_minutes * 60,
+                "loss_factor": dog.loss_factor,
+                "zero_metric": "val_mAP50",
+                "zero_evaluations": dog.zero_evaluations,
+            },
+        )
+
+    def _judge(self, name: str, model: str, baseline: str | None) -> Iterator[Stage]:
+        """Evaluate a model, then the quality gate on the figures."""
+        yield self._cpu(
+            f"evaluate_{name}",
+            {
+                "records": "{input:dataset_convert}",
+                "model": f"{{input:{model}.model}}",
+                **self.p.stages.evaluate.model_dump(),
+            },
+            action="evaluate",
+            title=f"Evaluate the {name} model",
+            inputs=(model, "dataset_convert"),
+            outputs=RESULTS,
+        )
+        gate = self.p.gates.quality
+        limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
+        results = f"{{input:evaluate_{name}.results}}"
+        spec = {
+            "model": name,
+            "metric": gate.metric,
+            "candidate": results,
+            "baseline": f"{{input:evaluate_{baseline}.results}}" if baseline else None,
+            # A model that is still to be pruned, retrained or quantized is held to the floor where it starts and ends.
+            "floor": gate.floor if name in ("trained", "quantized") or self._is_last(name) else None,
+            "max_drop": limit if baseline else None,
+            "policy": gate.policy,
+        }
+        yield Stage(
+            name=f"gate_{name}",
+            action="gate",
+            title=f"Gate: is the {name} model good enough?",
+            environment="tools",
+            argv=command("refit.gates", "quality", "quality.yaml"),
+            files={"quality.yaml": spec},
+            inputs=(f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ())),
+            outputs=(Output("verdict", "verdict.json", "json"),),
+            summary="summary.json",
+            code=("refit/gates", "refit/specs.py"),
+            resources=self._resources(f"gate_{name}"),
+        )
+
+    def _is_last(self, name: str) -> bool:
+        return not self.p.stages.quantize and name != "trained" or not self.p.stages.prune
+
+    def _release(self, model: str, judged: str) -> Stage:
+        release = self.p.release
+        assert release is not None
+        target = release.triton or self.profile.triton
+        secret = self.profile.triton.control_key_secret if release.triton is None else None
+        spec = {
+            "model_path": f"{{input:{model}.model}}",
+            "results": f"{{input:evaluate_{judged}.results}}",
+            "model": release.model or self.p.name,
+            "url": target.url,
+            "repository": target.repository,
+            "ledger": "{workspace}/releases",
+            "keep_versions": release.keep_versions,
+            "timeout_seconds": release.timeout_seconds,
+        }
+        return Stage(
+            name="release",
+            action="release",
+            title="Release to Triton",
+            environment="tools",
+            argv=command("refit.triton", "release", "release.yaml"),
+            files={"release.yaml": spec},
+            inputs=(model, f"evaluate_{judged}"),
+            after=(f"gate_{judged}",),
+            outputs=(Output("release", "release.json", "json"),),
+            summary="summary.json",
+            secrets=(secret,) if secret else (),
+            env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
+            code=("refit/triton", "refit/postprocess", "refit/specs.py"),
+            resources=self._resources("release"),
+        )
