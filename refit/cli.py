@@ -20,7 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from refit import cluster, pipeline as pipelines, plan as plans
+from refit import cluster
+from refit import pipeline as pipelines
+from refit import plan as plans
 from refit.config import ConfigError, Settings
 from refit.specs import SpecError
 
@@ -174,7 +176,7 @@ def status(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def shell(args: argparse.Namespace, settings: Settings) -> int:
-    """A stage's environment and command, to try by hand: prints the command; opens a shell where there is a terminal."""
+    """A stage's environment and command, to try by hand: printed, and a shell opened where there is a terminal."""
     from refit.runtime.shell import prepare
 
     prepared = prepare(settings, Path(args.file), args.stage, args.run)

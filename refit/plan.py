@@ -58,9 +58,23 @@ def skeleton(pipeline: Pipeline) -> list[Node]:
 
 RUN_PARAMS = (
     ParamField(
-        "reuse", "", "This run", "Reuse results", "off: every stage runs again, also where nothing changed", {"type": "boolean"}, True
+        "reuse",
+        "",
+        "This run",
+        "Reuse results",
+        "off: every stage runs again, also where nothing changed",
+        {"type": "boolean"},
+        True,
     ),
-    ParamField("release", "", "This run", "Release", "off: the run ends with the model, Triton keeps its champion", {"type": "boolean"}, True),
+    ParamField(
+        "release",
+        "",
+        "This run",
+        "Release",
+        "off: the run ends with the model, Triton keeps its champion",
+        {"type": "boolean"},
+        True,
+    ),
 )
 
 
@@ -113,7 +127,8 @@ def _leaf(model: type[Any], path: str) -> tuple[Mapping[str, Any], str]:
         field = at.model_fields[part]
         at = _model_of(field.annotation)
     assert field is not None
-    schema = TypeAdapter(Annotated[field.annotation, field]).json_schema()
+    annotated: Any = Annotated[field.annotation, field]
+    schema = TypeAdapter(annotated).json_schema()
     schema.pop("default", None)
     description = str(schema.pop("description", "") or field.description or "")
     if "anyOf" in schema:  # an optional number: the UI wants {"type": ["null", "number"], ...}

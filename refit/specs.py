@@ -90,7 +90,9 @@ def parse_yaml(text: str, file: str) -> Document:
             mark = exc.problem_mark or exc.context_mark
             line = mark.line + 1 if mark else 1
             note = f"{exc.problem or 'cannot be parsed'}"
-            raise SpecError([Problem(file, line, "", f"not valid YAML: {note}; check indentation and quotes")]) from None
+            raise SpecError(
+                [Problem(file, line, "", f"not valid YAML: {note}; check indentation and quotes")]
+            ) from None
         except yaml.YAMLError as exc:
             raise SpecError([Problem(file, 1, "", f"not valid YAML: {exc}")]) from None
         if node is None:
@@ -167,7 +169,7 @@ def read_document(path: str | Path, name: str | None = None) -> Document:
 
 
 def did_you_mean(word: str, choices: list[str]) -> str:
-    """"; did you mean 'x'?" for the nearest choice, or ""."""
+    """ "; did you mean 'x'?" for the nearest choice, or ""."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 

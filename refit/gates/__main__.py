@@ -5,7 +5,9 @@ import sys
 from refit.command import Action, main
 
 ACTIONS = {
-    "quality": Action("refit.gates.quality:QualitySpec", "refit.gates.stage:run_quality", "mAP floor, and what pruning or INT8 cost"),
+    "quality": Action(
+        "refit.gates.quality:QualitySpec", "refit.gates.stage:run_quality", "mAP floor, and what pruning or INT8 cost"
+    ),
 }
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def quality(spec: QualitySpec) -> Verdict:
     """Judge a model by a floor and by its drop against the model before it. Raises GateError."""
     candidate = _results(spec.candidate)
     value = _metric(candidate, spec.metric, spec.candidate)
-    figures = {spec.metric: value}
+    figures: dict[str, float] = {spec.metric: value}
     bad, good = [], [f"{spec.metric} of the {spec.model} model is {value:.3f}"]
     if spec.floor is not None:
         figures["floor"] = spec.floor

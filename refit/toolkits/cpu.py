@@ -23,10 +23,9 @@ from refit.cpu.specs import (
     RetrainParams,
     TrainParams,
 )
-from refit.pipeline import Pipeline, Resources, OffOr
+from refit.pipeline import OffOr, Pipeline, Resources
 from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits.base import Output, Stage, command
-
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -295,7 +294,7 @@ class _Chain:
         )
 
     def _is_last(self, name: str) -> bool:
-        return not self.p.stages.quantize and name != "trained" or not self.p.stages.prune
+        return (not self.p.stages.quantize and name != "trained") or not self.p.stages.prune
 
     def _release(self, model: str, judged: str) -> Stage:
         release = self.p.release

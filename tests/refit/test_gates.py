@@ -1,0 +1,102 @@
+"""The quality gate: pass, warn and fail for the right reason, and refusal to compare what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refit.command import main
+from refit.gates.__main__ import ACTIONS
+from refit.gates.quality import QualitySpec, quality
+from refit.gates.verdict import GateError
+
+
+def results(folder: Path, name: str, value: Any, classes: dict[str, float] | None = None, **more: Any) -> str:
+    path = folder / name
+    path.write_text(
+        json.dumps(
+            {
+                "metrics": {"mAP50": value, "mAP": 0.4},
+                "per_class": {k: {"AP50": v} for k, v in (classes or {}).items()},
+                "dataset": {"fingerprint": "f"},
+                "splits": {"val": 10},
+                "thresholds": {"nms_iou": 0.5},
+                **more,
+            }
+        )
+    )
+    return str(path)
+
+
+def test_above_the_floor_passes(tmp_path: Path) -> None:
+    verdict = quality(QualitySpec(model="trained", candidate=results(tmp_path, "c", 0.8), floor=0.75))
+    assert verdict.state == "pass"
+    assert verdict.figures == {"mAP50": 0.8, "floor": 0.75}
+
+
+@pytest.mark.parametrize(("policy", "state"), [("fail", "fail"), ("warn", "warn")])
+def test_below_the_floor(tmp_path: Path, policy: str, state: str) -> None:
+    spec = QualitySpec.model_validate(
+        {"model": "trained", "candidate": results(tmp_path, "c", 0.7), "floor": 0.75, "policy": policy}
+    )
+    verdict = quality(spec)
+    assert verdict.state == state
+    assert "0.700, below the floor of 0.750" in verdict.reason
+
+
+def test_a_drop_names_the_class_that_lost_most(tmp_path: Path) -> None:
+    before = results(tmp_path, "b", 0.8, {"cell": 0.9, "plate": 0.7})
+    after = results(tmp_path, "c", 0.75, {"cell": 0.9, "plate": 0.6})
+    verdict = quality(QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.01))
+    assert verdict.state == "fail"
+    assert "lost 0.050 mAP50 (0.800 -> 0.750), more than 0.010; plate lost most (+0.100)" in verdict.reason
+    assert verdict.figures["drop"] == pytest.approx(0.05)
+
+
+def test_a_gain_is_no_drop(tmp_path: Path) -> None:
+    spec = QualitySpec(
+        model="retrained", candidate=results(tmp_path, "c", 0.82), baseline=results(tmp_path, "b", 0.8), max_drop=0.0
+    )
+    assert quality(spec).state == "pass"
+
+
+@pytest.mark.parametrize("what", ["thresholds", "dataset", "splits"])
+def test_figures_of_different_evaluations_are_not_compared(tmp_path: Path, what: str) -> None:
+    before, after = results(tmp_path, "b", 0.8), results(tmp_path, "c", 0.8, **{what: {"other": 1}})
+    with pytest.raises(GateError, match=f"different {what}"):
+        quality(QualitySpec(model="retrained", candidate=after, baseline=before, max_drop=0.1))
+
+
+@pytest.mark.parametrize("value", [None, "0.8", float("nan"), True])
+def test_a_figure_that_is_none_is_refused(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(GateError, match="no finite metric mAP50"):
+        quality(QualitySpec(model="trained", candidate=results(tmp_path, "c", value)))
+
+
+@pytest.mark.parametrize(("floor", "code", "state"), [(0.5, 0, "pass"), (0.9, 4, "fail")])
+def test_as_a_stage(tmp_path: Path, floor: float, code: int, state: str) -> None:
+    spec = tmp_path / "quality.yaml"
+    spec.write_text(f"model: trained\ncandidate: {results(tmp_path, 'c', 0.8)}\nfloor: {floor}\n")
+    out = tmp_path / "out"
+    assert main("refit.gates", ACTIONS, ["quality", "-e", str(spec), "-r", str(out)]) == code
+    assert json.loads((out / "verdict.json").read_text())["verdict"] == state
+    last = json.loads((out / "status.json").read_text().splitlines()[-1])
+    assert last["status"] == ("SUCCESS" if code == 0 else "FAILURE")
+
+
+def test_a_bad_spec_is_one_line_with_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "quality.yaml"
+    spec.write_text("model: trained\ncandidat: x\n")
+    assert main("refit.gates", ACTIONS, ["quality", "-e", str(spec), "-r", str(tmp_path / "out")]) == 2
+    assert f"error: {spec}:2: candidat: unknown key; did you mean 'candidate'?" in capsys.readouterr().err
+
+
+def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main("refit.gates", ACTIONS, ["quality", "--help"])
+    shown = capsys.readouterr().out
+    assert "policy: fail | warn, default 'fail'" in shown
+    assert "candidate: string, required" in shown
