@@ -106,7 +106,7 @@ def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Pat
         source = settings.data_path(pipeline.dataset.source)
     except ConfigError as exc:
         raise BadSpec(str(exc)) from None
-    listing = arrival.listing(source)
+    listing = arrival.listing(source, marker=pipeline.dataset.arrival.marker)
     if not listing.files:
         last = arrival.last_taken(workspace)
         snapshot = workspace / "datasets" / last.fingerprint if last and last.fingerprint else None

@@ -113,7 +113,7 @@ def test_params_change_the_plan(place: Place) -> None:
     [
         ({"train_epoch": 3}, "did you mean 'train_epochs'"),
         ({"train_epochs": 0}, "params of this run: stages.train.epochs"),
-        ({"train_batch_size": 100}, "params of this run: stages.train.batch_size: 100 is more than the 10 images"),
+        ({"train_batch_size": 100}, "params of this run: stages.train.batch_size: 100 is more than the 1"),
         ({"dataset_source": "/etc"}, "outside the allowed data roots"),
         ({"dataset_source": "../../etc"}, "outside the allowed data roots"),
         ({"dataset_source": "{{ 7 * 7 }}"}, "there is no data"),
