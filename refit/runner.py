@@ -676,6 +676,7 @@ class Stage:
         self.secrets = field(data, "secrets", list, [])
         self.paths = texts(data, "paths")
         self.inputs = texts(data, "inputs", {})
+        self.input_keys = texts(data, "input_keys", {})
         self.publish = field(data, "publish", str, None)
         absolute = list(self.paths.items()) + list(self.inputs.items())
         for where, path in absolute + ([("publish", self.publish)] if self.publish else []):
@@ -768,7 +769,9 @@ class Tokens:
         self.stage = stage
         self.secrets = secrets
         self.fixed = dict(stage.paths, python=shown(sys.executable), out=shown(stage.out), specs=shown(stage.specs))
-        self.results = {name: self._read_input(name, folder) for name, folder in stage.inputs.items()}
+        self.results = {
+            name: self._read_input(name, folder, stage.input_keys.get(name)) for name, folder in stage.inputs.items()
+        }
 
     def replace(self, text: str, where: str, secrets: bool) -> str:
         """`text` with its tokens replaced; {secret:NAME} only where `secrets` may stand."""
@@ -810,12 +813,18 @@ class Tokens:
         return os.path.join(self.stage.inputs[stage], "out", outputs[output]["path"])
 
     @staticmethod
-    def _read_input(name: str, folder: str) -> Json:
+    def _read_input(name: str, folder: str, key: Optional[str]) -> Json:
         result = read_json(os.path.join(native(folder), "result.json"))
         if result is None:
             raise Fault("toolkit_error", "input %s: %s/result.json is missing or unreadable" % (name, folder))
         if result.get("outcome") != "succeeded":
             raise Fault("toolkit_error", "input %s: its outcome is %s (%s)" % (name, result.get("outcome"), folder))
+        if key is not None and result.get("key") != key:
+            raise Fault(
+                "toolkit_error",
+                "input %s: %s holds another result than the one that this run was planned with" % (name, folder),
+                "The stage was run again with other settings since; clear bind together with what follows.",
+            )
         result.setdefault("outputs", {})
         for output, entry in result["outputs"].items():
             path = os.path.join(native(folder), "out", native(str(entry.get("path"))))

@@ -125,6 +125,7 @@ def test_inputs_come_from_the_upstream_result(bench: Bench) -> None:
     upstream = _upstream(bench)
     code = 'open(path("args.json"), "w").write(json.dumps(sys.argv[1:]))'
     request = bench.request(code, inputs={"augment": str(upstream)}, files={"s": "{input:augment.data}"})
+    request["input_keys"] = {"augment": "k1"}
     request["argv"] += ["{input:augment}", "{input:augment.data}/x", "{run}", "{workspace}", "{specs}/s"]
     done = bench.run(request)
     assert done.outcome == "succeeded", done.output
@@ -140,7 +141,7 @@ def _upstream(bench: Bench, outcome: str = "succeeded") -> Path:
     (folder / "out").mkdir(parents=True)
     (folder / "out" / "data.bin").write_bytes(b"12345")
     entry = {"path": "data.bin", "bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}
-    result = {"schema": 1, "name": "augment", "outcome": outcome, "outputs": {"data": entry}}
+    result = {"schema": 1, "name": "augment", "key": "k1", "outcome": outcome, "outputs": {"data": entry}}
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -152,6 +153,7 @@ def _upstream(bench: Bench, outcome: str = "succeeded") -> Path:
         ("failed", "toolkit_error", "its outcome is diverged"),
         ("gone", "toolkit_error", "data.bin) is gone"),
         ("grown", "toolkit_error", "has 6 bytes, not 5"),
+        ("rerun", "toolkit_error", "holds another result than the one that this run was planned with"),
         ("stage", "bad_spec", "{input:prune}: no such input; known: augment"),
         ("output", "bad_spec", "{input:augment.model}: no such output of augment; known: data"),
     ],
@@ -166,6 +168,8 @@ def test_a_bad_input_is_named(bench: Bench, spoil: str, outcome: str, reason: st
             (upstream / "out" / "data.bin").unlink()
         case "grown":
             (upstream / "out" / "data.bin").write_bytes(b"123456")
+        case "rerun":
+            request["input_keys"] = {"augment": "k2"}
         case "stage":
             request["argv"].append("{input:prune}")
         case "output":
