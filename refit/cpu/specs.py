@@ -105,7 +105,7 @@ class PruneParams(Spec):
     target: Literal["parameters", "channels"] = Field("parameters", description="what `ratio` counts")
     ratio: float = Field(0.28, gt=0, lt=1, description="share kept of the parameters, or of the channels")
     importance: Literal["magnitude", "bn_scale", "taylor"] = "magnitude"
-    round_to: int = Field(8, ge=1, le=64, description="channels stay multiples of it")
+    round_to: int = Field(8, ge=1, le=64, description="channels are rounded down to multiples of it")
 
 
 class ExportParams(Spec):
@@ -117,7 +117,10 @@ class ExportParams(Spec):
 class QuantizeParams(Spec):
     """INT8 by explicit Q/DQ (onnxruntime quantize_static) with a recorded calibration set."""
 
-    method: Literal["percentile", "entropy", "minmax"] = "percentile"
+    method: Literal["percentile", "entropy", "minmax"] = Field(
+        "percentile",
+        description="of choosing ranges; entropy is slow, and cuts too much off pictures with flat grounds",
+    )
     images: int = Field(100, ge=1, le=10_000, description="taken from the train split only, spread over the classes")
     percentile: float = Field(99.99, gt=50, le=100)
     per_channel: bool = True

@@ -131,3 +131,15 @@ def status(tmp_path: Path) -> StatusWriter:
 
 def status_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny detector's `model.pth` that finds most of the painted rectangles."""
+    from refit.cpu import train
+    from tests.cpu.tiny import tiny_records, train_spec
+
+    folder = tmp_path_factory.mktemp("trained")
+    spec = train_spec(tiny_records(folder / "records"), epochs=16, evaluate_every=16, learning_rate=5e-3)
+    train.run(spec, folder, StatusWriter(folder))
+    return folder / "model.pth"
