@@ -14,12 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from refit.outcome import Result
-from refit.runtime.local import StageProcess, interpreter
-
 from refit.config import Settings
+from refit.outcome import Result
 from refit.plan import BIND
 from refit.runtime import report
+from refit.runtime.local import StageProcess, interpreter
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
 BAD = ("bad_spec", "bad_data")

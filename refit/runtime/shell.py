@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refit import files, pipeline as pipelines, runner
+from refit import files, runner
+from refit import pipeline as pipelines
 from refit.config import Settings
 from refit.runtime import report
 from refit.runtime.local import interpreter

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from refit import bind, plan as plans, runner
+from refit import bind, runner
+from refit import plan as plans
 from refit.command import main
 from refit.config import Settings
 from refit.data import synthetic
@@ -79,14 +79,14 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     for name in list(os.environ):
         if name.startswith("REFIT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("REFIT_HOME", str(tmp_path))
     made = Place(tmp_path)
     synthetic.make(made.data, train=12, val=4, shifted=0, seed=3)
-    yield made
+    return made
 
 
 def test_a_plan_is_written_with_the_snapshot_it_is_bound_to(place: Place) -> None:
@@ -210,7 +210,9 @@ def test_a_plan_is_never_written_over(place: Place) -> None:
     assert Path(place.summary["plan"]) == first
 
 
-def test_the_same_data_elsewhere_has_the_same_keys(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_data_elsewhere_has_the_same_keys(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.bind("r1")
     keys = [s["key"] for s in place.plan["stages"]]
     monkeypatch.setenv("REFIT_WORKSPACE", str(tmp_path / "other"))

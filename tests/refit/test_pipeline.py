@@ -113,7 +113,9 @@ def test_without_prune_there_is_no_retrain(tmp_path: Path) -> None:
 def test_overrides_are_judged_like_the_file(tmp_path: Path) -> None:
     doc = pipelines.read_document(write(tmp_path, MINIMAL), "mine.yaml")
     assert pipelines.from_document(doc, "mine", {"stages.train.epochs": 3}).stages.train.epochs == 3
-    with pytest.raises(SpecError, match=r"params of this run: stages\.train\.epochs: Input should be greater than or equal to 1"):
+    with pytest.raises(
+        SpecError, match=r"params of this run: stages\.train\.epochs: Input should be greater than or equal to 1"
+    ):
         pipelines.from_document(doc, "mine", {"stages.train.epochs": 0})
     assert "stages" not in doc.data  # the document itself is unchanged
 
