@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 TIMEOUT = 30
+ATTEMPTS = 5
 # A loopback address: a proxy that the environment names must not be asked for it.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -45,8 +47,16 @@ class Airflow:
         return answer
 
     def get(self, path: str, **query: Any) -> Any:
-        """The JSON answer of GET /api/v2<path>. Raises ApiError."""
-        return self._send("GET", f"/api/v2{path}" + (f"?{urlencode(query, doseq=True)}" if query else ""))
+        """The JSON answer of GET /api/v2<path>; asked again where a busy server did not manage. Raises ApiError."""
+        path = f"/api/v2{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._send("GET", path)
+            except ApiError as exc:
+                if 0 < exc.status < 500:
+                    raise
+                time.sleep(1)
+        return self._send("GET", path)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The JSON answer of POST /api/v2<path>. Raises ApiError."""

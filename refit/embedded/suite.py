@@ -1,4 +1,4 @@
-"""``make test``: pytest in each environment, two at a time, the outputs kept apart, one line that sums up.
+"""``make test``: pytest in each environment, a few at a time, the outputs kept apart, one line that sums up.
 
     python -m refit.embedded.suite [PATH ...] [PYTEST OPTION ...]
 
@@ -21,10 +21,24 @@ from pathlib import Path
 
 from refit.config import Settings
 
-# The folders of tests/ that belong to an environment; all others run in `tools`.
-FOLDERS = {"cpu": ("cpu", "postprocess"), "airflow": ("operators", "dags", "plugins")}
-ORDER = ("cpu", "tools", "airflow")  # longest first, so that the two processors end together
-AT_ONCE = 2
+
+@dataclass(frozen=True)
+class Group:
+    """Folders of tests/ that one pytest process runs, and its environment."""
+
+    environment: str
+    folders: tuple[str, ...] = ()
+
+
+REST = "tools"
+# The longest first, so that the processors end together; `tools` takes the folders that nobody names.
+GROUPS = {
+    REST: Group("tools"),
+    "cpu": Group("cpu", ("cpu", "postprocess")),
+    "embedded": Group("tools", ("embedded",)),
+    "airflow": Group("airflow", ("operators", "dags", "plugins")),
+}
+AT_ONCE = 2 if (os.cpu_count() or 1) < 4 else len(GROUPS)
 HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
 NOTHING_COLLECTED = 5  # pytest's exit code
 TELL_SECONDS = 60
@@ -47,9 +61,9 @@ class Count:
 
 @dataclass
 class Part:
-    """The tests of one environment, in one pytest process; output and report lie in `folder`."""
+    """The tests of one group, in one pytest process; output and report lie in `folder`."""
 
-    environment: str
+    name: str
     paths: Sequence[str]
     options: Sequence[str]
     settings: Settings
@@ -59,11 +73,11 @@ class Part:
 
     @property
     def log(self) -> Path:
-        return self.folder / f"{self.environment}.log"
+        return self.folder / f"{self.name}.log"
 
     @property
     def report(self) -> Path:
-        return self.folder / f"{self.environment}.xml"
+        return self.folder / f"{self.name}.xml"
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,9 +85,10 @@ class Part:
         env = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW__")}
         env |= self.settings.environment()
         env["PYTHONPATH"] = str(self.settings.repository)
-        env["AIRFLOW_HOME"] = str(self.folder / "airflow")  # importing Airflow makes files there
+        env["AIRFLOW_HOME"] = str(self.folder / f"{self.name}-airflow")  # importing Airflow makes files there
+        python = self.settings.envs / GROUPS[self.name].environment / "bin" / "python"
         argv = [
-            *(str(self.settings.envs / self.environment / "bin" / "python"), "-m", "pytest", "-rs", "--color=no"),
+            *(str(python), "-m", "pytest", "-rs", "--color=no"),
             *("-o", f"faulthandler_timeout={HANG_SECONDS}", f"--junit-xml={self.report}"),
             *self.options,
             *self.paths,
@@ -128,13 +143,13 @@ def read_report(file: Path) -> Count:
 
 
 def divide(tests: Path, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Paths for each environment, and the words that are options for pytest.
+    """Paths for each group, and the words that are options for pytest.
 
     Args:
         tests: the folder of all tests.
         words: paths and options as a person types them; no path means all.
     """
-    owner = {folder: environment for environment, folders in FOLDERS.items() for folder in folders}
+    owner = {folder: name for name, group in GROUPS.items() for folder in group.folders}
     paths = [w for w in words if not w.startswith("-") and (tests.parent / w.partition("::")[0]).exists()]
     options = [w for w in words if w not in paths]
     named = paths or [f"{tests.name}/{p.name}" for p in sorted(tests.iterdir()) if _has_tests(p)]
@@ -143,7 +158,7 @@ def divide(tests: Path, words: Sequence[str]) -> tuple[dict[str, list[str]], lis
         parts = Path(path.partition("::")[0]).parts
         if len(parts) < 2:  # `tests` itself
             return divide(tests, options)
-        found.setdefault(owner.get(parts[1], "tools"), []).append(path)
+        found.setdefault(owner.get(parts[1], REST), []).append(path)
     return found, options
 
 
@@ -155,8 +170,9 @@ def main(words: Sequence[str] | None = None) -> int:
     settings = Settings.from_env()
     paths, options = divide(settings.repository / "tests", list(sys.argv[1:] if words is None else words))
     folder = settings.home / "tests"
-    waiting = [Part(name, paths[name], options, settings, folder) for name in ORDER if name in paths]
-    for signum in (signal.SIGTERM, signal.SIGHUP):
+    waiting = [Part(name, paths[name], options, settings, folder) for name in GROUPS if name in paths]
+    # SIGINT, too: a shell's background job ignores it, and would hand that down to every test.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
     running: list[Part] = []
     total = Count()
@@ -166,22 +182,22 @@ def main(words: Sequence[str] | None = None) -> int:
             while waiting and len(running) < AT_ONCE:
                 running.append(waiting.pop(0))
                 running[-1].start()
-                print(f"{running[-1].environment}: {' '.join(running[-1].paths)}", flush=True)
+                print(f"{running[-1].name}: {' '.join(running[-1].paths)}", flush=True)
             time.sleep(0.2)
             for part in [p for p in running if not p.running()]:
                 running.remove(part)
                 counted = part.count()
                 total += counted
-                print(f"\n===== {part.environment}: {counted}, {time.monotonic() - part.began:.0f} s =====")
+                print(f"\n===== {part.name}: {counted}, {time.monotonic() - part.began:.0f} s =====")
                 print(part.log.read_text(errors="replace").rstrip(), flush=True)
                 told = time.monotonic()
             if running and time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                print(f"... {', '.join(p.environment for p in running)}: {told - began:.0f} s so far", flush=True)
+                print(f"... {', '.join(p.name for p in running)}: {told - began:.0f} s so far", flush=True)
     except KeyboardInterrupt:
         for part in running:
             part.stop()
-            print(f"\n===== {part.environment}: interrupted =====\n{part.log.read_text(errors='replace')[-3000:]}")
+            print(f"\n===== {part.name}: interrupted =====\n{part.log.read_text(errors='replace')[-3000:]}")
         print("interrupted", flush=True)
         return 130
     print(f"\nall tests took {time.monotonic() - began:.0f} s\n{total}", flush=True)

@@ -122,7 +122,7 @@ def test_a_second_launcher_is_told_who_holds_the_place(tmp_path):
         "        time.sleep(float(sys.argv[1]))\n"
         "except Busy as exc: print(json.dumps(str(exc)))\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "REFIT_HOME": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "REFIT_HOME": str(tmp_path), "AIRFLOW_PORT": "18080"}
 
     def launcher(seconds):
         argv = [sys.executable, "-c", hold, str(seconds)]
@@ -132,7 +132,7 @@ def test_a_second_launcher_is_told_who_holds_the_place(tmp_path):
     assert first.stdout.readline().strip() == "holding"
     try:
         out, _ = launcher(0).communicate(timeout=60)
-        assert f"pid {first.pid}, http://127.0.0.1:8080" in json.loads(out)
+        assert f"pid {first.pid}, http://127.0.0.1:18080" in json.loads(out)
     finally:
         first.kill()
         first.wait()

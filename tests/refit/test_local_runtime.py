@@ -224,6 +224,7 @@ def test_an_error_of_on_line_stops_the_stage(bench: Bench) -> None:
 
 STARTER = """
     import json, pathlib, signal, sys
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     from refit.runtime.local import StageProcess
     process = StageProcess(request=json.load(open(sys.argv[1])), python=pathlib.Path(sys.executable))
     {handler}
