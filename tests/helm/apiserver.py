@@ -61,6 +61,8 @@ KUEUE: Kinds = {"kueue.x-k8s.io/v1beta1": {"localqueues": ("LocalQueue", True)}}
 KUEUE_NEW: Kinds = {"kueue.x-k8s.io/v1beta2": {"localqueues": ("LocalQueue", True)}}
 PROMETHEUS: Kinds = {"monitoring.coreos.com/v1": {"servicemonitors": ("ServiceMonitor", True)}}
 
+NOT_FOUND = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+
 
 @contextmanager
 def serve(kinds: Kinds, version: str, objects: Mapping[str, object] | None = None) -> Iterator[str]:
@@ -77,9 +79,7 @@ def serve(kinds: Kinds, version: str, objects: Mapping[str, object] | None = Non
         def do_GET(self) -> None:
             path = urlsplit(self.path).path.rstrip("/")
             found = _discovery(path, kinds, version) or (objects or {}).get(path)
-            if found is None:
-                found = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
-            self._answer(found.get("code", 200), found)
+            self._answer(200 if found else 404, found or NOT_FOUND)
 
         def do_POST(self) -> None:
             # Sent back as it came: Helm's own records are protobuf.
@@ -90,6 +90,10 @@ def serve(kinds: Kinds, version: str, objects: Mapping[str, object] | None = Non
         def do_PATCH(self) -> None:
             self._body()
             self._answer(200, (objects or {})[urlsplit(self.path).path])
+
+        def do_DELETE(self) -> None:
+            self._body()
+            self._answer(404, NOT_FOUND)
 
         def _body(self) -> bytes:
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
