@@ -19,7 +19,9 @@ from typing import Any
 
 from pydantic import Field
 
-from refit import cluster, files, pipeline as pipelines, plan as plans, toolkits
+from refit import cluster, files, runner, toolkits
+from refit import pipeline as pipelines
+from refit import plan as plans
 from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
@@ -47,15 +49,14 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     """Write `<run>/plan.json` (never over another plan) and out/bind.json, out/summary.json."""
     settings = Settings.from_env()
     doc = parse_yaml(spec.text, _short(spec.file, settings))
-    pipeline, switches = _pipeline(spec, doc)
+    pipeline, changed, switches = _pipeline(spec, doc)
     profile = cluster.load(pipeline.cluster, settings)
     workspace = Path(spec.workspace)
     _check_space(workspace)
     snapshot = _take_data(pipeline, spec, settings, workspace, status)
     dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
-    problems = [
-        doc.problem(key, text) for key, text in toolkits.get(pipeline.toolkit).preflight(pipeline, dataset)
-    ]
+    faults = toolkits.get(pipeline.toolkit).preflight(pipeline, dataset)
+    problems = [pipelines.of_param(doc.problem(key, text), changed) for key, text in faults]
     if problems:
         raise SpecError(problems)
     bound = plans.Bound(
@@ -85,8 +86,8 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": summary["images"]})
 
 
-def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, bool]]:
-    """The pipeline with the run's conf applied, and the run's switches."""
+def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[str, bool]]:
+    """The pipeline with the run's conf applied, what that changed by dotted path, and the run's switches."""
     unchanged = pipelines.from_document(doc, spec.name)
     try:
         changed, switches = plans.overrides(unchanged, spec.conf)
@@ -94,7 +95,7 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, bool]]:
         raise BadSpec(f"conf of this run: {exc}") from None
     if spec.data is not None:
         changed["dataset.source"] = spec.data
-    return pipelines.from_document(doc, spec.name, changed), switches
+    return pipelines.from_document(doc, spec.name, changed), changed, switches
 
 
 def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter) -> Path:
@@ -105,7 +106,7 @@ def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Pat
         source = settings.data_path(pipeline.dataset.source)
     except ConfigError as exc:
         raise BadSpec(str(exc)) from None
-    listing = arrival.listing(source)
+    listing = arrival.listing(source, marker=pipeline.dataset.arrival.marker)
     if not listing.files:
         last = arrival.last_taken(workspace)
         snapshot = workspace / "datasets" / last.fingerprint if last and last.fingerprint else None
@@ -144,15 +145,9 @@ def good_result(workspace: Path, key: str) -> Path | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         folder = Path(json.loads(pointer.read_text(encoding="utf-8"))["stage_dir"])
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if result["outcome"] == "succeeded" and result["key"] == key and _intact(folder, result["outputs"]):
-            return folder
+        if result["outcome"] == "succeeded" and result["key"] == key:
+            return folder if not runner.is_whole(str(folder / "out"), result["outputs"]) else None
     return None
-
-
-def _intact(folder: Path, outputs: Mapping[str, Any]) -> bool:
-    from refit.runner import hash_output
-
-    return all(hash_output(str(folder / "out" / o["path"])) == o["sha256"] for o in outputs.values())
 
 
 def _write_plan(run: Path, plan: Mapping[str, Any]) -> Path:

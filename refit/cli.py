@@ -1,4 +1,4 @@
-"""The command line: `refit validate | plan | run | status | shell | schema`.
+"""The command line: `refit validate | plan | run | status | shell | dataset check | schema`.
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -24,6 +24,7 @@ from refit import cluster
 from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.config import ConfigError, Settings
+from refit.data.cli import add_check, run_check
 from refit.specs import SpecError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
@@ -186,6 +187,11 @@ def shell(args: argparse.Namespace, settings: Settings) -> int:
     return subprocess.call([os.environ.get("SHELL", "/bin/sh")], env=prepared.env, cwd=prepared.folder)
 
 
+def check_dataset(args: argparse.Namespace, settings: Settings) -> int:
+    """Read a data set as a run would, and report every fault with file and line; nothing is written."""
+    return run_check(args)
+
+
 def schema(args: argparse.Namespace, settings: Settings) -> int:
     """The JSON Schema of pipeline files, for editors."""
     print(pipeline_schema())
@@ -236,6 +242,12 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("stage", metavar="STAGE")
     c.add_argument("--run", metavar="RUN", help="a folder below runs/; default: the last one")
     c.add_argument("--print", action="store_true", help="only print, open no shell")
+    dataset = commands.add_parser("dataset", help="look at a data set", description="Look at a data set.")
+    check = dataset.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "check", help="read it as a run would, and report every fault", description=check_dataset.__doc__
+    )
+    add_check(check)
+    check.set_defaults(call=check_dataset)
     command("schema", schema)
     return parser
 

@@ -5,7 +5,6 @@ This version knows the local runtime (subprocesses on one machine); pods come wi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -43,8 +42,7 @@ def load(name: str, settings: Settings) -> Profile:
         names = [p.stem for p in settings.clusters.glob("*.yaml")]
         raise SpecError([Problem(str(path), 0, "", f"no such cluster profile{did_you_mean(name, names)}")])
     profile = read(Profile, path)
-    update = {
-        "url": settings.triton_url or profile.triton.url,
-        "repository": str(settings.model_repository or settings.home / profile.triton.repository)  # absolute: home has no say,
-    }
+    # An absolute path in the profile stays as it is: joined to a folder, it replaces it.
+    repository = settings.model_repository or settings.home / profile.triton.repository
+    update = {"url": settings.triton_url or profile.triton.url, "repository": str(repository)}
     return profile.model_copy(update={"triton": profile.triton.model_copy(update=update)})

@@ -75,7 +75,9 @@ class Settings:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
             roots = ", ".join(str(r) for r in self.data_roots)
-            raise ConfigError(f"dataset.source {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS")
+            raise ConfigError(
+                f"dataset.source {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS"
+            )
         return path
 
     def environment(self) -> dict[str, str]:

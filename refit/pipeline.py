@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +17,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from refit.data.settings import Dataset
-from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, load as load_spec, read_document
+from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, read_document
+from refit.specs import load as load_spec
 
 NAME = re.compile(r"^[a-z][a-z0-9_-]{0,62}$")
 # minute hour day-of-month month day-of-week, or a preset; Airflow itself judges the details.
@@ -53,9 +54,13 @@ class QualityGate(Spec):
     """The challenger against a floor, and what pruning and INT8 may cost."""
 
     metric: Literal["mAP50", "mAP"] = Field("mAP50", description="mAP@0.5, or the mean over IoU .5 to .95")
-    floor: float | None = Field(None, ge=0, le=1, description="the least that the trained and the INT8 model must reach")
+    floor: float | None = Field(
+        None, ge=0, le=1, description="the least that the trained and the INT8 model must reach"
+    )
     max_drop_pruned: float = Field(0.02, ge=0, le=1, description="most that pruning and retraining may lose")
-    max_drop_quantized: float = Field(0.01, ge=0, le=1, description="most that INT8 may lose against the model before it")
+    max_drop_quantized: float = Field(
+        0.01, ge=0, le=1, description="most that INT8 may lose against the model before it"
+    )
     policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
 
 
@@ -82,7 +87,9 @@ class Release(Spec):
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="name in Triton; null: the pipeline's name"
     )
-    keep_versions: int = Field(3, ge=1, le=1000, description="versions kept in the repository, the serving one included")
+    keep_versions: int = Field(
+        3, ge=1, le=1000, description="versions kept in the repository, the serving one included"
+    )
     timeout_seconds: float = Field(300, gt=0, le=86_400, description="for loading and verifying")
     triton: TritonTarget | None = Field(None, description="null: the cluster profile's")
 
@@ -129,7 +136,9 @@ class Pipeline(Spec):
         if value in (None, "on_arrival") or CRON.match(value or ""):
             return value
         hint = did_you_mean(str(value), ["on_arrival", "@daily", "@hourly", "@weekly", "@monthly"])
-        raise ValueError(f"{value!r} is no schedule; use on_arrival, a cron expression such as '0 3 * * 1', or null{hint}")
+        raise ValueError(
+            f"{value!r} is no schedule; use on_arrival, a cron expression such as '0 3 * * 1', or null{hint}"
+        )
 
     def check(self) -> Iterable[tuple[Key, str]]:
         """Faults that only show between blocks: (key, message) pairs. Toolkits add theirs."""
@@ -180,14 +189,26 @@ def from_document(doc: Document, name: str, overrides: dict[str, Any] | None = N
         )
     if wanted not in toolkits.NAMES:
         hint = did_you_mean(str(wanted), list(toolkits.NAMES))
-        raise SpecError([doc.problem(("toolkit",), f"{wanted!r} is not a choice; use {', '.join(toolkits.NAMES)}{hint}")])
-    pipeline = load_spec(toolkits.get(wanted).model, doc, data)
+        raise SpecError(
+            [doc.problem(("toolkit",), f"{wanted!r} is not a choice; use {', '.join(toolkits.NAMES)}{hint}")]
+        )
+    try:
+        pipeline = load_spec(toolkits.get(wanted).model, doc, data)
+    except SpecError as exc:
+        raise SpecError([of_param(p, overrides or {}) for p in exc.problems]) from None
     problems = [doc.problem(key, message) for key, message in pipeline.check()]
     if pipeline.name not in (None, name):
         problems.append(doc.problem(("name",), f"is {pipeline.name!r} but the file is {name}.yaml; make them equal"))
     if problems:
         raise SpecError(problems)
     return pipeline.model_copy(update={"name": name})
+
+
+def of_param(problem: Problem, overrides: dict[str, Any]) -> Problem:
+    """A fault of a value that a run's params gave does not stand in the file."""
+    if any(problem.key == path or problem.key.startswith(f"{path}.") for path in overrides):
+        return replace(problem, file="params of this run", line=0)
+    return problem
 
 
 def _override(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def bind_request(
         "env": {},
         "files": {"bind.yaml": body},
         "secrets": [],
-        "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage), "snapshot": None},
+        "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage)},
         "inputs": {},
         "outputs": [{"name": "bind", "path": "bind.json", "kind": "file", "format": "json", "min_bytes": 2}],
         "status": "status.json",
@@ -267,7 +267,7 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
     for index, stage in enumerate(stages, start=1):
         key = keys[stage.name] = stage_key(stage, bound, keys)
         own = run_dir / stage_folder(index, stage.name)
-        requests.append(_request(pipeline, profile, bound, stage, index, key, own, folders))
+        requests.append(_request(pipeline, profile, bound, stage, index, keys, own, folders))
         earlier = None if stage.name in bound.off else bound.find(stage, key)
         folders[stage.name] = earlier or own
         if earlier is not None:
@@ -309,7 +309,7 @@ def _request(
     bound: Bound,
     stage: Stage,
     index: int,
-    key: str,
+    keys: Mapping[str, str],
     folder: Path,
     folders: Mapping[str, Path],
 ) -> dict[str, Any]:
@@ -324,7 +324,7 @@ def _request(
         "toolkit": pipeline.toolkit,
         "environment": stage.environment,
         "image": stage.image,
-        "key": key,
+        "key": keys[stage.name],
         "argv": list(stage.argv),
         "env": {**profile.env, **stage.env},
         "files": {name: spec_text(spec) for name, spec in stage.files.items()},
@@ -333,18 +333,20 @@ def _request(
             "workspace": str(bound.workspace),
             "run": str(folder.parent),
             "stage": str(folder),
-            "snapshot": str(bound.snapshot) if stage.reads_snapshot else None,
+            **({"snapshot": str(bound.snapshot)} if stage.reads_snapshot else {}),
         },
         "inputs": {name: str(folders[name]) for name in stage.inputs},
+        "input_keys": {name: keys[name] for name in stage.inputs},
         "outputs": [o.to_json() for o in stage.outputs],
         "status": "status.json",
         "summary": stage.summary,
         "watch": dict(stage.watch) if stage.watch else None,
         "timeout_seconds": stage.resources.timeout_hours * 3600,
         "grace_seconds": stage.grace_seconds,
+        "resume": stage.resumes,
         "exit_codes": dict(stage.exit_codes),
         "resources": stage.resources.model_dump(exclude={"timeout_hours"}),
-        "publish": str(bound.workspace / "keys" / f"{key}.json"),
+        "publish": str(bound.workspace / "keys" / f"{keys[stage.name]}.json"),
     }
 
 

@@ -30,7 +30,7 @@ class Spec(BaseModel):
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault in a file: where it stands (1-based line), the key's path, what is wrong and what to do."""
+    """One fault in a file: where it stands (1-based line; 0: none), the key's path, what is wrong and what to do."""
 
     file: str
     line: int
@@ -38,7 +38,7 @@ class Problem:
     message: str
 
     def __str__(self) -> str:
-        where = f"{self.file}:{self.line}"
+        where = f"{self.file}:{self.line}" if self.line else self.file
         return f"{where}: {self.key}: {self.message}" if self.key else f"{where}: {self.message}"
 
 

@@ -50,7 +50,7 @@ class AugmentParams(Spec):
         default_factory=lambda: [
             TransformParams(name="RandomRotate90", p=0.5),
             TransformParams(name="GaussianBlur", p=0.3),
-            TransformParams(name="GaussNoise", p=0.3),
+            TransformParams(name="GaussNoise", p=0.3, args={"std_range": [0.012, 0.028]}),
             TransformParams(name="HueSaturationValue", p=0.5),
             TransformParams(name="RGBShift", p=0.5),
         ],
@@ -72,12 +72,15 @@ class OnlineAugmentation(Spec):
 class TrainParams(Spec):
     epochs: int = Field(18, ge=1, le=10_000)
     batch_size: int = Field(8, ge=1, le=1024)
-    learning_rate: float = Field(2e-3, gt=0, le=1)
-    weight_decay: float = Field(1e-4, ge=0, le=1)
+    learning_rate: float = Field(3e-3, gt=0, le=1)
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="decoupled (AdamW), on weights but not on biases")
     warmup_epochs: float = Field(1.0, ge=0)
     evaluate_every: int = Field(5, ge=1, description="epochs between evaluations on the val split")
     augmentation: OnlineAugmentation = OnlineAugmentation()
     threads: int = Field(0, ge=0, le=256, description="0: as many as the process may use")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the multiplications; auto is bfloat16 where the CPU has instructions for it"
+    )
     pretrained: str | None = Field(None, description="a checkpoint of this toolkit to start from; null: random weights")
 
 
@@ -102,7 +105,7 @@ class PruneParams(Spec):
     target: Literal["parameters", "channels"] = Field("parameters", description="what `ratio` counts")
     ratio: float = Field(0.28, gt=0, lt=1, description="share kept of the parameters, or of the channels")
     importance: Literal["magnitude", "bn_scale", "taylor"] = "magnitude"
-    round_to: int = Field(8, ge=1, le=64, description="channels stay multiples of it")
+    round_to: int = Field(8, ge=1, le=64, description="channels are rounded down to multiples of it")
 
 
 class ExportParams(Spec):
@@ -114,7 +117,10 @@ class ExportParams(Spec):
 class QuantizeParams(Spec):
     """INT8 by explicit Q/DQ (onnxruntime quantize_static) with a recorded calibration set."""
 
-    method: Literal["percentile", "entropy", "minmax"] = "percentile"
+    method: Literal["percentile", "entropy", "minmax"] = Field(
+        "percentile",
+        description="of choosing ranges; entropy is slow, and cuts too much off pictures with flat grounds",
+    )
     images: int = Field(100, ge=1, le=10_000, description="taken from the train split only, spread over the classes")
     percentile: float = Field(99.99, gt=50, le=100)
     per_channel: bool = True
@@ -144,7 +150,9 @@ class TrainSpec(StageSpec, TrainParams):
     """Also retrain: then `model` names the pruned checkpoint, whose architecture is kept."""
 
     records: Path = Field(description="folder written by dataset_convert (val and other splits)")
-    train_records: Path | None = Field(None, description="folder written by augment; null: the train split of `records`")
+    train_records: Path | None = Field(
+        None, description="folder written by augment; null: the train split of `records`"
+    )
     network: NetworkParams
     model: Path | None = None
 
@@ -161,6 +169,7 @@ class PruneSpec(StageSpec, PruneParams):
 
 class ExportSpec(StageSpec, ExportParams):
     model: Path
+    records: Path | None = Field(None, description="the export is compared on its images; null: on made ones")
     evaluate: EvaluateParams = EvaluateParams()
 
 

@@ -1,0 +1,1 @@
+"""Data in: readers, checks, split, snapshot, arrival, and the demo's synthetic data set."""

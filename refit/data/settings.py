@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from refit.specs import Spec
+from refit.data.codes import CODES
+from refit.specs import Spec, did_you_mean
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
@@ -59,8 +60,24 @@ class DatasetSettings(Spec):
     )
     split: Split = Split()
     max_bad_labels: float = Field(0.01, ge=0, le=1, description="a larger share of faulty objects stops the run")
+    severity: dict[str, Literal["error", "warning", "info"]] = Field(
+        default_factory=dict,
+        description="check -> error (stops the run), warning (left out, reported, counted by max_bad_labels) or info; "
+        "for example {image_truncated: warning}",
+    )
     image_dir: str | None = Field(None, description="folder of the images in the source; null: the format's own")
     label_dir: str | None = Field(None, description="folder of the labels in the source; null: the format's own")
+
+    @field_validator("severity")
+    @classmethod
+    def _checks(cls, value: dict[str, str]) -> dict[str, str]:
+        open_ = [name for name, code in CODES.items() if not code.fixed]
+        for name in value:
+            if name in CODES and CODES[name].fixed:
+                raise ValueError(f"{name} always stops the run; its severity cannot be changed")
+            if name not in CODES:
+                raise ValueError(f"{name!r} is no check{did_you_mean(name, open_)}")
+        return value
 
     @model_validator(mode="after")
     def _names(self) -> DatasetSettings:

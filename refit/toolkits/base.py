@@ -68,6 +68,7 @@ class Stage:
     image: str | None = None
     exit_codes: Mapping[str, str] = field(default_factory=lambda: dict(OUR_EXIT_CODES))
     grace_seconds: float = 20
+    resumes: bool = True  # False: what a killed attempt left is moved aside, because the command cannot go on from it
 
     @property
     def upstream(self) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ _NO_PROFILE = Profile.model_validate({"triton": {"url": "http://127.0.0.1:8000",
 MODEL = Output("model", "model.pth", "pth", min_bytes=1000)
 ONNX = (Output("model", "model.onnx", "onnx", min_bytes=1000), Output("info", "model.json", "json"))
 RESULTS = (Output("results", "results.json", "json"),)
-CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/specs.py", "refit/status.py")
+CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/command.py", "refit/files.py", "refit/specs.py", "refit/status.py")
 
 
 @dataclass(frozen=True)
@@ -185,11 +185,12 @@ class _Chain:
             "export",
             {
                 "model": f"{{input:{last}.model}}",
+                "records": "{input:dataset_convert}",
                 **s.export.model_dump(),
                 "evaluate": s.evaluate.model_dump(),
             },
             title="Export ONNX",
-            inputs=(last,),
+            inputs=(last, "dataset_convert"),
             after=(f"gate_{judged}",),
             outputs=ONNX,
         )

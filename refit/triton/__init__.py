@@ -1,0 +1,16 @@
+"""Triton: a local server, model configuration, a client, and releases that cannot hurt what serves.
+
+| module | idea |
+|---|---|
+| `installation`, `server` | a real tritonserver on loopback without root, container or GPU (standard library only) |
+| `config` | config.pbtxt from the ONNX file itself |
+| `client` | what a release and a user ask of a server, with typed errors |
+| `repository`, `ledger`, `lock` | the model repository, what was released, one release of a model at a time |
+| `reference`, `proof` | what a model must answer, and the proof that a server answers so |
+| `artefact`, `champion` | the model that is released; what serves before it |
+| `transaction`, `release`, `rollback` | the crash-safe change of a champion |
+| `stage`, `infer` | the stage command; one picture answered by a server |
+| `serving` | is a release still what serves? |
+
+What the server does in each case was measured; `docs/contracts.md` and the modules' docstrings carry the facts.
+"""

@@ -47,10 +47,19 @@ def test_a_minimal_file_makes_the_whole_chain(tmp_path: Path) -> None:
     [
         ("stages: {trian: {}}\n", "mine.yaml:5: stages.trian: unknown key; did you mean 'train'?"),
         ("stages:\n  train:\n    epochs: many\n", "mine.yaml:7: stages.train.epochs: Input should be a valid integer"),
-        ("stages:\n  prune: {ratio: 1.5}\n", "mine.yaml:6: stages.prune.ratio: Input should be less than 1 (it is 1.5)"),
+        (
+            "stages:\n  prune: {ratio: 1.5}\n",
+            "mine.yaml:6: stages.prune.ratio: Input should be less than 1 (it is 1.5)",
+        ),
         ("schedule: on_arival\n", "mine.yaml:5: schedule: 'on_arival' is no schedule; use on_arrival"),
-        ("network: {input_width: 330}\n", "mine.yaml:5: network.input_width: Input should be a multiple of 16 (it is 330)"),
-        ("stages:\n  prune: false\n  retrain: {epochs: 2}\n", "mine.yaml:7: stages.retrain: there is nothing to retrain"),
+        (
+            "network: {input_width: 330}\n",
+            "mine.yaml:5: network.input_width: Input should be a multiple of 16 (it is 330)",
+        ),
+        (
+            "stages:\n  prune: false\n  retrain: {epochs: 2}\n",
+            "mine.yaml:7: stages.retrain: there is nothing to retrain",
+        ),
         ("stages:\n  evaluate: {splits: [vall]}\n", "stages.evaluate.splits[0]: the data set has no split 'vall'"),
         ("resources: {stages: {tran: {cpus: 1}}}\n", "this pipeline has no such stage; did you mean 'train'?"),
         ("release: {model: a/b}\n", "mine.yaml:5: release.model: String should match pattern"),
@@ -104,7 +113,9 @@ def test_without_prune_there_is_no_retrain(tmp_path: Path) -> None:
 def test_overrides_are_judged_like_the_file(tmp_path: Path) -> None:
     doc = pipelines.read_document(write(tmp_path, MINIMAL), "mine.yaml")
     assert pipelines.from_document(doc, "mine", {"stages.train.epochs": 3}).stages.train.epochs == 3
-    with pytest.raises(SpecError, match=r"stages\.train\.epochs: Input should be greater than or equal to 1"):
+    with pytest.raises(
+        SpecError, match=r"params of this run: stages\.train\.epochs: Input should be greater than or equal to 1"
+    ):
         pipelines.from_document(doc, "mine", {"stages.train.epochs": 0})
     assert "stages" not in doc.data  # the document itself is unchanged
 

@@ -1,0 +1,59 @@
+"""`make lock`: each requirements.txt anew from its requirements.in; versions stay unless `--upgrade` is given.
+
+A lock names exact versions and nothing of this machine: no index, no folder, no local build of PyTorch (which build is
+installed, the set-up decides: `refit.embedded.installer.torch_backend`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from refit.embedded import installer
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {
+    "images/airflow/requirements.in": "requirements.txt",
+    "images/tools/requirements.in": "images/tools/requirements.txt",
+    "images/cpu/requirements.in": "images/cpu/requirements.txt",
+    "images/triton/requirements.in": "images/triton/requirements.txt",
+    "images/lint/requirements.in": "images/lint/requirements.txt",
+    "tests/requirements.in": "tests/requirements.txt",
+}
+TESTED = ("requirements.txt", "images/tools/requirements.txt", "images/cpu/requirements.txt")
+# Its own dependencies are for a Python API that we do not use, and contradict what the server needs.
+WITHOUT_DEPENDENCIES = "nvidia-pytriton"
+
+
+def main(options: list[str]) -> int:
+    home = Path(os.environ.get("REFIT_HOME") or ROOT / ".refit")
+    env = installer.uv_environment(os.environ, installer.pip_settings(os.environ), home)
+    uv = installer.find_uv(home, env)
+    for source, lock in LOCKS.items():
+        wanted = (ROOT / source).read_text()
+        alone = [line for line in wanted.splitlines() if line.startswith(WITHOUT_DEPENDENCIES)]
+        rest = "\n".join(line for line in wanted.splitlines() if line not in alone) + "\n"
+        old = (ROOT / lock).read_text() if (ROOT / lock).exists() else ""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "lock.txt"
+            # uv keeps the versions it finds there; the CPU build has a version of its own
+            out.write_text(re.sub(r"^(torch==[^+\s]+)$", r"\1+cpu", old, flags=re.MULTILINE))
+            argv = [uv, "pip", "compile", "-", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_35"]
+            argv += ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+            argv += [word for tested in TESTED if source.startswith("tests/") for word in ("-c", tested)]
+            argv += ["-o", str(out), *installer.torch_backend(old, env), *options]
+            if subprocess.run(argv, cwd=ROOT, env=env, input=rest, text=True, check=False).returncode:
+                print(f"error: {source} cannot be resolved; {lock} stays as it was", file=sys.stderr)
+                return 1
+            new = re.sub(r"^(torch==[^+\s]+)\+cpu$", r"\1", out.read_text(), flags=re.MULTILINE)
+        (ROOT / lock).write_text("".join(f"{line}\n" for line in alone) + new)
+        print(f"{lock}: {'unchanged' if (ROOT / lock).read_text() == old else 'changed'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+# What a person types. Each target sets up what it needs; a second call takes no time for that.
+#
+#   make run [PIPELINE=specs/pipelines/x.yaml] [DATA=folder] [ONCE=1]
+#   make test [ARGS="-k name"]      make lint      make setup      make lock      make clean
+#
+# Ports: AIRFLOW_PORT, TRITON_HTTP_PORT, TRITON_GRPC_PORT, TRITON_METRICS_PORT. Everything made lies below REFIT_HOME
+# (default .refit).
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format lock clean dags
+
+export PYTHONPATH := $(CURDIR)
+REFIT_HOME ?= $(CURDIR)/.refit
+REFIT_ENVS ?= $(REFIT_HOME)/envs
+export REFIT_HOME REFIT_ENVS
+
+ENVS := $(REFIT_ENVS)
+SETUP := sh bin/setup
+
+help:
+	@sed -n '3,7s/^# *//p' Makefile
+
+setup:
+	@$(SETUP)
+
+run:
+	@$(SETUP) --quiet
+	@$(ENVS)/tools/bin/python -m refit.embedded $(if $(PIPELINE),--pipeline '$(PIPELINE)') $(if $(DATA),--data '$(DATA)') \
+	  $(if $(filter-out 0 no false,$(ONCE)),--once)
+
+test:
+	@$(SETUP) --quiet --tests airflow tools cpu triton
+	@$(ENVS)/tools/bin/python -m refit.embedded.suite $(ARGS)
+
+# The lint needs what it judges: types of the cpu environment, nothing of the others.
+lint:
+	@$(SETUP) --quiet lint cpu
+	$(ENVS)/lint/bin/ruff check
+	$(ENVS)/lint/bin/ruff format --check
+	$(ENVS)/lint/bin/mypy --python-executable $(ENVS)/cpu/bin/python
+	$(ENVS)/lint/bin/lint-imports
+	$(ENVS)/lint/bin/python .ci/hygiene.py
+
+format:
+	@$(SETUP) --quiet lint
+	$(ENVS)/lint/bin/ruff check --fix
+	$(ENVS)/lint/bin/ruff format
+
+# Every DAG file imports and every pipeline file makes a DAG.
+dags:
+	@$(SETUP) --quiet --tests airflow
+	@$(ENVS)/tools/bin/python -m refit.embedded.suite tests/dags
+
+# Resolve all locks anew, after a requirements.in was changed; tests last, because they follow the others.
+lock:
+	@$(SETUP) --quiet lint
+	@$(ENVS)/lint/bin/python .ci/lock.py
+
+clean:
+	@echo "removing $(REFIT_ENVS) and caches; the workspace ($(REFIT_HOME)/workspace) stays"
+	rm -rf '$(REFIT_ENVS)' .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,235 @@
+"""Noticing that a complete new data set has arrived in a pipeline's inbox.
+
+`DatasetArrivalTrigger` looks at the inbox from the triggerer. It serves twice: an asset's watcher starts a run for
+each arrival (`schedule: on_arrival`), and a run's first task (`DatasetArrivalSensor`) waits with it for data that is
+still being copied, without a worker slot. Both follow one rule, `decide`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow.sdk import Asset, AssetWatcher, BaseOperator
+from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from operators import inputs
+from refit.config import ConfigError
+from refit.data import arrival
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from refit.config import Settings
+    from refit.pipeline import Pipeline
+
+AUTOMATIC = ("scheduled", "asset_triggered", "backfill")  # run types that nobody asked for by hand
+JITTER = 0.1  # share of the poll interval, so that a thousand triggers do not list at the same moment
+
+
+class Step(StrEnum):
+    GO = "go"  # there is something to train on
+    SKIP = "skip"  # nothing new for a run that started by itself
+    WAIT = "wait"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """What has to be known to look at an inbox: an `arrival.Rule`, and where the pipeline notes what it took."""
+
+    path: str
+    workspace: str
+    marker: str | None
+    settle_seconds: float
+
+
+class Look(NamedTuple):
+    """An inbox at one moment, compared with the look before and with what was taken last."""
+
+    listing: arrival.Listing
+    ready: arrival.Readiness
+    taken: arrival.Taken | None
+
+
+def look(inbox: Inbox, previous: arrival.Listing | None = None) -> Look:
+    """List an inbox. Raises OSError where it is there but cannot be read."""
+    listing = arrival.listing(inbox.path, previous, marker=inbox.marker)
+    return Look(listing, arrival.is_complete(listing, previous, inbox), arrival.last_taken(Path(inbox.workspace)))
+
+
+def decide(seen: Look, *, automatic: bool) -> tuple[Step, str]:
+    """What a run should do, and why. A run by hand may use data that was taken before; others only new data."""
+    listing, ready, taken = seen
+    if not listing.files:
+        if automatic:
+            return Step.SKIP, f"nothing to take: {ready.reason}"
+        if taken is not None and taken.fingerprint:
+            return Step.GO, f"{ready.reason}: the data set taken last is used again"
+        return Step.WAIT, ready.reason
+    if taken is not None and taken.signature == listing.signature:
+        return (Step.SKIP if automatic else Step.GO), f"nothing new since run {taken.run} ({taken.outcome})"
+    return (Step.GO if ready else Step.WAIT), ready.reason
+
+
+class DatasetArrivalTrigger(BaseEventTrigger):
+    """Looks at an inbox every `poll_seconds`, in a thread, and fires when `decide` says so.
+
+    `repeat`: fires for each complete new arrival, once, and goes on (an asset's watcher); else fires once: go, skip or
+    timeout. `deadline` is in seconds of the Unix clock, so that a restart of the triggerer does not start the wait
+    again; None waits for ever. An inbox that is missing or unreadable is looked at again.
+
+    Event: {"step", "reason", "signature", "files", "bytes"}.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        workspace: str,
+        marker: str | None,
+        settle_seconds: float,
+        poll_seconds: float,
+        automatic: bool = True,
+        repeat: bool = False,
+        deadline: float | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inbox = Inbox(path, workspace, marker, settle_seconds)
+        self.poll_seconds, self.automatic, self.repeat, self.deadline = poll_seconds, automatic, repeat, deadline
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{__name__}.{type(self).__name__}", {
+            **asdict(self.inbox),
+            "poll_seconds": self.poll_seconds,
+            "automatic": self.automatic,
+            "repeat": self.repeat,
+            "deadline": self.deadline,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        listing: arrival.Listing | None = None
+        fired = told = ""
+        while True:
+            step = Step.WAIT
+            try:
+                seen = await asyncio.to_thread(look, self.inbox, listing)
+                listing = seen.listing
+                step, reason = decide(seen, automatic=self.automatic)
+            except OSError as exc:
+                reason = f"cannot be read: {exc.strerror}"
+            words = re.sub(r"\d+", "", reason)  # not a line for each second that passes
+            if words != told:
+                told = words
+                self.log.info("%s: %s", self.inbox.path, reason)
+            if self.repeat:
+                if step is Step.GO and listing is not None and listing.signature != fired:
+                    yield _event(step, reason, listing)
+                    fired = listing.signature
+            elif step is not Step.WAIT:
+                yield _event(step, reason, listing)
+                return
+            elif self.deadline is not None and time.time() >= self.deadline:
+                yield _event(Step.TIMEOUT, reason, listing)
+                return
+            await asyncio.sleep(self.poll_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - no secret
+
+
+def _event(step: Step, reason: str, listing: arrival.Listing | None) -> TriggerEvent:
+    found = {"signature": listing.signature, "files": listing.files, "bytes": listing.bytes} if listing else {}
+    payload = {"step": str(step), "reason": reason, **found}
+    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+
+
+def inbox_of(pipeline: Pipeline, where: Settings) -> Inbox:
+    """Raises ConfigError where the pipeline's data would lie outside the allowed roots."""
+    rule = pipeline.dataset.arrival
+    return Inbox(
+        path=str(where.data_path(pipeline.dataset.source)),
+        workspace=str(where.workspace / str(pipeline.name)),
+        marker=rule.marker,
+        settle_seconds=rule.settle_seconds,
+    )
+
+
+def asset(pipeline: Pipeline, where: Settings) -> Asset:
+    """The asset that stands for complete new data of a pipeline; a run starts at each of its events."""
+    trigger = DatasetArrivalTrigger(
+        **asdict(inbox_of(pipeline, where)), poll_seconds=pipeline.dataset.arrival.poll_seconds, repeat=True
+    )
+    name = f"refit_{pipeline.name}_inbox"
+    return Asset(name=name, uri=f"refit://inbox/{pipeline.name}", watchers=[AssetWatcher(name=name, trigger=trigger)])
+
+
+class DatasetArrivalSensor(BaseOperator):
+    """A run's first task: refuses params that the pipeline does not have, then waits until its data is complete.
+
+    Looks once itself; only where that cannot decide does it wait, in the triggerer. Runs that started by themselves
+    are skipped where nothing new came (one arrival that fires twice, around a restart of the triggerer, ends here).
+    """
+
+    template_fields = ()
+    ui_color = "#f3ecdc"
+
+    def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pipeline = pipeline
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        where = inputs.settings()
+        pipeline = inputs.read(self.pipeline, inputs.conf_of(context), where)
+        try:
+            inbox = inbox_of(pipeline, where)
+        except ConfigError as exc:
+            raise inputs.BadInput(str(exc)) from None
+        automatic = context["dag_run"].run_type in AUTOMATIC
+        try:
+            seen = look(inbox)
+            if seen.listing.signature in _announced(context):
+                seen = seen._replace(ready=arrival.Readiness(True, f"{seen.listing.files} files, as announced"))
+            step, reason = decide(seen, automatic=automatic)
+            event = dict(_event(step, reason, seen.listing).payload)
+        except OSError as exc:  # the triggerer may see what a worker does not
+            step, event = Step.WAIT, {"reason": f"cannot be read: {exc.strerror}"}
+        if step is not Step.WAIT:
+            return self.finish(context, event)
+        self.log.info("%s: %s; waiting without a worker slot", inbox.path, event["reason"])
+        rule = pipeline.dataset.arrival
+        self.defer(
+            trigger=DatasetArrivalTrigger(
+                **asdict(inbox),
+                poll_seconds=rule.poll_seconds,
+                automatic=automatic,
+                deadline=time.time() + timedelta(hours=rule.timeout_hours).total_seconds(),
+            ),
+            method_name="finish",
+        )
+        raise AssertionError("defer does not return")
+
+    def finish(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on, skip the run, or give up. Returns what was found: files, bytes, signature, and the reason."""
+        step, reason = event.pop("step"), event["reason"]
+        if step == Step.SKIP:
+            raise AirflowSkipException(reason)
+        if step == Step.TIMEOUT:
+            raise AirflowSensorTimeout(
+                f"no complete data within dataset.arrival.timeout_hours: {reason}; "
+                "complete the data (marker, copy), then clear this task"
+            )
+        self.log.info("%s", reason)
+        return event
+
+
+def _announced(context: Mapping[str, Any]) -> set[str]:
+    """Signatures of the arrivals that started this run: the watcher has already seen that they were complete."""
+    events = context.get("triggering_asset_events") or {}
+    payloads = [e.extra.get("payload", {}) for found in events.values() for e in found if isinstance(e.extra, dict)]
+    return {p["signature"] for p in payloads if isinstance(p, dict) and "signature" in p}

@@ -1,0 +1,255 @@
+"""From pipeline files to DAGs: retrain_<name> for each file.
+
+    arrival -> bind -> stages (a task group: dataset_convert ... quantize, gates) -> release -> done
+
+Every task after bind has bind as a direct upstream and runs where nothing upstream failed and at least one upstream
+task succeeded. So a stage that bind skipped (its result is reused) does not skip what follows, a failed stage stops
+what needs it, and a skipped or failed bind stops everything. `done` follows every task, because Airflow judges a run by
+its last tasks only: a run whose release is skipped would count as a success whatever failed before. It costs nothing,
+the scheduler settles it without starting a process.
+
+A pipeline file can change or break at any time, so nothing that a running run does may depend on it:
+- The DAG processor gives a faulty file a DAG of one task that names the faults. Without it Airflow would mark the DAG
+  stale and freeze its running runs (those keep their own version of the DAG, see `operators.bundle`).
+- A task process gets a DAG that holds its own task only; of the file it reads no more than which runtime it names.
+- A fault that shows only when the DAG is made is found here: raised in Airflow, it would switch off all DAGs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule, get_parsing_context
+
+from operators import inputs, names
+from operators.arrival import DatasetArrivalSensor, asset
+from operators.stage import BadFileOperator, BindOperator
+from refit.config import ConfigError, Settings
+
+if TYPE_CHECKING:  # imported when a file is read: a task process does without pydantic's models
+    from refit.pipeline import Pipeline
+    from refit.plan import Node
+    from refit.specs import Problem
+
+RULE = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+# runtime -> the operator that runs one stage; takes `stage` and BaseOperator's arguments
+STAGE_OPERATORS: Mapping[str, str] = {"local": "operators.stage:LocalStageOperator"}
+DEFAULTS: Mapping[str, Any] = {"owner": "refit", "retries": 2, "retry_delay": timedelta(seconds=15)}
+
+
+class BadPipelineFiles(Exception):
+    """Every fault of every faulty pipeline file, one on each line."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        count = len({p.file for p in problems})
+        head = f"{count} pipeline file{'s' if count > 1 else ''} cannot be used; all others are loaded"
+        super().__init__("\n".join([head, *map(str, problems)]))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one pipeline file: a DAG, and the faults for which it is only a stand-in."""
+
+    dag: DAG | None
+    problems: tuple[Problem, ...] = ()
+
+
+def dags(settings: Settings | None = None) -> dict[str, DAG]:
+    """All DAGs by id; in a process that runs one task, that task's DAG only."""
+    context = get_parsing_context()
+    pipeline = names.pipeline_of(context.dag_id) if context.dag_id else None
+    if context.dag_id and pipeline is None:
+        return {}
+    if pipeline and context.task_id:
+        dag = task_dag(pipeline, context.task_id, settings)
+        return {dag.dag_id: dag}
+    return {made.dag.dag_id: made.dag for made in make(settings, only=pipeline) if made.dag}
+
+
+def problems(settings: Settings | None = None) -> list[Problem]:
+    """The faults of all pipeline files, in the order of the files."""
+    return [problem for made in make(settings) for problem in made.problems]
+
+
+def make(settings: Settings | None = None, only: str | None = None) -> list[Made]:
+    """Read the pipeline files (or the one named) and make their DAGs; never raises for a faulty file."""
+    from refit import pipeline as pipelines
+    from refit.specs import Problem
+
+    try:
+        settings = settings or Settings.from_env()
+        files = pipelines.files(settings.pipelines)
+    except ConfigError as exc:
+        return [Made(None, (Problem("settings", 0, "", str(exc)),))]
+    except OSError as exc:
+        reason = f"the folder of pipeline files cannot be read: {exc.strerror}; set REFIT_PIPELINES"
+        return [Made(None, (Problem(str(exc.filename), 0, "", reason),))]
+    found: dict[str, Path] = {}
+    out = []
+    for file in files:
+        name = pipelines.peek_name(file)
+        if only not in (None, name):
+            continue
+        if name in found:
+            reason = f"{found[name].name} and {file.name} stand for the same pipeline; remove one"
+            out.append(Made(None, (Problem(inputs.shown(file, settings), 1, "", reason),)))
+        else:
+            found[name] = file
+            out.append(_make(name, file, settings))
+    return out
+
+
+def _make(name: str, file: Path, settings: Settings) -> Made:
+    from refit import pipeline as pipelines
+    from refit import plan as plans
+    from refit.specs import Problem, SpecError
+
+    shown = inputs.shown(file, settings)
+    try:
+        pipeline = pipelines.load(file, shown)
+        return Made(pipeline_dag(pipeline, shown, plans.skeleton(pipeline), settings))
+    except SpecError as exc:
+        found = tuple(exc.problems)
+    except Exception as exc:  # whatever it is, it must not reach the other files' DAGs
+        found = (Problem(shown, 1, "", f"cannot be made into a DAG: {type(exc).__name__}: {exc}"),)
+    # A name that cannot be a pipeline's never had a run that would need the stand-in.
+    return Made(bad_file_dag(name, found) if pipelines.NAME.match(name) else None, found)
+
+
+def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings: Settings) -> DAG:
+    """The DAG of a good pipeline. Raises SpecError for what only shows here: the schedule, the data's place."""
+    from operators import texts
+    from operators.params import form
+    from refit import plan as plans
+
+    name = str(pipeline.name)
+    with DAG(
+        names.dag_id(name),
+        description=texts.summary(pipeline),
+        doc_md=texts.dag_doc(pipeline, file, nodes),
+        schedule=_schedule(pipeline, file, settings),
+        tags={names.TAG, name, pipeline.toolkit},
+        default_args=dict(DEFAULTS),
+        catchup=False,
+        max_active_runs=1,
+        auto_register=False,
+    ) as dag:
+        arrival, bind = _task(name, names.ARRIVAL), _task(name, names.BIND)
+        arrival >> bind
+        tasks: dict[str, BaseOperator] = {}
+        groups: dict[str, TaskGroup] = {}
+        for node in nodes:
+            if node.group and node.group not in groups:
+                groups[node.group] = TaskGroup(node.group, group_display_name=node.group.capitalize())
+            group = groups.get(node.group) if node.group else None
+            task = tasks[node.name] = _task(
+                name, node.name, pipeline.runtime, task_group=group, task_display_name=node.title
+            )
+            [bind, *(tasks[upstream] for upstream in node.upstream)] >> task
+        [bind, *tasks.values()] >> _task(name, names.DONE)
+    # Only now, because a DAG's params are copied into each task that is made after them, and serialized with it; in
+    # place, because setting them checks every default against its schema, which costs more than all the rest.
+    dag.params.update(form(plans.params(pipeline)))
+    dag.validate()  # type: ignore[no-untyped-call]
+    dag.check_cycle()
+    return dag
+
+
+def bad_file_dag(name: str, found: Iterable[Problem]) -> DAG:
+    """Keeps a DAG alive whose file is faulty; its one task fails with the faults."""
+    from operators import texts
+
+    found = list(found)
+    with DAG(
+        names.dag_id(name),
+        description=texts.clean(str(found[0]).split("\n")[0])[:500] if found else "",
+        doc_md=texts.bad_file_doc(found),
+        schedule=None,
+        tags={names.TAG, names.BAD_FILE_TAG},
+        default_args=dict(DEFAULTS),
+        catchup=False,
+        max_active_runs=1,
+        auto_register=False,
+    ) as dag:
+        _task(name, names.BAD_FILE)
+    return dag
+
+
+def task_dag(pipeline: str, task_id: str, settings: Settings | None = None) -> DAG:
+    """A DAG with the one task that a task process runs, made without reading what the pipeline file means."""
+    with DAG(names.dag_id(pipeline), schedule=None, default_args=dict(DEFAULTS), auto_register=False) as dag:
+        group, _, rest = task_id.rpartition(".")
+        stage = names.stage_of(task_id)
+        runtime = _peek_runtime(pipeline, settings or Settings.from_env()) if stage else ""
+        _task(pipeline, rest, runtime, task_group=TaskGroup(group) if group else None)
+    return dag
+
+
+def _task(pipeline: str, name: str, runtime: str = "", **kwargs: Any) -> BaseOperator:
+    """The task of a node, or one of those around the stages."""
+    if name == names.ARRIVAL:
+        return DatasetArrivalSensor(
+            task_id=name, pipeline=pipeline, task_display_name="Wait for complete data", **kwargs
+        )
+    if name == names.BIND:
+        return BindOperator(task_id=name, pipeline=pipeline, task_display_name="Take the data in and plan", **kwargs)
+    if name == names.BAD_FILE:
+        return BadFileOperator(
+            task_id=name, pipeline=pipeline, retries=0, task_display_name="Faults of the pipeline file", **kwargs
+        )
+    if name == names.DONE:
+        from airflow.providers.standard.operators.empty import EmptyOperator
+
+        return EmptyOperator(task_id=name, trigger_rule=TriggerRule.NONE_FAILED, task_display_name="Done", **kwargs)
+    module, _, attribute = STAGE_OPERATORS[runtime].partition(":")
+    operator: type[BaseOperator] = getattr(importlib.import_module(module), attribute)
+    return operator(task_id=name, stage=name, trigger_rule=RULE, **kwargs)
+
+
+def _schedule(pipeline: Pipeline, file: str, settings: Settings) -> Any:
+    from refit.specs import Problem, SpecError, read_document
+
+    def fault(key: tuple[str, ...], message: str) -> SpecError:
+        line = read_document(settings.pipelines / Path(file).name).line(key)
+        return SpecError([Problem(file, line, "", message)])
+
+    if pipeline.schedule is None:
+        return None
+    if pipeline.schedule == "on_arrival":
+        try:
+            return [asset(pipeline, settings)]
+        except ConfigError as exc:
+            raise fault(("dataset", "source"), str(exc)) from None
+    return _cron(pipeline.schedule, fault)
+
+
+def _cron(expression: str, fault: Any) -> Any:
+    from airflow.sdk import CronTriggerTimetable
+    from croniter import CroniterError, croniter  # type: ignore[import-untyped]
+
+    timetable = CronTriggerTimetable(expression, timezone="UTC")
+    try:
+        croniter(timetable.expression).get_next()  # "0 0 31 2 *" is well-formed, and never comes
+    except CroniterError as exc:
+        raise fault(("schedule",), f"schedule: {expression!r} is no time that comes: {exc}") from None
+    return timetable
+
+
+def _peek_runtime(pipeline: str, settings: Settings) -> str:
+    """The runtime that a pipeline file names, also where the file is not valid (any more)."""
+    for ending in (".yaml", ".yml"):
+        try:
+            text = (settings.pipelines / (pipeline + ending)).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        match = re.search(r"^runtime:\s*[\"']?([a-z]+)", text, re.MULTILINE)
+        if match and match[1] in STAGE_OPERATORS:
+            return match[1]
+        break
+    return "local"

@@ -1,0 +1,62 @@
+"""The pipeline file as a run's first tasks read it. Faults end the task at once: trying again would not help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from refit.config import ConfigError, Settings
+
+if TYPE_CHECKING:
+    from refit.pipeline import Pipeline
+
+
+class BadInput(AirflowFailException):
+    """A pipeline file, a param or a setting that cannot be used; the message names all faults."""
+
+
+def settings() -> Settings:
+    try:
+        return Settings.from_env()
+    except ConfigError as exc:
+        raise BadInput(str(exc)) from None
+
+
+def pipeline_file(pipeline: str, where: Settings) -> Path:
+    """The file of a pipeline, whether it ends in .yaml or .yml. Raises BadInput where there is none (any more)."""
+    for ending in (".yaml", ".yml"):
+        path = where.pipelines / (pipeline + ending)
+        if path.is_file():
+            return path
+    raise BadInput(f"{where.pipelines / pipeline}.yaml: no such file; it was there when this DAG was made")
+
+
+def shown(file: Path, where: Settings) -> str:
+    """A file as a person would write it: from the repository's root where it lies below it."""
+    return str(file.relative_to(where.repository) if file.is_relative_to(where.repository) else file)
+
+
+def read(pipeline: str, conf: Mapping[str, Any], where: Settings) -> Pipeline:
+    """The pipeline with a run's conf applied. Raises BadInput for faults in the file, unknown keys and bad values."""
+    from refit import pipeline as pipelines
+    from refit import plan as plans
+    from refit.specs import SpecError, read_document
+
+    file = pipeline_file(pipeline, where)
+    try:
+        document = read_document(file, shown(file, where))
+        changed, _ = plans.overrides(pipelines.from_document(document, pipeline), conf)
+        made: Pipeline = pipelines.from_document(document, pipeline, changed)
+    except SpecError as exc:
+        raise BadInput(str(exc)) from None
+    except plans.ConfError as exc:
+        raise BadInput(f"this run's params: {exc}") from None
+    return made
+
+
+def conf_of(context: Mapping[str, Any]) -> dict[str, Any]:
+    """What the person (or program) that started the run gave along; {} for other runs."""
+    return dict(context["dag_run"].conf or {})

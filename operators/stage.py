@@ -1,0 +1,162 @@
+"""Operators that run stages as subprocesses of the task (`runtime: local`), and the bind that comes before them.
+
+A task takes what it does from the run's plan.json. Nothing passes through Jinja: these operators have no template
+fields, so text from a pipeline file, a param or the data stays text.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+
+from operators import inputs, names, pools
+from operators.failures import raise_failure
+from refit.outcome import Result
+from refit.runtime.local import EnvironmentMissing, StageProcess, interpreter
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from refit.config import Settings
+
+
+class _ProcessOperator(BaseOperator):
+    """Runs one StageProcess; the process ends when the task is failed, cleared or killed."""
+
+    template_fields = ()
+
+    _process: StageProcess | None = None
+    _killed = False
+
+    def _run(self, name: str, environment: str, where: Settings, **what: Any) -> Result:
+        """Run a request or a plan's stage; its lines go to the task's log. Raises for any outcome but success."""
+        try:
+            python = interpreter(environment)
+        except EnvironmentMissing as exc:
+            raise inputs.BadInput(str(exc)) from None
+        self._process = StageProcess(
+            python=python,
+            env=where.environment(),
+            on_line=lambda line: self.log.info("%s", line),
+            **what,
+        )
+        if self._killed:  # the signal came before there was a process
+            self._process.stop()
+        result = self._process.run()
+        if not result.succeeded:
+            raise_failure(name, result)
+        return result
+
+    def on_kill(self) -> None:
+        """Called in a signal handler. Airflow kills the task's process 5 s later; the runner then ends by itself."""
+        self._killed = True
+        if self._process is not None:
+            self._process.stop()
+
+
+class BindOperator(_ProcessOperator):
+    """The first stage of a run: checks the params, takes the data in, writes plan.json (`refit.bind`).
+
+    The stages whose earlier results are reused, and those switched off, are marked skipped in one go, so that no task
+    starts only to say so. Clearing one of them by hand runs it all the same: Airflow keeps a list of skipped tasks for
+    its own branch operators only, and this is none.
+
+    XCom: {"plan": path, "skip": [stage, ...], "fingerprint": sha256, ...} (the summary of bind's result).
+    """
+
+    ui_color = "#e3ecf7"
+
+    def __init__(self, *, pipeline: str, pool: str = pools.LOCAL, **kwargs: Any) -> None:
+        super().__init__(pool=pool, **kwargs)
+        self.pipeline = pipeline
+
+    def execute(self, context: Context) -> None:
+        from refit.plan import bind_request
+
+        where = inputs.settings()
+        file = inputs.pipeline_file(self.pipeline, where)
+        request = bind_request(
+            file,
+            file.read_text(encoding="utf-8"),
+            context["run_id"],
+            inputs.conf_of(context),
+            where,
+            nonce=uuid.uuid4().hex,
+        )
+        finish_bind(context, self._run(names.BIND, request["environment"], where, request=request))
+
+
+def finish_bind(context: Mapping[str, Any], result: Result) -> None:
+    """Hand bind's summary to the other tasks and skip the stages that it names; raises DownstreamTasksSkipped."""
+    context["ti"].xcom_push(key="return_value", value=dict(result.summary))
+    skip = list(result.summary.get("skip", ()))
+    if skip:
+        # A task id that the run does not have does no harm, and bind need not know which stages are in the group.
+        raise DownstreamTasksSkipped(tasks=names.task_ids(skip))  # type: ignore[no-untyped-call]
+
+
+class LocalStageOperator(_ProcessOperator):
+    """Runs one stage of the bound plan in its environment's interpreter on this machine.
+
+    A retry starts the same stage in the same folder: a training goes on from its last checkpoint, a finished stage
+    answers at once. Fails without a retry where the outcome says that one would not help.
+
+    XCom: {"outcome", "seconds", "attempt", "resumed", "metrics", "summary"}.
+    """
+
+    ui_color = "#e8f4e8"
+
+    def __init__(self, *, stage: str, bind: str = names.BIND, pool: str = pools.LOCAL, **kwargs: Any) -> None:
+        super().__init__(pool=pool, **kwargs)
+        self.stage = stage
+        self.bind = bind
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        path = bound_plan(context, self.bind)
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        request = next((s for s in plan["stages"] if s["name"] == self.stage), None)
+        if request is None:  # only where runs are not pinned to their DAG's version, see operators.bundle
+            raise AirflowSkipException(f"{self.stage} is not in {path}: the pipeline file had no such stage then")
+        where = inputs.settings()
+        result = self._run(self.stage, request["environment"], where, plan=path, stage=self.stage)
+        return compact(result)
+
+
+def bound_plan(context: Mapping[str, Any], bind: str) -> Path:
+    """Where bind wrote this run's plan.json. Raises BadInput where bind has not run well."""
+    summary = context["ti"].xcom_pull(task_ids=bind)
+    if not isinstance(summary, Mapping) or "plan" not in summary:
+        raise inputs.BadInput(f"task {bind} of this run has left no plan; clear {bind} together with what follows")
+    return Path(summary["plan"])
+
+
+def compact(result: Result) -> dict[str, Any]:
+    """What other tasks and people want to know of a good result; the whole stays in the stage's result.json."""
+    return {
+        "outcome": str(result.outcome),
+        "seconds": result.seconds,
+        "attempt": result.attempt,
+        "resumed": result.resumed,
+        "metrics": dict(result.metrics),
+        "summary": dict(result.summary),
+    }
+
+
+class BadFileOperator(BaseOperator):
+    """The one task of a DAG whose pipeline file is faulty: fails, and says why."""
+
+    template_fields = ()
+
+    def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pipeline = pipeline
+
+    def execute(self, context: Context) -> None:
+        inputs.read(self.pipeline, {}, inputs.settings())
+        raise inputs.BadInput("the pipeline file was faulty when this run began and is good now; start a new run")

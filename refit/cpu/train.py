@@ -1,0 +1,183 @@
+"""`train` and `retrain`: from records to `model.pth`.
+
+The result is the running average of the weights after the last epoch, not the epoch that scored best on val: a choice
+by val would make val's figure too good. Retrain is the same with `model` given: its architecture (pruned widths),
+classes and weights are kept.
+
+After each epoch `checkpoint.pth` is replaced atomically; a later start with the same spec and data goes on from it and
+ends with the same bits as an uninterrupted run on the same machine. It is removed after success: a finished training
+that is started again starts clean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from refit.command import BadSpec
+from refit.cpu import checkpoint
+from refit.cpu.checkpoint import Model
+from refit.cpu.evaluate import find
+from refit.cpu.learner import Learner, has_bfloat16
+from refit.cpu.loader import batches, open_training_images, steps
+from refit.cpu.models import TorchRunner
+from refit.cpu.network import Architecture, Detector, count_parameters
+from refit.cpu.records import Dataset
+from refit.cpu.scoring import score
+from refit.cpu.specs import TrainSpec
+from refit.cpu.status import StatusWriter
+from refit.cpu.targets import Grid
+from refit.cpu.work import Progress, workers
+from refit.files import sha256
+from refit.postprocess import Postprocess
+
+CHECKPOINT = "checkpoint.pth"
+MODEL = "model.pth"
+# What may differ between a checkpoint and the training that goes on from it: paths, and what changes no weight.
+_FREE = {"records", "train_records", "model", "pretrained", "threads", "evaluate_every"}
+_VAL = Postprocess(score_threshold=0.01)
+
+
+def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
+    """Train and write `out/model.pth`; see the module's docstring.
+
+    Raises:
+        BadSpec: the network, the start model and the data do not fit together.
+        BadData: nothing to learn from, or an image that cannot be decoded.
+        Diverged: the loss is no longer a number.
+    """
+    threads = spec.threads or workers()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(spec.seed)
+    dataset = Dataset.load(spec.records)
+    train_set = Dataset.load(spec.train_records) if spec.train_records else dataset
+    if train_set.classes != dataset.classes:
+        raise BadSpec(f"train_records {train_set.folder} has other classes than records {dataset.folder}; make it anew")
+    model = _start(spec, dataset.classes)
+    records = train_set.split("train")
+    decoding = Progress(status, "Reading images", len(records))
+    images = open_training_images(records, model.info.input, str(train_set.folder), decoding.step)
+    if images.useless:
+        status.running(f"{images.useless} boxes without area left out.")
+    reduced = spec.precision == "bfloat16" or (spec.precision == "auto" and has_bfloat16())
+    size = spec.batch_size
+    grid = Grid(model.info.input.width, model.info.input.height, model.info.stride)
+    learner = Learner(model.network, spec, grid, model.info.input.scale, steps(len(images), size), reduced)
+    identity = _identity(spec, dataset, train_set)
+    done, history = _resume(out / CHECKPOINT, identity, learner, status)
+
+    with SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) as board:
+        for epoch in range(done + 1, spec.epochs + 1):
+            begin = time.monotonic()
+            losses = learner.epoch(batches(images, size, spec.augmentation, spec.seed, epoch))
+            history = [*history, time.monotonic() - begin]
+            state = {"identity": identity, "epoch": epoch, "seconds": history, **learner.state()}
+            checkpoint.save(out / CHECKPOINT, state)
+            _tell(status, board, spec, epoch, losses, learner.rate, history)
+            if epoch % spec.evaluate_every == 0 or epoch == spec.epochs:
+                _validate(status, board, Model(learner.average, model.info), dataset, epoch)
+    learner.check()
+    size_bytes = checkpoint.save_model(out / MODEL, Model(learner.average, model.info))
+    parameters = count_parameters(learner.average)
+    status.success(
+        f"Trained {spec.epochs} epochs: {parameters:,} parameters.", {"parameters": parameters, "bytes": size_bytes}
+    )
+    (out / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _start(spec: TrainSpec, classes: tuple[str, ...]) -> Model:
+    """The detector to train: a checkpoint's (retrain), or a new one, perhaps with a pretrained model's weights."""
+    wanted = checkpoint.describe(spec.network, classes)
+    if spec.model is None:
+        model = Model(Detector(Architecture.plan(spec.network, len(classes))), wanted)
+        if spec.pretrained is not None:
+            given = checkpoint.load_model(spec.pretrained).network
+            if not checkpoint.take_matching(model.network, given.state_dict()):
+                raise BadSpec(f"pretrained {spec.pretrained}: no layer fits this network; give one of the same width")
+        return model
+    model = checkpoint.load_model(spec.model)
+    if model.info.classes != classes:
+        raise BadSpec(f"model {spec.model} knows {', '.join(model.info.classes)}; the data has {', '.join(classes)}")
+    for key, has, wants in (
+        ("input_width", model.info.input.width, wanted.input.width),
+        ("input_height", model.info.input.height, wanted.input.height),
+        ("channels", model.info.input.channels, wanted.input.channels),
+        ("resize", model.info.input.resize, wanted.input.resize),
+        ("stride", model.info.stride, wanted.stride),
+    ):
+        if has != wants:
+            raise BadSpec(f"network.{key} is {wants}, but model {spec.model} was made with {has}; use {has}")
+    return model
+
+
+def _identity(spec: TrainSpec, dataset: Dataset, train_set: Dataset) -> str:
+    """What a checkpoint must have been made from, to go on from it. Paths may change, contents may not."""
+    content = {
+        "spec": spec.model_dump(exclude=_FREE),
+        "data": [dataset.fingerprint, train_set.fingerprint, train_set.splits["train"].images],
+        "start": [sha256(Path(p)) if p else None for p in (spec.model, spec.pretrained)],
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _resume(path: Path, identity: str, learner: Learner, status: StatusWriter) -> tuple[int, list[float]]:
+    """Take up a checkpoint where there is one of this training; gives the epochs done and the seconds of each."""
+    try:
+        state = checkpoint.load(path)
+        if state is None:
+            return 0, []
+        if state.get("identity") != identity:
+            status.running("The checkpoint here is of another training; starting anew.")
+            return 0, []
+        learner.restore(state)
+    except (BadSpec, KeyError, ValueError, RuntimeError) as exc:
+        status.running(f"The checkpoint here cannot be used ({exc}); starting anew.")
+        return 0, []
+    done, seconds = int(state["epoch"]), [float(s) for s in state["seconds"]]
+    status.running(f"Going on after epoch {done}.")
+    return done, seconds
+
+
+def _tell(
+    status: StatusWriter,
+    board: SummaryWriter,
+    spec: TrainSpec,
+    epoch: int,
+    losses: Mapping[str, float],
+    rate: float,
+    seconds: list[float],
+) -> None:
+    recent = seconds[-5:]
+    eta = sum(recent) / len(recent) * (spec.epochs - epoch)
+    status.running(
+        f"Epoch {epoch} of {spec.epochs}",
+        epoch=epoch,
+        max_epoch=spec.epochs,
+        time_per_epoch=str(timedelta(seconds=round(seconds[-1], 3))),
+        eta=str(timedelta(seconds=round(eta))),
+        loss=round(losses["loss"], 6),
+    )
+    for name, value in {**losses, "learning_rate": rate, "seconds": seconds[-1]}.items():
+        board.add_scalar(f"train/{name}", value, epoch)
+
+
+def _validate(status: StatusWriter, board: SummaryWriter, model: Model, dataset: Dataset, epoch: int) -> None:
+    """Score the running average on val, where the data has a val split with objects."""
+    if "val" not in dataset.splits or not dataset.splits["val"].objects:
+        return
+    truth, found = find(TorchRunner(model), model.info, dataset.split("val"), _VAL)
+    scores = score(truth, found, model.info.classes)
+    values = {"val_mAP50": scores.map50, "val_mAP": scores.map}
+    kpi = {name: round(value, 6) for name, value in values.items() if value is not None}
+    status.running(f"Evaluated epoch {epoch}", epoch=epoch, kpi=kpi)
+    for name, value in kpi.items():
+        board.add_scalar(f"val/{name.removeprefix('val_')}", value, epoch)

@@ -1,0 +1,78 @@
+"""The names of all that can be wrong with a data set, how bad each is, and what to do about it.
+
+Standard library only: pipeline files name these codes (`dataset.severity`), and Airflow reads them while parsing.
+
+- `error` stops the run;
+- `warning` costs an object or an image, or changes one; too many of them stop the run (`max_bad_labels`);
+- `info` is counted, so that nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """One kind of fault. `fixed`: a pipeline cannot change its severity."""
+
+    severity: Severity
+    advice: str
+    fixed: bool = False
+
+
+CODES: dict[str, Code] = {
+    # the data set as a whole
+    "source_missing": Code("error", "check dataset.source", fixed=True),
+    "source_changed": Code("error", "wait until the copy has ended, or write a marker file last", fixed=True),
+    "not_recognised": Code("error", "name dataset.format, image_dir and label_dir", fixed=True),
+    "too_few_images": Code(
+        "error", "at least two labelled images are needed: one to train, one to evaluate", fixed=True
+    ),
+    "no_objects": Code("error", "check the class names (classes, class_map) and the labels", fixed=True),
+    "too_many_bad_labels": Code("error", "correct the labels, or raise dataset.max_bad_labels", fixed=True),
+    "list_missing": Code("error", "dataset.split.lists is relative to the source", fixed=True),
+    "list_unknown_name": Code("error", "correct the list, or add the image", fixed=True),
+    "list_overlap": Code("error", "leave the image in one list only", fixed=True),
+    "split_without_objects": Code("error", "take labelled images into it", fixed=True),
+    "class_without_objects": Code("warning", "take the class out of dataset.classes, or add images of it"),
+    "class_not_in_split": Code("warning", "add images of the class: it cannot be learnt and measured apart"),
+    "duplicate_image": Code("info", "the same picture counts several times"),
+    "duplicate_across_splits": Code("warning", "take it out of one of them: it flatters the evaluation"),
+    # images
+    "image_without_label": Code(
+        "error", "add its label file (an empty one for an image without objects), or remove it"
+    ),
+    "image_truncated": Code("error", "copy the file again: its end is missing"),
+    "image_unreadable": Code("error", "replace the file, or remove it and its label"),
+    "image_unsupported": Code("error", "convert it to jpg or png"),
+    "image_damaged": Code("warning", "look at it: it can be decoded, but some of its bytes are wrong"),
+    "wrong_suffix": Code("info", "rename the file: other tools trust its ending"),
+    "duplicate_name": Code("error", "rename or remove all but one: they would share one label"),
+    "bad_name": Code("error", "rename the file: only readable UTF-8 names without control characters can be used"),
+    "not_followed": Code("error", "put the files themselves there: links out of the data set are not followed"),
+    "not_in_lists": Code("info", "it is in none of dataset.split.lists"),
+    "ignored_files": Code("info", "nothing to do, unless one of them should have been read"),
+    # labels
+    "label_without_image": Code("error", "add the image, or remove the label file"),
+    "label_unreadable": Code("error", "write the label file anew"),
+    "size_differs": Code("error", "label the image as it is now: its boxes were made for another size"),
+    "shifted_column": Code("error", "write the columns as: class truncated occluded alpha x1 y1 x2 y2 h w l x y z ry"),
+    "background_image": Code("info", "an image without objects: it teaches what is none"),
+    # objects
+    "unknown_class": Code("error", "add it to dataset.classes, or map it in dataset.class_map (null leaves it out)"),
+    "excluded_class": Code("info", "dataset.class_map leaves it out"),
+    "dont_care": Code("info", "KITTI's DontCare regions are not learnt"),
+    "column_count": Code("warning", "KITTI has 15 columns (16 with a score), separated by spaces"),
+    "no_class": Code("warning", "give the object a class name"),
+    "no_box": Code("warning", "give the object a box with xmin, ymin, xmax, ymax"),
+    "not_a_number": Code("warning", "write a number with a decimal point"),
+    "not_finite": Code("warning", "write the box's real coordinates"),
+    "inverted": Code("warning", "the left upper corner comes first: x1 < x2 and y1 < y2"),
+    "zero_area": Code("warning", "draw the box again, or remove it"),
+    "outside": Code("warning", "draw the box again: most of it lies outside the image"),
+    "clipped": Code("warning", "it was cut at the image's edge"),
+}

@@ -1,0 +1,95 @@
+"""KITTI's object labels: a text file an image, a line an object, 15 columns (16 with a detector's score).
+
+    class truncated occluded alpha x1 y1 x2 y2 h w l x y z rotation_y [score]
+
+Boxes are pixels, x2 and y2 taken as edges. Source: KITTI's object development kit (readme.txt) and TAO's data format.
+"""
+
+from __future__ import annotations
+
+from refit.data.faults import fault
+from refit.data.model import Labelled, Labels
+from refit.data.text import NotText, decode, finite, number
+
+SUFFIX = ".txt"
+_COLUMNS = (15, 16)
+_DONT_CARE = "dontcare"
+
+
+def parse(data: bytes, file: str) -> Labels:
+    """The objects of a label file; `file` is its name in faults. An empty file is an image without objects."""
+    try:
+        text = decode(data)
+    except NotText as exc:
+        lost = sum(1 for line in data.split(b"\n") if line.strip(b"\0 \t\r"))
+        return Labels(lost, faults=[fault("label_unreadable", file, str(exc), objects=lost)])
+    labels = Labels()
+    rows: list[list[float]] = []
+    for number_, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        if not words:
+            continue
+        labels.declared += 1
+        row = _line(words, number_, file, labels)
+        if row is not None:
+            rows.append(row)
+    if rows and all(row[6] == 0 for row in rows):
+        _shifted(rows, file, labels)
+    return labels
+
+
+def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] | None:
+    """Add one line to `labels`; returns its numbers (columns 2 to 15) when it is an object."""
+    name, shown = words[0], " ".join(words)[:120]
+    if name.lower() == _DONT_CARE:
+        labels.faults.append(fault("dont_care", file, "a DontCare region", line=at, objects=1))
+        return None
+    if len(words) not in _COLUMNS:
+        advice = _column_advice(words)
+        message = f"{len(words)} columns in place of 15"
+        labels.faults.append(fault("column_count", file, message, line=at, value=shown, advice=advice, objects=1))
+        return None
+    numbers = [number(w) for w in words[1:]]
+    row = [v for v in numbers if v is not None]
+    if len(row) != len(numbers):
+        column = numbers.index(None) + 2
+        message = f"column {column} is {words[column - 1]!r}, which is no number"
+        labels.faults.append(fault("not_a_number", file, message, line=at, value=shown, objects=1))
+        return None
+    box = (row[3], row[4], row[5], row[6])
+    if not finite(box):
+        message = f"the box {' '.join(words[4:8])} is not finite"
+        labels.faults.append(fault("not_finite", file, message, line=at, value=shown, objects=1))
+        return None
+    truncated = row[0] if 0 <= row[0] <= 1 else None
+    occluded = int(row[1]) if row[1] in (0, 1, 2, 3) else None
+    labels.objects.append(Labelled(at, name, *box, truncated=truncated, occluded=occluded))
+    return row
+
+
+def _column_advice(words: list[str]) -> str:
+    values = [number(w) for w in words]
+    if len(words) == 5 and all(v is not None and 0 <= v <= 1 for v in values[1:]):
+        return "these look like YOLO's labels (class x y width height as shares); convert them to KITTI or VOC"
+    if "," in words[0] or len(words) == 1:
+        return "KITTI's columns are separated by spaces, not by commas or semicolons"
+    if len(words) > 16 and all(v is not None for v in values[-14:]) and values[1] is None:
+        return f"a class name with spaces? write {'_'.join(words[: len(words) - 14])!r}"
+    return ""
+
+
+def _shifted(rows: list[list[float]], file: str, labels: Labels) -> None:
+    """Every y2 is 0: no one labels so; a column is missing before the box, or one too many stands in it."""
+    first = labels.objects[0]
+    message = f"y2 (column 8) is 0 in all {len(rows)} objects: a column is shifted"
+    advice = ""
+    if all(0 <= r[2] < r[4] and 0 <= r[3] < r[5] for r in rows):
+        advice = (
+            "the boxes stand in columns 4 to 7, one too early: a column before them (alpha?) is missing; "
+            "write: class truncated occluded alpha x1 y1 x2 y2 h w l x y z ry"
+        )
+    value = f"{first.x1:g} {first.y1:g} {first.x2:g} {first.y2:g}"
+    labels.faults.append(
+        fault("shifted_column", file, message, line=first.line, value=value, advice=advice, objects=len(rows))
+    )
+    labels.objects.clear()

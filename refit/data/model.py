@@ -1,0 +1,104 @@
+"""What readers hand on: objects as they are labelled, and samples as they go into a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from refit.data.faults import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An object as its label file says it, not yet checked: the box may be inverted, outside, or of an unknown class.
+
+    Coordinates are pixels of the image as stored (no EXIF rotation), x2 and y2 are the exclusive right and lower edge.
+    `truncated` is the share outside the image (VOC's flag: 0 or 1), `occluded` KITTI's level 0 to 3; None: not known.
+    """
+
+    line: int
+    label: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    difficult: bool = False
+    truncated: float | None = None
+    occluded: int | None = None
+
+
+@dataclass(slots=True)
+class Labels:
+    """What one label file holds. `declared` counts its objects: declared = len(objects) + those that faults took."""
+
+    declared: int = 0
+    objects: list[Labelled] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    size: tuple[int, int] | None = None  # width and height that the labels were made for, where the format says it
+
+    def balanced(self) -> bool:
+        return self.declared == len(self.objects) + sum(f.objects for f in self.faults)
+
+
+@dataclass(slots=True)
+class Item:
+    """An image with its labels, as a reader gives it; `image` None: labels whose image cannot be used.
+
+    `name` is the image's path below the image folder, `image` and `label` are paths below the source.
+    """
+
+    name: str
+    image: str | None
+    label: str
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An object of a snapshot: inside its image, of positive area, of a class of the pipeline."""
+
+    cls: str
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    difficult: bool = False
+    truncated: float | None = None
+    occluded: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The object in annotations.jsonl (docs/contracts.md); flags that are unset are left out."""
+        row: dict[str, Any] = {"class": self.cls, "x1": self.x1, "y1": self.y1, "x2": self.x2, "y2": self.y2}
+        if self.difficult:
+            row["difficult"] = True
+        if self.truncated is not None:
+            row["truncated"] = self.truncated
+        if self.occluded is not None:
+            row["occluded"] = self.occluded
+        return row
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set."""
+
+    file: str
+    name: str
+    source: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+    objects: tuple[Box, ...]
+
+    def as_json(self, split: str) -> dict[str, Any]:
+        """The line of annotations.jsonl (docs/contracts.md)."""
+        return {
+            "file": self.file,
+            "sha256": self.sha256,
+            "width": self.width,
+            "height": self.height,
+            "split": split,
+            "source": self.source,
+            "objects": [o.as_json() for o in self.objects],
+        }

@@ -1,0 +1,267 @@
+"""The immutable snapshot of a data set, and the store of images by content below it (docs/contracts.md, "Workspace").
+
+A snapshot appears by one rename and is never changed. Two processes that publish the same data at once both end with
+the same snapshot: content decides every name, so the second one finds the first one's work and uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from refit import files
+from refit.data.faults import Fault, NoSpace, counts
+from refit.data.model import Sample
+
+SCHEMA = 1
+_NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_STALE_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A published data set. `faults` and `reused` tell of the ingest that returned it."""
+
+    path: Path
+    fingerprint: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, int]
+    objects: Mapping[str, int]
+    issues: Mapping[str, int]
+    faults: tuple[Fault, ...] = ()
+    reused: bool = False
+
+
+class Store:
+    """`datasets/objects/`: each image once, under the sha256 of its bytes. What lies there was decoded whole."""
+
+    def __init__(self, datasets: Path) -> None:
+        self.root = datasets / "objects"
+
+    def path(self, sha256: str, suffix: str) -> Path:
+        return self.root / sha256[:2] / f"{sha256}{suffix}"
+
+    def holds(self, sha256: str, suffix: str, size: int) -> bool:
+        """Whether the image is there in full length (a file that a power cut left short is written anew)."""
+        try:
+            return os.stat(self.path(sha256, suffix)).st_size == size
+        except OSError:
+            return False
+
+    def put(self, sha256: str, suffix: str, data: bytes) -> None:
+        """Write an image durably and read-only; several writers of the same one do no harm."""
+        target = self.path(sha256, suffix)
+        os.makedirs(target.parent, exist_ok=True)
+        aside = target.with_name(f".{target.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        try:
+            with open(aside, "xb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(aside, 0o444)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def fingerprint(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """sha256 over the class list and the rows of annotations.jsonl, by file name, without their `source`.
+
+    It covers name, content, size, objects and split of each image, and nothing of the machine or the day.
+    """
+    digest = hashlib.sha256(_canonical(list(classes)))
+    for row in sorted(rows, key=lambda r: str(r["file"])):
+        digest.update(_canonical({k: v for k, v in row.items() if k != "source"}))
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return (
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False) + "\n"
+    ).encode()
+
+
+def publish(
+    datasets: Path,
+    samples: Sequence[Sample],
+    split: Mapping[str, str],
+    classes: Sequence[str],
+    faults: Sequence[Fault],
+    provenance: Mapping[str, Any],
+) -> Snapshot:
+    """Write the snapshot of samples whose images are all in the store; returns the one that is there afterwards.
+
+    A whole one with the same fingerprint is kept as it is; a broken one is moved aside. Raises NoSpace, OSError.
+    """
+    rows = [s.as_json(split[s.file]) for s in sorted(samples, key=lambda s: s.file)]
+    name = fingerprint(rows, classes)
+    final = datasets / name
+    there = _usable(final)
+    if there is None:
+        staging = datasets / f".{name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            with no_space(datasets):
+                _write(staging, datasets, name, rows, samples, classes, faults, provenance)
+            there = _rename(staging, final)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    else:
+        there = replace(there, reused=True)
+    return replace(there, faults=tuple(faults))
+
+
+def open_snapshot(path: Path) -> Snapshot:
+    """Read a snapshot's dataset.json. Raises OSError and ValueError for one that is not there or damaged."""
+    row = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+    try:
+        if row["schema"] != SCHEMA:
+            raise ValueError(f"{path}: schema {row['schema']}, this version reads {SCHEMA}")
+        parts = (row["fingerprint"], tuple(row["classes"]), row["splits"], row["objects"], row["issues"])
+    except (KeyError, TypeError) as exc:
+        raise ValueError(f"{path / 'dataset.json'}: not a snapshot's: {exc!r}") from None
+    return Snapshot(path, *parts)
+
+
+def read_annotations(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a snapshot's annotations.jsonl."""
+    with open(path / "annotations.jsonl", encoding="utf-8") as f:
+        for line in f:
+            yield json.loads(line)
+
+
+def verify(path: Path) -> str:
+    """A light check of a snapshot: labels by the fingerprint, images by being there. Gives what is wrong, or ""."""
+    try:
+        snapshot = open_snapshot(path)
+        rows = list(read_annotations(path))
+        if snapshot.fingerprint != path.name or fingerprint(rows, snapshot.classes) != snapshot.fingerprint:
+            return "its labels do not give its fingerprint"
+        for row in rows:
+            if os.stat(path / "images" / row["file"]).st_size == 0:
+                return f"images/{row['file']} is empty"
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        return str(exc)
+    return ""
+
+
+def clean(datasets: Path) -> None:
+    """Remove what ingests that were killed left behind, once it is a day old."""
+    for path in datasets.glob(".*.tmp-*"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
+
+
+class no_space:
+    """Turns "disk full" into NoSpace, which names the place and says what to do."""
+
+    def __init__(self, folder: Path, needed: int = 0) -> None:
+        self.folder, self.needed = folder, needed
+
+    def __enter__(self) -> None:
+        if self.needed and self.needed > shutil.disk_usage(self.folder).free:
+            raise self._error()
+
+    def __exit__(self, kind: Any, exc: BaseException | None, trace: Any) -> None:
+        if isinstance(exc, OSError) and exc.errno in _FULL:
+            raise self._error() from exc
+
+    def _error(self) -> NoSpace:
+        free = shutil.disk_usage(self.folder).free // 2**20
+        needed = f", {self.needed // 2**20 + 1} MiB are needed" if self.needed else ""
+        return NoSpace(
+            f"No space left on device: {self.folder} has {free} MiB free{needed}; "
+            "remove old runs and snapshots, or move the workspace (REFIT_WORKSPACE)"
+        )
+
+
+def _write(
+    staging: Path,
+    datasets: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    faults: Sequence[Fault],
+    provenance: Mapping[str, Any],
+) -> None:
+    store = Store(datasets)
+    (staging / "images").mkdir(parents=True)
+    for s in samples:
+        _link(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
+    write_lines(staging / "annotations.jsonl", rows)
+    write_lines(staging / "issues.jsonl", (f.as_json() for f in faults))
+    splits = Counter(str(r["split"]) for r in rows)
+    objects = Counter(str(o["class"]) for r in rows for o in r["objects"])
+    files.write_json(
+        staging / "dataset.json",
+        {
+            "schema": SCHEMA,
+            "fingerprint": name,
+            "classes": list(classes),
+            "splits": dict(sorted(splits.items(), key=lambda kv: (kv[0] != "train", kv[0] != "val", kv[0]))),
+            "objects": {c: objects[c] for c in classes},
+            "issues": counts(faults),
+            "provenance": dict(provenance),
+        },
+    )
+    files.sync_folder(staging / "images")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON object a line, synced; for files in a folder that is not published yet."""
+    with open(path, "w", encoding="utf-8") as f:
+        for row in rows:
+            f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as exc:
+        if exc.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)  # a file system without hard links, or too many links to one file
+
+
+def _rename(staging: Path, final: Path) -> Snapshot:
+    """Put the snapshot in its place; the one that another process put there first is used in its stead."""
+    for _ in range(10):
+        try:
+            os.rename(staging, final)
+            files.sync_folder(final.parent)
+            return open_snapshot(final)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        there = _usable(final)
+        if there is not None:
+            return replace(there, reused=True)
+    raise OSError(errno.EEXIST, "something else keeps taking the snapshot's place", str(final))
+
+
+def _usable(final: Path) -> Snapshot | None:
+    """The whole snapshot at this place, or None; a broken one is moved aside first."""
+    if not final.is_dir():
+        return None
+    if not verify(final):
+        return open_snapshot(final)
+    with contextlib.suppress(FileNotFoundError):  # another process did it
+        os.rename(final, final.with_name(f"{final.name}.broken-{uuid.uuid4().hex[:8]}"))
+    return None

@@ -1,0 +1,40 @@
+"""Small helpers that every label reader needs: text from bytes, numbers from text."""
+
+from __future__ import annotations
+
+import math
+
+MAX_LABEL_BYTES = 64 * 2**20
+
+
+class NotText(ValueError):
+    """A file that is no UTF-8 text; the message says what it is."""
+
+
+def decode(data: bytes) -> str:
+    """UTF-8 text, a byte order mark left off. Raises NotText for UTF-16, other encodings, and binary data."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise NotText("it is UTF-16 text; save it as UTF-8")
+    if len(data) > MAX_LABEL_BYTES:
+        raise NotText(f"it has {len(data)} bytes; labels of one image never need more than {MAX_LABEL_BYTES}")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        raise NotText(f"byte {exc.start} is not UTF-8; save it as UTF-8") from None
+    if "\0" in text:
+        raise NotText(f"it holds zero bytes, the first at {text.index(chr(0))}: it is no text")
+    return text
+
+
+def number(word: str) -> float | None:
+    """A plain decimal number, or None. NaN and infinities are numbers here; Python's 1_000 and other digits are not."""
+    if "_" in word or not word.isascii():
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def finite(values: tuple[float, ...]) -> bool:
+    return all(map(math.isfinite, values))

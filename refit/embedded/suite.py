@@ -1,0 +1,196 @@
+"""``make test``: pytest in each environment, two at a time, the outputs kept apart, one line that sums up.
+
+    python -m refit.embedded.suite [PATH ...] [PYTEST OPTION ...]
+
+Without paths all of tests/ runs. Exit codes: 0 all passed (or were skipped, with the reason printed), 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from refit.config import Settings
+
+# The folders of tests/ that belong to an environment; all others run in `tools`.
+FOLDERS = {"cpu": ("cpu", "postprocess"), "airflow": ("operators", "dags", "plugins")}
+ORDER = ("cpu", "tools", "airflow")  # longest first, so that the two processors end together
+AT_ONCE = 2
+HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
+NOTHING_COLLECTED = 5  # pytest's exit code
+TELL_SECONDS = 60
+
+
+@dataclass
+class Count:
+    """Results of tests."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+@dataclass
+class Part:
+    """The tests of one environment, in one pytest process; output and report lie in `folder`."""
+
+    environment: str
+    paths: Sequence[str]
+    options: Sequence[str]
+    settings: Settings
+    folder: Path
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    began: float = 0
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.environment}.log"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / f"{self.environment}.xml"
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.report.unlink(missing_ok=True)
+        env = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW__")}
+        env |= self.settings.environment()
+        env["PYTHONPATH"] = str(self.settings.repository)
+        env["AIRFLOW_HOME"] = str(self.folder / "airflow")  # importing Airflow makes files there
+        argv = [
+            *(str(self.settings.envs / self.environment / "bin" / "python"), "-m", "pytest", "-rs", "--color=no"),
+            *("-o", f"faulthandler_timeout={HANG_SECONDS}", f"--junit-xml={self.report}"),
+            *self.options,
+            *self.paths,
+        ]
+        self.began = time.monotonic()
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                argv,
+                cwd=self.settings.repository,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def count(self) -> Count:
+        """What the report says; a process that died without one, or failed for another reason, is a failure."""
+        code = self.process.returncode if self.process else 1
+        if code == NOTHING_COLLECTED and self.options:
+            return Count()
+        try:
+            counted = read_report(self.report)
+        except (OSError, ET.ParseError):
+            return Count(failed=1)
+        return counted if code == 0 or counted.failed else counted + Count(failed=1)
+
+    def stop(self) -> None:
+        """End pytest and what its tests started."""
+        if self.process is not None and self.running():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def read_report(file: Path) -> Count:
+    """The counts of a JUnit XML report. Raises OSError and ParseError."""
+    counted = Count()
+    for suite in ET.parse(file).getroot().iter("testsuite"):  # noqa: S314  pytest wrote it
+        number = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+        failed = number["failures"] + number["errors"]
+        counted += Count(number["tests"] - failed - number["skipped"], failed, number["skipped"])
+    return counted
+
+
+def divide(tests: Path, words: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Paths for each environment, and the words that are options for pytest.
+
+    Args:
+        tests: the folder of all tests.
+        words: paths and options as a person types them; no path means all.
+    """
+    owner = {folder: environment for environment, folders in FOLDERS.items() for folder in folders}
+    paths = [w for w in words if not w.startswith("-") and (tests.parent / w.partition("::")[0]).exists()]
+    options = [w for w in words if w not in paths]
+    named = paths or [f"{tests.name}/{p.name}" for p in sorted(tests.iterdir()) if _has_tests(p)]
+    found: dict[str, list[str]] = {}
+    for path in named:
+        parts = Path(path.partition("::")[0]).parts
+        if len(parts) < 2:  # `tests` itself
+            return divide(tests, options)
+        found.setdefault(owner.get(parts[1], "tools"), []).append(path)
+    return found, options
+
+
+def _has_tests(path: Path) -> bool:
+    return any(path.rglob("test_*.py")) if path.is_dir() else path.match("test_*.py")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    settings = Settings.from_env()
+    paths, options = divide(settings.repository / "tests", list(sys.argv[1:] if words is None else words))
+    folder = settings.home / "tests"
+    waiting = [Part(name, paths[name], options, settings, folder) for name in ORDER if name in paths]
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+    running: list[Part] = []
+    total = Count()
+    began = told = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < AT_ONCE:
+                running.append(waiting.pop(0))
+                running[-1].start()
+                print(f"{running[-1].environment}: {' '.join(running[-1].paths)}", flush=True)
+            time.sleep(0.2)
+            for part in [p for p in running if not p.running()]:
+                running.remove(part)
+                counted = part.count()
+                total += counted
+                print(f"\n===== {part.environment}: {counted}, {time.monotonic() - part.began:.0f} s =====")
+                print(part.log.read_text(errors="replace").rstrip(), flush=True)
+                told = time.monotonic()
+            if running and time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                print(f"... {', '.join(p.environment for p in running)}: {told - began:.0f} s so far", flush=True)
+    except KeyboardInterrupt:
+        for part in running:
+            part.stop()
+            print(f"\n===== {part.environment}: interrupted =====\n{part.log.read_text(errors='replace')[-3000:]}")
+        print("interrupted", flush=True)
+        return 130
+    print(f"\nall tests took {time.monotonic() - began:.0f} s\n{total}", flush=True)
+    return 1 if total.failed or not (total.passed or total.skipped) else 0
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What was released: one folder per version with a release.json, never overwritten in place, never removed.
+
+``<workspace>/<pipeline>/releases/<version>/release.json`` is the truth about a version: what it is, where it came
+from, what replaced it. ``reference.npz`` beside it has the answers that it gave when it was released; a roll back
+proves with them that the version answers as it did.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refit.files import sync_folder, write_text
+from refit.triton.errors import RepositoryError
+from refit.triton.lock import actor
+
+State = Literal["staged", "serving", "retired", "failed"]
+
+
+class Event(BaseModel):
+    """A change of a version's state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: State
+    when: str
+    reason: str
+    by: dict[str, Any]
+
+
+class Previous(BaseModel):
+    """What served before."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    sha256: str | None = None
+    pipeline: str | None = None
+
+
+class Record(BaseModel):
+    """release.json. Unknown keys are kept: a later Refit may have written more."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    model: str
+    version: int
+    state: State
+    reason: str = ""
+    sha256: str
+    bytes: int
+    pipeline: str
+    run: str
+    key: str
+    metrics: dict[str, float] = {}
+    url: str
+    repository: str
+    previous: Previous | None = None
+    config: str
+    sidecar: dict[str, Any] = {}
+    history: list[Event] = []
+
+    def turn(self, state: State, reason: str) -> Record:
+        """The record in another state, with the change in its history; itself where it is in that state already."""
+        if state == self.state and self.history:
+            return self
+        event = Event(state=state, when=datetime.now(UTC).isoformat(timespec="seconds"), reason=reason, by=actor())
+        return self.model_copy(update={"state": state, "reason": reason, "history": [*self.history, event]})
+
+
+class Ledger:
+    """The releases folder of one pipeline.
+
+    Args:
+        folder: ``<workspace>/<pipeline>/releases``; made when the first record is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, record: Record) -> None:
+        """Write a version's record, whole or not at all."""
+        folder = self.path(record.version)
+        folder.mkdir(parents=True, exist_ok=True)
+        for parent in (self.folder.parent, self.folder):
+            sync_folder(parent)
+        write_text(folder / "release.json", record.model_dump_json(indent=1, by_alias=True) + "\n")
+
+    def path(self, version: int) -> Path:
+        """A version's folder."""
+        return self.folder / str(version)
+
+    def reference(self, version: int) -> Path:
+        """Where a version's answers are kept."""
+        return self.path(version) / "reference.npz"
+
+    def read(self, version: int) -> Record | None:
+        """A version's record, None where there is none.
+
+        Raises:
+            RepositoryError: the file is there and cannot be understood.
+        """
+        path = self.path(version) / "release.json"
+        try:
+            return Record.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as exc:
+            raise RepositoryError(
+                f"{path}: cannot be read as a release record ({exc}); repair or move it away"
+            ) from exc
+
+    def records(self, model: str | None = None) -> list[Record]:
+        """Every record, of one model or of all, by version."""
+        found = [self.read(version) for version in sorted(self.used_versions())]
+        return [r for r in found if r is not None and model in (None, r.model)]
+
+    def used_versions(self) -> set[int]:
+        """Version numbers with a folder here, whatever the model: a number has one folder."""
+        try:
+            return {int(name) for name in os.listdir(self.folder) if name.isdecimal()}
+        except FileNotFoundError:
+            return set()
+
+    def siblings(self) -> Iterator[Ledger]:
+        """The ledgers of this workspace's pipelines, this one first: one model may be released by several."""
+        yield self
+        for folder in sorted(self.folder.parent.parent.glob("*/releases")):
+            if folder != self.folder:
+                yield Ledger(folder)
+
+    def find(self, model: str, version: int) -> tuple[Ledger, Record] | None:
+        """A version's record, wherever in the workspace it is."""
+        for ledger in self.siblings():
+            record = ledger.read(version)
+            if record is not None and record.model == model:
+                return ledger, record
+        return None

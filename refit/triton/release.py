@@ -1,0 +1,351 @@
+"""Release a model: staged aside, proven aside, put in place by rename, loaded, proven in place, recorded.
+
+The champion goes on serving whatever fails. The order, and why each step is there, is that of the measured facts:
+
+1. The artefact is read and Triton is asked what serves, before anything is written.
+2. The version is written outside the repository on the same file system and synced. Its number was never used.
+3. A throwaway Triton on this machine serves it first: what fails there leaves production's readiness alone.
+4. The version folder is renamed in, config.pbtxt is replaced in one step and pins the version, Triton loads it.
+5. The index, the configuration's sha256, and the version and values of real inferences are checked (`proof`).
+6. The ledger is written and old versions are removed.
+
+`transaction` makes this safe against being killed anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from refit.files import sha256
+from refit.triton import config as cfg
+from refit.triton import proof, reference
+from refit.triton.artefact import Artefact, Origin, read_artefact, read_origin
+from refit.triton.champion import Champion, look
+from refit.triton.client import TritonClient
+from refit.triton.config import ModelConfig
+from refit.triton.errors import ArtefactError, InstallationError, ProofFailed, RepositoryError
+from refit.triton.installation import Installation, find
+from refit.triton.ledger import Ledger, Previous, Record
+from refit.triton.proof import Proof
+from refit.triton.reference import Reference, Samples
+from refit.triton.repository import ModelRepository
+from refit.triton.specs import ReleaseReport, ReleaseSpec
+from refit.triton.transaction import MODEL_AT_FAULT, Change, exclusive, reached, tolerance
+
+
+def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
+    """Make a model the champion of a Triton server, or leave everything as it was.
+
+    Args:
+        spec: what is released, and where to.
+        out: the stage's result folder; the throwaway server's log goes there, and request.json beside it says what
+            the spec does not.
+        say: is told what happens, a sentence each.
+
+    Raises:
+        ArtefactError: the model or what stands beside it cannot be used; nothing was touched.
+        TritonUnavailable: there is no Triton at the URL; nothing was touched.
+        AccessRefused, ModelLocked, RepositoryError, InstallationError: nothing was touched.
+        ReleaseFailed: something failed on the way; says what serves now.
+    """
+    artefact = read_artefact(spec.model_path)
+    origin = read_origin(spec, out)
+    installation = _prover(spec)
+    with exclusive(spec, f"{origin.pipeline}/{origin.run}", say) as (repository, client):
+        champion = look(client, spec.model, say)
+        if champion.version is not None and _is_same(champion, artefact):
+            report = _confirm(spec, client, champion, artefact, origin, say)
+            if report is not None:
+                return report
+        return _Release(spec, artefact, origin, repository, client, champion, installation, say).run(out)
+
+
+def _prover(spec: ReleaseSpec) -> Installation | None:
+    """The local Triton for the proof aside; None where the spec does not want one, or has none and needs none."""
+    if spec.prove == "never" or (spec.prove == "auto" and spec.kind == "KIND_GPU"):
+        return None
+    try:
+        return find()
+    except InstallationError:
+        if spec.prove == "always":
+            raise
+        return None
+
+
+def _is_same(champion: Champion, artefact: Artefact) -> bool:
+    served = champion.served
+    return (
+        served is not None
+        and served.sha256 == artefact.sha256
+        and served.sidecar == artefact.sidecar
+        and served.versions == champion.versions
+        and len(champion.versions) == 1
+    )
+
+
+def _confirm(
+    spec: ReleaseSpec,
+    client: TritonClient,
+    champion: Champion,
+    artefact: Artefact,
+    origin: Origin,
+    say: Callable[[str], None],
+) -> ReleaseReport | None:
+    """The artefact serves already: prove it and report; None when it does not answer right and must be released."""
+    version = champion.versions[0]
+    begin = time.perf_counter()
+    stored = Ledger(spec.ledger).find(spec.model, version)
+    expected = artefact.reference or champion.answers
+    try:
+        if stored is not None and stored[0].reference(version).exists():
+            expected = Reference.load(stored[0].reference(version), artefact.signature, "the ledger")
+    except ArtefactError as exc:
+        say(f"The ledger's answers of version {version} are left aside: {exc}")
+    try:
+        if expected is None:
+            raise ProofFailed("it does not answer")
+        seen = proof.verify(
+            client,
+            spec.model,
+            version,
+            artefact.sha256,
+            expected,
+            tolerance=tolerance(spec),
+            timeout_seconds=spec.timeout_seconds,
+        )
+    except MODEL_AT_FAULT as exc:
+        say(f"Version {version} is this model, but does not serve as it should; it is released again: {exc}")
+        return None
+    return _report(
+        spec,
+        origin,
+        artefact.sha256,
+        outcome="already_serving",
+        version=version,
+        previous=version,
+        seen=seen,
+        proven_by=expected.source,
+        seconds={"verify": time.perf_counter() - begin},
+        notes=["the same artefact serves already: nothing was changed"],
+    )
+
+
+class _Release:
+    """One release, with the model's lock held and nothing half done behind it."""
+
+    def __init__(
+        self,
+        spec: ReleaseSpec,
+        artefact: Artefact,
+        origin: Origin,
+        repository: ModelRepository,
+        client: TritonClient,
+        champion: Champion,
+        installation: Installation | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.spec = spec
+        self.artefact = artefact
+        self.origin = origin
+        self.repository = repository
+        self.client = client
+        self.champion = champion
+        self.installation = installation
+        self.say = say
+        self.ledger = Ledger(spec.ledger)
+        self.seconds: dict[str, float] = {}
+        self.notes: list[str] = []
+        numbers = (
+            repository.used_versions(spec.model)
+            | self.ledger.used_versions()
+            | {e.version for e in client.index(spec.model) if e.version is not None}
+        )
+        self.version = max(numbers, default=0) + 1
+
+    def run(self, out: Path | None) -> ReleaseReport:
+        """Do it; the errors are those of `release`."""
+        spec = self.spec
+        change = Change.begin(
+            "release",
+            spec,
+            self.repository,
+            self.client,
+            version=self.version,
+            champion=self.champion,
+            keep_versions=spec.keep_versions,
+            run=f"{self.origin.pipeline}/{self.origin.run}",
+            say=self.say,
+        )
+        begin = time.perf_counter()
+        try:
+            config = self._config().text()
+            self.ledger.write(self._record(config))
+            reached("begun")
+            self.say(f"Staging {spec.model} as version {self.version}")
+            tree = self.repository.stage(spec.model, self.version, self.artefact.files(), config)
+            if sha256(tree / spec.model / str(self.version) / "model.onnx") != self.artefact.sha256:
+                raise RepositoryError(
+                    f"{tree}: the copy differs from {self.artefact.path}: it changed, or the disk is bad"
+                )
+            self._lap("stage", begin)
+            reached("staged")
+            expected = self._prove(tree, out)
+            reached("proven")
+            self.say(f"Loading version {self.version} of {spec.model} into {spec.url}")
+            self.repository.install(spec.model, self.version)
+            reached("installed")
+            begin = time.perf_counter()
+            seen = change.swap(config.encode(), self.artefact.sha256, expected)
+            self._lap("swap", begin)
+            Reference(expected.inputs, seen.answers, "").save(self.ledger.reference(self.version))
+        except BaseException as exc:
+            change.fail(exc)
+            raise
+        removed = change.finish()
+        if removed:
+            self.notes.append(f"removed old versions {removed}")
+        return _report(
+            spec,
+            self.origin,
+            self.artefact.sha256,
+            outcome="released",
+            version=self.version,
+            previous=self.champion.version,
+            seen=seen,
+            proven_by=expected.source,
+            seconds=self.seconds,
+            notes=self.notes,
+        )
+
+    def _config(self) -> ModelConfig:
+        spec, artefact, origin = self.spec, self.artefact, self.origin
+        return ModelConfig(
+            name=spec.model,
+            version=self.version,
+            signature=artefact.signature,
+            max_batch_size=spec.max_batch_size,
+            instances=spec.instances,
+            kind=spec.kind,
+            dynamic_batching=spec.dynamic_batching,
+            free_dims=artefact.free_dims(),
+            parameters={
+                cfg.SHA256: artefact.sha256,
+                cfg.MODEL: json.dumps(artefact.sidecar, ensure_ascii=False, separators=(",", ":")),
+                cfg.PIPELINE: origin.pipeline,
+                cfg.RUN: origin.run,
+                cfg.KEY: origin.key,
+                cfg.REFIT: _refit_version(),
+            },
+        )
+
+    def _record(self, config: str) -> Record:
+        spec, artefact, origin, served = self.spec, self.artefact, self.origin, self.champion.served
+        previous = None
+        if self.champion.version is not None and served is not None:
+            previous = Previous(
+                version=self.champion.version, sha256=served.sha256, pipeline=served.parameters.get(cfg.PIPELINE)
+            )
+        return Record(
+            model=spec.model,
+            version=self.version,
+            state="staged",
+            sha256=artefact.sha256,
+            bytes=artefact.bytes,
+            pipeline=origin.pipeline,
+            run=origin.run,
+            key=origin.key,
+            metrics=origin.metrics,
+            url=spec.url,
+            repository=str(self.repository.root),
+            previous=previous,
+            config=config,
+            sidecar=artefact.sidecar,
+        ).turn("staged", f"staged by {origin.run}")
+
+    def _prove(self, tree: Path, out: Path | None) -> Reference:
+        """Serve the staged version aside, and get the answers that production must give.
+
+        The stage's own reference comes first: it was made by onnxruntime itself, so it can tell that a server is wrong.
+        """
+        spec, artefact = self.spec, self.artefact
+        given = artefact.reference
+        parts: list[Samples] = [given.inputs] if given else []
+        if spec.images is not None:
+            paths = spec.images if isinstance(spec.images, list) else [spec.images]
+            parts.append(reference.from_images(artefact.signature, artefact.info, paths))
+        if not parts:
+            parts.append(reference.made_up(artefact.signature, artefact.sidecar))
+        if self.installation is None:
+            self.notes.append("not proven on a throwaway Triton")
+            if given is not None:
+                return given
+            self.notes.append(f"no {reference.FILE}: shapes and types of the answers were proven, values were not")
+            return Reference(parts[0], {}, "nothing")
+        inputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self.say("Serving it from a throwaway Triton")
+        begin = time.perf_counter()
+        outputs = proof.prove_aside(
+            tree,
+            spec.model,
+            self.version,
+            artefact.signature,
+            inputs,
+            installation=self.installation,
+            folder=out / "proof" if out is not None else None,
+        )
+        source = "a throwaway Triton"
+        if given is not None:
+            rows = len(given)
+            first = {name: array[:rows] for name, array in outputs.items()}
+            reference.difference(given.outputs, first, tolerance(spec))
+            outputs = {name: np.concatenate([given.outputs[name], array[rows:]]) for name, array in outputs.items()}
+            source = f"{given.source}, and a throwaway Triton"
+        self._lap("prove", begin)
+        return Reference(inputs, outputs, source)
+
+    def _lap(self, name: str, begin: float) -> None:
+        self.seconds[name] = time.perf_counter() - begin
+
+
+def _report(
+    spec: ReleaseSpec,
+    origin: Origin,
+    sha256: str,
+    *,
+    outcome: str,
+    version: int,
+    previous: int | None,
+    seen: Proof,
+    proven_by: str,
+    seconds: dict[str, float],
+    notes: list[str],
+) -> ReleaseReport:
+    return ReleaseReport(
+        outcome=outcome,
+        model=spec.model,
+        version=version,
+        previous=previous,
+        sha256=sha256,
+        url=spec.url,
+        pipeline=origin.pipeline,
+        run=origin.run,
+        probes=len(next(iter(seen.answers.values()))),
+        difference=seen.difference,
+        milliseconds=seen.milliseconds,
+        proven_by=proven_by,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        notes=notes,
+    )
+
+
+def _refit_version() -> str:
+    try:
+        return importlib.metadata.version("refit")
+    except importlib.metadata.PackageNotFoundError:  # run from the sources
+        return "source"

@@ -1,0 +1,35 @@
+"""Does Triton still serve what a release made the champion? Bind asks before it reuses an earlier run's release."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from refit.triton.client import TritonClient
+from refit.triton.errors import TritonError
+
+
+def still_serving(report: Path, *, url: str, timeout_seconds: float = 5.0) -> bool:
+    """Whether Triton serves the version of a release.json.
+
+    Args:
+        report: the release stage's ``out/release.json``.
+        url: where the model is released to now; another one than the report's is a no.
+
+    Returns:
+        True only where the server says so itself. A report that cannot be read, a server that does not answer, another
+        version or other bytes: False. No control key is needed.
+    """
+    try:
+        value = json.loads(report.read_text(encoding="utf-8"))
+        model, version, sha256 = str(value["model"]), int(value["version"]), str(value["sha256"])
+        if value["url"] != url:
+            return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    try:
+        with TritonClient(url, timeout_seconds=timeout_seconds) as client:
+            served = client.config(model)
+            return served.versions == (version,) and served.sha256 == sha256 and client.ready(model, version)
+    except TritonError:
+        return False

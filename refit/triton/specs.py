@@ -1,0 +1,104 @@
+"""What a release and a roll back are told, and what they report. The control key is never among it: it comes from
+the environment (REFIT_SECRET_TRITON_CONTROL_KEY)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from refit.specs import Spec
+
+ModelName = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="the model's name in Triton")
+]
+Url = Annotated[str, Field(pattern=r"^https?://[^\s/@]+(:\d+)?$", description="Triton's HTTP address")]
+
+
+class ToleranceSpec(Spec):
+    """How far production's answers may be from the reference, in parts of each output's largest magnitude."""
+
+    largest: float = Field(0.05, ge=0, le=1, description="the largest difference of any value")
+    mean: float = Field(0.005, ge=0, le=1, description="the mean difference")
+
+
+class Target(Spec):
+    """Which model, on which Triton, with which files."""
+
+    model: ModelName
+    url: Url
+    repository: Path = Field(description="Triton's model repository, as this process sees it")
+    ledger: Path = Field(description="<workspace>/<pipeline>/releases")
+    timeout_seconds: float = Field(300, gt=0, le=86_400, description="for a load, and for the old version to unload")
+    lock_seconds: float = Field(600, ge=0, le=86_400, description="for another release of this model to end")
+    tolerance: ToleranceSpec = ToleranceSpec()
+
+
+class ReleaseSpec(Target):
+    """The spec of `python -m refit.triton release`."""
+
+    model_path: Path = Field(description="the .onnx file; model.json stands beside it, and reference.npz may")
+    keep_versions: int = Field(
+        3, ge=1, le=1000, description="versions kept in the repository, the serving one included"
+    )
+    pipeline: str | None = Field(None, description="null: from the stage's request.json")
+    run: str | None = Field(None, description="null: from the stage's request.json")
+    key: str | None = Field(None, description="the stage's key; null: from the stage's request.json")
+    metrics: dict[str, float] = Field(default_factory=dict, description="what the model reached; goes into the ledger")
+    results: Path | None = Field(None, description="results.json of the evaluate stage: more metrics")
+    images: Path | list[Path] | None = Field(None, description="pictures to prove with: a folder, or files")
+    prove: Literal["auto", "always", "never"] = Field(
+        "auto", description="serve it from a throwaway Triton first; auto: where the Triton environment is installed"
+    )
+    max_batch_size: int = Field(8, ge=1, le=1024, description="for a model with a free batch dim")
+    instances: int = Field(1, ge=1, le=64, description="instances on the CPU, or on each GPU")
+    kind: Literal["KIND_CPU", "KIND_GPU"] = Field("KIND_CPU", description="where the instances run")
+    dynamic_batching: bool = Field(False, description="answer requests together that come at the same time")
+
+
+class RollbackSpec(Target):
+    """What `python -m refit.triton rollback` does."""
+
+    to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
+
+
+class ReleaseReport(BaseModel):
+    """What a change did (release.json).
+
+    Attributes:
+        previous: the version that served before, None for the first one.
+        proven_by: where the reference's outputs come from.
+        milliseconds: an inference as the client sees it, median.
+        difference: the largest difference from the reference, in parts of the output's range.
+        seconds: how long each part took; `swap` is from the load request to the verified inference.
+        notes: what a reader should know.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_: Literal[1] = Field(1, serialization_alias="schema")
+    outcome: Literal["released", "already_serving", "rolled_back"]
+    model: str
+    version: int
+    previous: int | None
+    sha256: str
+    url: str
+    pipeline: str
+    run: str
+    probes: int
+    difference: float
+    milliseconds: float
+    proven_by: str
+    seconds: dict[str, float]
+    notes: list[str]
+
+    def sentence(self) -> str:
+        """The report in one line."""
+        what = {
+            "released": f"Triton serves version {self.version} of {self.model}",
+            "already_serving": f"Triton serves this model already: version {self.version} of {self.model}",
+            "rolled_back": f"Triton serves version {self.version} of {self.model} again",
+        }[self.outcome]
+        before = f" (before: {self.previous})" if self.previous not in (None, self.version) else ""
+        return f"{what}{before}, {self.milliseconds:g} ms an inference"

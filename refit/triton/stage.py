@@ -1,0 +1,60 @@
+"""The release as a stage command: report, summary and status lines, and the exit code that the error deserves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from refit.command import BadData, BadSpec, Rejected, StageError
+from refit.files import write_json
+from refit.status import StatusWriter
+from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
+from refit.triton.release import release
+from refit.triton.specs import ReleaseReport, ReleaseSpec
+
+_SUMMARY = ("outcome", "model", "version", "previous", "sha256", "url", "milliseconds", "difference", "proven_by")
+
+
+def run_release(spec: ReleaseSpec, out: Path, status: StatusWriter) -> None:
+    """Release and write ``out/release.json`` and ``out/summary.json``."""
+
+    def say(message: str) -> None:
+        print(message, flush=True)
+        status.running(message)
+
+    with stage_errors():
+        report = release(spec, out, say)
+    write_report(report, out)
+    print(report.sentence())
+    status.success(
+        report.sentence(),
+        kpi={
+            "version": float(report.version),
+            "inference_milliseconds": report.milliseconds,
+            "reference_difference": report.difference,
+            **{f"{name}_seconds": value for name, value in report.seconds.items()},
+        },
+    )
+
+
+def write_report(report: ReleaseReport, out: Path) -> None:
+    """release.json has everything, summary.json what travels in the stage's result."""
+    value = report.model_dump(by_alias=True)
+    write_json(out / "release.json", value)
+    write_json(out / "summary.json", {name: value[name] for name in _SUMMARY})
+
+
+@contextmanager
+def stage_errors() -> Iterator[None]:
+    """Errors of `refit.triton` as those of stage commands (exit codes: docs/contracts.md, "Stage commands")."""
+    try:
+        yield
+    except ArtefactError as exc:
+        raise BadData(str(exc)) from exc
+    except (RepositoryError, RollbackError) as exc:
+        raise BadSpec(str(exc)) from exc
+    except ReleaseFailed as exc:
+        raise (Rejected if exc.rejected else StageError)(str(exc)) from exc
+    except TritonError as exc:
+        raise StageError(str(exc)) from exc

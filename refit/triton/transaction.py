@@ -1,0 +1,401 @@
+"""A champion change that can be killed at any step: it is finished or undone when the model is changed next.
+
+A journal in the staging folder says what is under way. Before ``verified`` is written into it, the change is undone:
+the configuration goes back, the champion is loaded and asked, the new version is moved out of the repository and the
+ledger says why. From then on it is finished. Every step of both ways may be done twice without harm, so being killed
+while undoing is no different.
+
+``REFIT_CRASH_AT=<step>`` kills the process right after a step (`STEPS`, `UNDO_STEPS`); the tests use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from refit.files import write_bytes, write_text
+from refit.triton import proof
+from refit.triton.champion import Champion
+from refit.triton.client import TritonClient
+from refit.triton.errors import (
+    InferenceFailed,
+    LoadFailed,
+    ModelNotServed,
+    ProofFailed,
+    ReleaseFailed,
+    RepositoryError,
+    TritonError,
+    TritonUnavailable,
+)
+from refit.triton.ledger import Ledger
+from refit.triton.lock import ModelLock
+from refit.triton.reference import Reference, Tolerance, difference
+from refit.triton.repository import JOURNAL, ModelRepository
+from refit.triton.specs import Target
+
+STEPS = ("begun", "staged", "proven", "installed", "configured", "loaded", "checked", "verified", "recorded", "pruned")
+"""Steps of a release, in order; a roll back has those from `begun` without staged, proven, installed and pruned."""
+
+UNDO_STEPS = ("undo-configured", "undo-loaded", "undo-withdrawn", "undo-recorded")
+
+_UNLOAD_SECONDS = 10.0
+
+MODEL_AT_FAULT = (LoadFailed, ProofFailed, ModelNotServed, InferenceFailed)
+"""Errors that say that the model cannot serve; another try with the same file would end in the same way."""
+
+Say = Callable[[str], None]
+
+
+class Journal(BaseModel):
+    """What is under way for a model; ``previous.pbtxt`` and ``champion.npz`` stand beside it.
+
+    Attributes:
+        version: the version that is to serve.
+        champion: the versions that served when the change began.
+        had_config: there was a config.pbtxt then.
+        touched: config.pbtxt may have been replaced.
+        verified: the new version serves and answers right; there is only bookkeeping left.
+        failed: why it is being undone, "" while it is not.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_: Literal[1] = 1
+    kind: Literal["release", "rollback"]
+    model: str
+    version: int
+    champion: tuple[int, ...]
+    had_config: bool
+    ledger: Path
+    keep_versions: int
+    run: str
+    touched: bool = False
+    verified: bool = False
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Undone:
+    """How an undone change ended.
+
+    Attributes:
+        champion: the version that serves, None where none does.
+        restored: what served before serves again.
+        note: what went wrong while undoing, "" when nothing did.
+    """
+
+    champion: int | None
+    restored: bool
+    note: str
+
+
+def reached(step: str) -> None:
+    """A step is done; here a test may end the process as a power cut would."""
+    if os.environ.get("REFIT_CRASH_AT") == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Change:
+    """One change of one model, with the model's lock held.
+
+    Args:
+        target: model, Triton, limits.
+        say: is told what happens.
+    """
+
+    def __init__(
+        self, target: Target, repository: ModelRepository, client: TritonClient, journal: Journal, say: Say
+    ) -> None:
+        self.target = target
+        self.repository = repository
+        self.client = client
+        self.journal = journal
+        self.say = say
+        self._home = repository.workplace(journal.model)
+
+    @classmethod
+    def begin(
+        cls,
+        kind: Literal["release", "rollback"],
+        target: Target,
+        repository: ModelRepository,
+        client: TritonClient,
+        *,
+        version: int,
+        champion: Champion,
+        keep_versions: int,
+        run: str,
+        say: Say,
+    ) -> Change:
+        """Write down what serves now, then that a change begins."""
+        home = repository.workplace(target.model)
+        repository.clean(target.model)
+        home.mkdir(parents=True)
+        config = repository.read_config(target.model)
+        if config is not None:
+            write_bytes(home / "previous.pbtxt", config)
+        if champion.answers is not None:
+            champion.answers.save(home / "champion.npz")
+        journal = Journal(
+            kind=kind,
+            model=target.model,
+            version=version,
+            champion=champion.versions,
+            had_config=config is not None,
+            ledger=target.ledger.absolute(),
+            keep_versions=keep_versions,
+            run=run,
+        )
+        change = cls(target, repository, client, journal, say)
+        change._save()
+        return change
+
+    def swap(self, config: bytes, sha256: str, expected: Reference) -> proof.Proof:
+        """Point the configuration at the new version, load it, and prove that it serves.
+
+        Raises:
+            LoadFailed, ProofFailed, ModelNotServed, InferenceFailed, TritonUnavailable; the caller undoes.
+        """
+        self._save(touched=True)
+        self.repository.write_config(self.journal.model, config)
+        reached("configured")
+        try:
+            self.client.load(self.journal.model)
+        except LoadFailed as exc:
+            hint = ": its log says why, or it reads another repository" if "failed to poll" in str(exc) else ""
+            raise LoadFailed(f"{exc}{hint}") from None
+        reached("loaded")
+        result = proof.verify(
+            self.client,
+            self.journal.model,
+            self.journal.version,
+            sha256,
+            expected,
+            tolerance=tolerance(self.target),
+            timeout_seconds=self.target.timeout_seconds,
+        )
+        reached("checked")
+        return result
+
+    def finish(self) -> list[int]:
+        """The new version serves: record it, and remove what is too old.
+
+        Returns:
+            The versions that were pruned.
+        """
+        journal = self.journal
+        if not journal.verified:
+            self._save(verified=True)
+        reached("verified")
+        ledger = Ledger(journal.ledger)
+        back = journal.kind == "rollback"
+        for version in journal.champion:
+            found = ledger.find(journal.model, version)
+            if found and version != journal.version:
+                reason = f"{'rolled back' if back else 'replaced'} by version {journal.version} ({journal.run})"
+                found[0].write(found[1].turn("retired", reason))
+        found = ledger.find(journal.model, journal.version)
+        if found:
+            reason = f"{'rolled back to' if back else 'released'} by {journal.run}"
+            found[0].write(found[1].turn("serving", reason))
+        reached("recorded")
+        removed = [] if back else self._prune()
+        reached("pruned")
+        self.repository.clean(journal.model)
+        return removed
+
+    def _prune(self) -> list[int]:
+        """Remove old versions; Triton lets go of the last champion first, where it does."""
+        model, rule = self.journal.model, {"serving": self.journal.version, "keep_versions": self.journal.keep_versions}
+        if self.repository.surplus(model, **rule):
+            with contextlib.suppress(TritonError):
+                proof.wait_unloaded(self.client, model, _UNLOAD_SECONDS)
+        return self.repository.prune(model, **rule)
+
+    def undo(self, reason: str) -> Undone:
+        """Bring back what served before; the new version leaves the repository.
+
+        Raises:
+            TritonUnavailable: the files are back as they were, so that a restart serves the champion; the journal
+                stays, and the next change of the model asks Triton.
+        """
+        journal = self.journal
+        with _deaf():
+            with contextlib.suppress(OSError):  # a full disk must not keep the champion from coming back
+                self._save(failed=journal.failed or reason)
+            try:
+                undone = self._restore() if journal.touched else Undone(max(journal.champion, default=None), True, "")
+            except TritonUnavailable:
+                self._withdraw()
+                raise
+            reached("undo-loaded")
+            self._withdraw()
+            reached("undo-withdrawn")
+            if journal.kind == "release":
+                found = Ledger(journal.ledger).find(journal.model, journal.version)
+                if found:
+                    found[0].write(found[1].turn("failed", self.journal.failed))
+            reached("undo-recorded")
+            self.repository.clean(journal.model)
+        return undone
+
+    def fail(self, exc: BaseException) -> None:
+        """Undo because of an error.
+
+        Raises:
+            ReleaseFailed: with what serves now. Anything that is not about Triton or files (a signal, a fault of
+                ours) returns, so that the caller raises it as it came.
+        """
+        journal = self.journal
+        reason = str(exc) or type(exc).__name__
+        self.say(f"Version {journal.version} of {journal.model} failed, going back: {reason}")
+        before = max(journal.champion, default=None)
+        try:
+            undone = self.undo(reason)
+        except (TritonUnavailable, RepositoryError, OSError) as gone:
+            serves = f"version {before}" if before is not None else "what was there before"
+            raise ReleaseFailed(
+                f"{reason}. Going back is not done yet: {gone}. A restart of Triton serves {serves}; the next change "
+                f"of {journal.model} goes on with it, so release again when this is mended",
+                rejected=False,
+                champion=None,
+                restored=False,
+            ) from exc
+        if not isinstance(exc, TritonError | OSError):
+            return
+        if not undone.restored:
+            state = f"AND THE CHAMPION, version {before}, DOES NOT SERVE ({undone.note}): look at Triton now"
+        elif undone.champion is not None:
+            state = f"version {undone.champion} serves as before"
+        else:
+            state = "nothing served before, and nothing serves now"
+        raise ReleaseFailed(
+            f"version {journal.version} of {journal.model} does not serve: {reason}; {state}",
+            rejected=isinstance(exc, MODEL_AT_FAULT),
+            champion=undone.champion,
+            restored=undone.restored,
+        ) from exc
+
+    def _restore(self) -> Undone:
+        """Configuration and server as they were."""
+        journal = self.journal
+        if journal.had_config:
+            self.repository.put_back_config(journal.model, self._home / "previous.pbtxt")
+        else:
+            self.repository.remove_config(journal.model)
+        reached("undo-configured")
+        if not journal.champion:
+            self.client.unload(journal.model)
+            return Undone(None, True, "")
+        note = ""
+        try:
+            self.client.load(journal.model)
+        except LoadFailed as exc:  # what was loaded goes on serving; its answers decide
+            note = str(exc)
+        try:
+            proof.wait_for_versions(self.client, journal.model, journal.champion, self.target.timeout_seconds)
+            self._ask_champion()
+        except TritonUnavailable:
+            raise
+        except TritonError as exc:
+            return Undone(None, False, f"{note}; {exc}".lstrip("; "))
+        return Undone(max(journal.champion), True, note)
+
+    def _ask_champion(self) -> None:
+        """The champion answers as it did before the change began."""
+        path = self._home / "champion.npz"
+        if not path.exists():
+            return
+        served = self.client.config(self.journal.model)
+        before = Reference.load(path, served.signature)
+        answers, versions, _ = proof.ask(self.client, self.journal.model, served.signature, before.inputs)
+        if not versions <= set(self.journal.champion):
+            raise ProofFailed(f"versions {sorted(versions)} answer, not {list(self.journal.champion)}")
+        difference(before.outputs, answers, tolerance(self.target))
+
+    def _withdraw(self) -> None:
+        if self.journal.kind == "release":
+            self.repository.withdraw(self.journal.model, self.journal.version, self.journal.failed)
+            if not self.journal.had_config:
+                self.repository.remove_config(self.journal.model)
+
+    def _save(self, **changed: object) -> None:
+        self.journal = self.journal.model_copy(update=changed)
+        write_text(self._home / JOURNAL, self.journal.model_dump_json(indent=1) + "\n")
+
+
+@contextmanager
+def exclusive(target: Target, run: str, say: Say) -> Iterator[tuple[ModelRepository, TritonClient]]:
+    """The repository and the client of a target, with the model's lock held and every older change settled.
+
+    Raises:
+        TritonUnavailable: nothing was touched; but where an older change was left half done, its files are put back.
+        ModelLocked, RepositoryError.
+    """
+    with TritonClient(target.url, load_seconds=target.timeout_seconds) as client:
+        down: TritonUnavailable | None = None
+        try:
+            client.live()
+        except TritonUnavailable as exc:
+            down = exc
+        repository = ModelRepository(target.repository)
+        pending = repository.workplace(target.model) / JOURNAL
+        if down is not None and not pending.exists():
+            raise down
+        with ModelLock(repository.locks, target.model, run=run, wait_seconds=target.lock_seconds, say=say):
+            if pending.exists():
+                _settle(pending, target, repository, client, say)
+            client.live()
+            yield repository, client
+
+
+def _settle(path: Path, target: Target, repository: ModelRepository, client: TritonClient, say: Say) -> None:
+    """Finish or undo a change that was killed."""
+    try:
+        journal = Journal.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as exc:
+        raise RepositoryError(
+            f"{path}: the journal of an unfinished release cannot be read ({exc}); see what Triton serves, put "
+            "config.pbtxt right, and remove it"
+        ) from exc
+    change = Change(target, repository, client, journal, say)
+    if journal.verified:
+        change.finish()
+        say(f"Finished the {journal.kind} of version {journal.version} that {journal.run} left behind")
+        return
+    undone = change.undo(f"the {journal.kind} by {journal.run} ended before the version was verified")
+    say(
+        f"Undid the {journal.kind} of version {journal.version} that {journal.run} left behind; "
+        + (f"version {undone.champion} serves" if undone.champion else "nothing serves")
+        + (f" ({undone.note})" if undone.note else "")
+    )
+
+
+def tolerance(target: Target) -> Tolerance:
+    return Tolerance(target.tolerance.largest, target.tolerance.mean)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """SIGTERM and Ctrl-C wait while a change is undone: stopping there would only leave more to do later."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    late: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: late.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, signal.SIG_DFL if handler is None else handler)
+        if late:
+            signal.raise_signal(late[0])

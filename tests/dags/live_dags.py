@@ -1,0 +1,79 @@
+"""DAGs for tests/dags/test_live.py, loaded by its Airflow: our operators around a stand-in for bind.
+
+The stand-in writes a plan of tiny stages (their code comes in the run's conf) in place of `refit.bind`, and hands it
+on as bind does; everything after it is the real thing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, BaseOperator, Context, TaskGroup, TriggerRule, get_parsing_context
+
+from operators import factory, names
+from operators.arrival import DatasetArrivalSensor, asset
+from operators.stage import LocalStageOperator, finish_bind
+from refit import pipeline as pipelines
+from refit.config import Settings
+from refit.outcome import Outcome, Result
+from refit.specs import Problem
+from tests.operators.plans import write_plan
+
+ROOT = Path(os.environ["REFIT_TEST_ROOT"])
+
+
+class PlanOperator(BaseOperator):
+    def execute(self, context: Context) -> None:
+        conf: dict[str, Any] = context["dag_run"].conf or {}
+        plan = write_plan(ROOT / "workspace" / "live" / "runs" / context["run_id"], conf["codes"])
+        summary = {"plan": str(plan), "skip": conf.get("skip", [])}
+        finish_bind(context, Result(name=names.BIND, outcome=Outcome.SUCCEEDED, summary=summary))
+
+
+class Nothing(BaseOperator):
+    def execute(self, context: Context) -> None:
+        return None
+
+
+def chain(dag_id: str, stages: Sequence[str]) -> DAG:
+    """bind >> stages in a row, wired as the factory does."""
+    retries = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+    with DAG(dag_id, schedule=None, max_active_runs=1, default_args=retries) as dag:
+        bind = PlanOperator(task_id=names.BIND, retries=0)
+        with TaskGroup(names.GROUP):
+            tasks: list[BaseOperator] = [bind]
+            for stage in stages:
+                task = LocalStageOperator(task_id=stage, stage=stage, trigger_rule=factory.RULE)
+                [bind, tasks[-1]] >> task
+                tasks.append(task)
+        tasks >> EmptyOperator(task_id=names.DONE, trigger_rule=TriggerRule.NONE_FAILED)
+    return dag
+
+
+def shape() -> DAG:
+    """A pipeline whose file the test edits in mid-run; a faulty file gives the factory's stand-in."""
+    task = get_parsing_context().task_id
+    if task and task != names.BIND:
+        return factory.task_dag("shape", task)
+    try:
+        return chain(names.dag_id("shape"), json.loads((ROOT / "shape.json").read_text()))
+    except ValueError as exc:
+        return factory.bad_file_dag("shape", [Problem("shape.json", 1, "", str(exc))])
+
+
+def inbox() -> DAG:
+    settings = Settings.from_env()
+    pipeline = pipelines.load(settings.pipelines / "live.yaml")
+    with DAG("inbox", schedule=[asset(pipeline, settings)], max_active_runs=1) as dag:
+        DatasetArrivalSensor(task_id=names.ARRIVAL, pipeline="live") >> Nothing(task_id="after")
+    return dag
+
+
+def everything() -> dict[str, DAG]:
+    return {d.dag_id: d for d in (chain("chain", "abcd"), shape(), inbox())}

@@ -1,0 +1,81 @@
+"""`python -m refit.data`: what a person, a script and an exit code see."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.helpers import encoded, kitti_line, kitti_set  # isort: skip
+
+from refit.data.cli import main
+
+
+def test_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    assert main(["check", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "kitti, 12 usable images, 12 objects (car 4, cat 4, dog 4)" in out
+    assert out.endswith("good\n")
+
+
+def test_bad_is_2_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "labels/003.txt").write_text(f"{kitti_line()}\n{kitti_line('horse')}\n")
+    (root / "images/004.jpg").write_bytes(encoded(4)[:500])
+    assert main(["check", str(root), "--classes", "car,cat, dog"]) == 2
+    out = capsys.readouterr().out
+    assert "error: 1 x image_truncated, 1 objects left out" in out
+    assert "labels/003.txt:2: unknown class 'horse'; add it to dataset.classes" in out
+    assert out.endswith("bad: a run would stop here\n")
+
+
+def test_json_holds_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kitti_set(tmp_path / "set", lines=[kitti_line(x1=30, x2=3)] * 2 + [kitti_line()])
+    assert main(["check", str(root), "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert (found["good"], found["format"], found["images"], found["declared_objects"]) == (False, "kitti", 12, 36)
+    assert found["counts"] == {"too_many_bad_labels": 1, "inverted": 24}
+    assert found["faults"][1] == {
+        "code": "inverted",
+        "file": "labels/000.txt",
+        "message": "the box car 30 6 3 30 is inverted (x2 < x1)",
+        "line": 1,
+        "value": "car 30 6 3 30",
+        "advice": "the left upper corner comes first: x1 < x2 and y1 < y2",
+        "severity": "warning",
+        "objects": 1,
+    }
+    assert main(["check", str(tmp_path / "none"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["counts"] == {"source_missing": 1}
+
+
+def test_names_cannot_play_with_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "labels" / "a\x1b[2J\ngood\udce9.txt").write_text("")
+    assert main(["check", str(root)]) == 2
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "good" not in out.splitlines()
+
+
+def test_synthetic(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "refit.data", "synthetic", str(tmp_path / "demo")]
+    counts = ["--train", "3", "--val", "2", "--shifted", "1"]
+    done = subprocess.run([*command, *counts], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((tmp_path / "demo/images").iterdir())) == 6
+    again = subprocess.run([*command, *counts], check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")
+    assert "not empty" in again.stderr
+    assert main(["check", str(tmp_path / "demo")]) == 0
+
+
+def test_wrong_use_is_2() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["chekc"])
+    assert caught.value.code == 2

@@ -1,0 +1,98 @@
+"""`make test` adds up what each environment's pytest says. Real pytest runs on small test files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refit.embedded.suite import divide, read_report
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = "def test_good(): assert True\n"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with tests of two environments, both run by this interpreter."""
+    for name in ("tools", "cpu", "airflow"):
+        folder = tmp_path / "envs" / name / "bin"
+        folder.mkdir(parents=True)
+        program = folder / "python"
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        program.chmod(0o755)
+    for folder in ("cpu", "refit", "operators"):
+        (tmp_path / "tests" / folder).mkdir(parents=True)
+        (tmp_path / "tests" / folder / f"test_{folder}.py").write_text(GOOD)
+    (tmp_path / "tests" / "empty").mkdir()
+    return tmp_path
+
+
+def suite(repository, *words):
+    env = {**os.environ, "REFIT_REPOSITORY": str(repository), "REFIT_HOME": str(repository / "home")}
+    env |= {"REFIT_ENVS": str(repository / "envs"), "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
+    return subprocess.run(
+        [sys.executable, "-m", "refit.embedded.suite", *words],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_all_good(repository):
+    done = suite(repository)
+    assert done.stdout.splitlines()[-1] == "3 passed, 0 failed, 0 skipped"
+    assert done.returncode == 0
+
+
+def test_failures_errors_and_skips_count(repository):
+    (repository / "tests" / "cpu" / "test_more.py").write_text(
+        "import pytest\n"
+        "def test_bad(): assert 1 == 2\n"
+        "def test_error(nothing_like_it): pass\n"
+        "@pytest.mark.skip(reason='no such camera here')\n"
+        "def test_skip(): pass\n"
+    )
+    done = suite(repository)
+    assert done.stdout.splitlines()[-1] == "3 passed, 2 failed, 1 skipped"
+    assert "no such camera here" in done.stdout
+    assert "assert 1 == 2" in done.stdout
+    assert done.returncode == 1
+
+
+def test_a_module_that_does_not_import_is_a_failure(repository):
+    (repository / "tests" / "operators" / "test_operators.py").write_text("import not_there\n")
+    done = suite(repository)
+    assert done.stdout.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+    assert done.returncode == 1
+
+
+def test_a_process_that_dies_is_a_failure(repository):
+    (repository / "tests" / "refit" / "test_refit.py").write_text("def test(): import os; os._exit(0)\n")
+    done = suite(repository)
+    assert done.stdout.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+    assert done.returncode == 1
+
+
+def test_options_and_paths(repository):
+    done = suite(repository, "-k", "good", "tests/cpu", "tests/refit/test_refit.py::test_good")
+    assert done.stdout.splitlines()[-1] == "2 passed, 0 failed, 0 skipped"
+    nothing = suite(repository, "-k", "nothing_like_it")
+    assert nothing.stdout.splitlines()[-1] == "0 passed, 0 failed, 0 skipped"
+    assert nothing.returncode == 1, "a run without a single test proves nothing"
+
+
+def test_every_folder_of_tests_belongs_to_an_environment(repository):
+    paths, options = divide(repository / "tests", [])
+    assert paths == {"cpu": ["tests/cpu"], "airflow": ["tests/operators"], "tools": ["tests/refit"]}
+    assert options == []
+    assert divide(repository / "tests", ["tests"]) == (paths, [])
+
+
+def test_the_report_of_pytest_is_read(tmp_path):
+    file = tmp_path / "report.xml"
+    file.write_text('<testsuites><testsuite tests="7" failures="1" errors="2" skipped="1"/></testsuites>')
+    assert str(read_report(file)) == "3 passed, 3 failed, 1 skipped"
