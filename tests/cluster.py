@@ -7,6 +7,7 @@ that is, else they must be in the cluster already (`REFIT_IMAGES=present`), as t
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -86,8 +87,12 @@ def wait(what: str, condition: Any, seconds: float = 120, every: float = 0.5) ->
     raise ClusterError(f"{what}: not within {seconds:g} s; last: {last}")
 
 
+@functools.cache
 def build(image: str) -> str:
-    """Have refit-<image> in the cluster; its name. Built for real where the builder is. Raises ClusterError."""
+    """Have refit-<image> in the cluster; its name. Built for real where the builder is, once a test run.
+
+    Raises ClusterError.
+    """
     name = f"refit-{image}:{TAG}"
     if os.environ.get("REFIT_IMAGES") == "present":
         return name
@@ -148,7 +153,7 @@ def pod(
                         "readOnlyRootFilesystem": True,
                         "capabilities": {"drop": ["ALL"]},
                     },
-                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *mounts],  # noqa: S108  in the pod
+                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, *mounts],
                 }
             ],
             "volumes": [{"name": "tmp", "emptyDir": {}}, *volumes],

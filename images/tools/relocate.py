@@ -24,14 +24,15 @@ from pathlib import Path
 
 LEFT_OUT = (
     "__pycache__", "config-*", "dist-packages", "site-packages", "sitecustomize.py",
-    "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtle.py", "turtledemo", "venv", "wsgiref", "distutils",
-    "test", "tests", "_test*", "_ctypes_test*", "_xxtest*", "xx*",
-    "sqlite3", "_sqlite3*", "dbm", "_dbm*", "_gdbm*", "curses", "_curses*", "readline*", "nis*", "ossaudiodev*", "_tkinter*",
+    "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtle.py", "turtledemo", "venv",
+    "wsgiref", "test", "tests", "_test*", "_ctypes_test*", "_xxtest*", "xx*",
+    "_sqlite3*", "sqlite3", "_dbm*", "_gdbm*", "dbm", "_curses*", "curses", "_tkinter*", "readline*",
+    "nis*", "ossaudiodev*",
 )  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Make a CPython that runs in any Linux container")
     parser.add_argument("--patchelf", type=Path, required=True)
     parser.add_argument("--prefix", type=Path, required=True, help="where the folder will be mounted")
     parser.add_argument("target", type=Path)
@@ -43,9 +44,7 @@ def relocate(target: Path, prefix: Path, patchelf: Path) -> None:
     """Fill `target` (which must not exist). Raises CalledProcessError, OSError."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     stdlib = target / "lib" / version
-    shutil.copytree(
-        sysconfig.get_path("stdlib"), stdlib, symlinks=False, ignore=shutil.ignore_patterns(*LEFT_OUT)
-    )
+    shutil.copytree(sysconfig.get_path("stdlib"), stdlib, symlinks=False, ignore=shutil.ignore_patterns(*LEFT_OUT))
     binary = target / "bin" / version
     binary.parent.mkdir(parents=True)
     # Behind a virtual environment's link stands the interpreter itself.
@@ -54,25 +53,23 @@ def relocate(target: Path, prefix: Path, patchelf: Path) -> None:
 
     programs = [binary, *sorted(stdlib.rglob("*.so"))]
     libraries = target / "lib"
-    loader = None
-    for path in sorted(_needed(programs)):
-        shutil.copy2(os.path.realpath(path), libraries / Path(path).name)
-        if re.match(r"ld[-.].*\.so", Path(path).name):
-            loader = Path(path).name
-    if loader is None:
+    loader = ""
+    for library in sorted(_needed(programs)):
+        name = os.path.basename(library)
+        shutil.copy2(os.path.realpath(library), libraries / name)
+        if re.match(r"ld[-.].*\.so", name):
+            loader = name
+    if not loader:
         raise SystemExit(f"{binary} names no dynamic loader: a static interpreter needs no relocation")
-    for path in programs:
-        up = os.path.relpath(libraries, path.parent)
-        _run(patchelf, "--force-rpath", "--set-rpath", f"$ORIGIN/{up}", path)
+    for program in programs:
+        up = os.path.relpath(libraries, program.parent)
+        _run(patchelf, "--force-rpath", "--set-rpath", f"$ORIGIN/{up}", program)
     for path in libraries.glob("*.so*"):
         if path.name != loader:
             _run(patchelf, "--force-rpath", "--set-rpath", "$ORIGIN", path)
     _run(patchelf, "--set-interpreter", prefix / "lib" / loader, binary)
-    subprocess.run(
-        [sys.executable, "-m", "compileall", "-q", "-j", "1", "--invalidation-mode", "unchecked-hash", "-s", target]
-        + ["-p", prefix, stdlib],
-        check=True,
-    )
+    compiled = ["-m", "compileall", "-q", "-j", "1", "--invalidation-mode", "unchecked-hash"]
+    _run(sys.executable, *compiled, "-s", target, "-p", prefix, stdlib)
 
 
 def _needed(programs: list[Path]) -> set[str]:

@@ -73,7 +73,7 @@ def render(
 
 def documents(text: str) -> list[Manifest]:
     """The objects of a YAML text. A key that is there twice is a fault: Kubernetes would take the last one."""
-    return [doc for doc in yaml.load_all(text, Loader=_Strict) if doc]  # noqa: S506  it derives from SafeLoader
+    return [doc for doc in yaml.load_all(text, Loader=_Strict) if doc]
 
 
 class _Strict(yaml.SafeLoader):

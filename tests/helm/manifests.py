@@ -71,7 +71,9 @@ def restricted_faults(spec: Manifest) -> list[str]:
             faults.append(f"{name} is privileged")
         if own.get("capabilities", {}).get("drop") != ["ALL"] or own.get("capabilities", {}).get("add"):
             faults.append(f"{name} keeps capabilities")
-        faults += [f"{name} takes the host's port {p['hostPort']}" for p in container.get("ports", []) if p.get("hostPort")]
+        faults += [
+            f"{name} takes the host's port {p['hostPort']}" for p in container.get("ports", []) if p.get("hostPort")
+        ]
     return faults
 
 

@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
-
-pytest.importorskip("helm_sdkpy", reason="needs Python 3.12 with tests/helm/requirements.txt")
-import jsonschema
 
 from tests.helm import manifests
 from tests.helm.charts import ROOT, Rendered, render
@@ -45,7 +43,9 @@ class TestAgreesWithRefitsChart:
         assert not [key for key in ("scheduler", "apiServer", "dagProcessor") if "extraVolumes" in VALUES[key]]
 
     def test_the_triggerer_is_in_the_group_of_the_volumes(self) -> None:
-        group = self.refit().one("Deployment", "refit-triton")["spec"]["template"]["spec"]["securityContext"]["runAsGroup"]
+        group = self.refit().one("Deployment", "refit-triton")["spec"]["template"]["spec"]["securityContext"][
+            "runAsGroup"
+        ]
         assert VALUES["triggerer"]["securityContexts"]["pod"]["supplementalGroups"] == [group]
 
     def test_only_refits_chart_gives_rights_on_pods(self) -> None:
@@ -95,7 +95,9 @@ class TestOfficialChart:
         """Its schema lets unknown names pass at the lower levels; its own values.yaml tells."""
         known = yaml.safe_load((official / "values.yaml").read_text())
         unknown = []
-        for path, _ in _leaves({k: v for k, v in VALUES.items() if k not in ("config", "env", "volumes", "volumeMounts")}):
+        for path, _ in _leaves(
+            {k: v for k, v in VALUES.items() if k not in ("config", "env", "volumes", "volumeMounts")}
+        ):
             at: Any = known
             for part in path.split("."):
                 if not isinstance(at, dict) or not at:
@@ -110,7 +112,9 @@ class TestOfficialChart:
         assert not manifests.schema_faults(rendered, "1.37")
 
     def test_pods_pass_pod_security_restricted(self, rendered: Rendered) -> None:
-        faults = [f"{who}: {f}" for who, _, spec in manifests.pod_specs(rendered) for f in manifests.restricted_faults(spec)]
+        faults = [
+            f"{who}: {f}" for who, _, spec in manifests.pod_specs(rendered) for f in manifests.restricted_faults(spec)
+        ]
         assert not faults
 
     def test_every_component_has_the_profile_and_the_image(self, rendered: Rendered) -> None:
@@ -130,7 +134,9 @@ class TestOfficialChart:
 
     def test_tokens_only_where_pods_are_started_or_watched(self, rendered: Rendered) -> None:
         with_token = {
-            name for name, account in rendered.of("ServiceAccount").items() if account.get("automountServiceAccountToken", True)
+            name
+            for name, account in rendered.of("ServiceAccount").items()
+            if account.get("automountServiceAccountToken", True)
         }
         pods = [(who, spec) for who, _, spec in manifests.pod_specs(rendered)]
         used = {who for who, spec in pods if spec["serviceAccountName"] in with_token}

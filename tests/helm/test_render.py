@@ -6,10 +6,9 @@ import asyncio
 from pathlib import Path
 from typing import Any, ClassVar
 
+import helm_sdkpy
 import pytest
 import yaml
-
-helm_sdkpy = pytest.importorskip("helm_sdkpy", reason="needs Python 3.12 with tests/helm/requirements.txt")
 
 from tests.helm import apiserver, manifests
 from tests.helm.charts import CHART, Rendered, render
@@ -125,7 +124,9 @@ class TestEveryCombination:
         assert not manifests.schema_faults(case[0], version)
 
     def test_pods_pass_pod_security_restricted(self, case: tuple[Rendered, frozenset[str]]) -> None:
-        faults = [f"{who}: {f}" for who, _, spec in manifests.pod_specs(case[0]) for f in manifests.restricted_faults(spec)]
+        faults = [
+            f"{who}: {f}" for who, _, spec in manifests.pod_specs(case[0]) for f in manifests.restricted_faults(spec)
+        ]
         assert not faults
 
     def test_pods_keep_the_house_rules(self, case: tuple[Rendered, frozenset[str]]) -> None:
@@ -145,7 +146,11 @@ class TestEveryCombination:
         assert not rendered.of("ClusterRoleBinding")
         for role in rendered.of("Role").values():
             assert role["rules"] == [
-                {"apiGroups": [""], "resources": ["pods"], "verbs": ["create", "get", "list", "watch", "patch", "delete"]},
+                {
+                    "apiGroups": [""],
+                    "resources": ["pods"],
+                    "verbs": ["create", "get", "list", "watch", "patch", "delete"],
+                },
                 {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
                 {"apiGroups": [""], "resources": ["events"], "verbs": ["get", "list", "watch"]},
             ]
@@ -164,7 +169,12 @@ class TestLint:
 class TestTriton:
     def test_control_is_explicit_and_needs_the_key(self) -> None:
         args = _triton(render({}))["args"]
-        for flag in ("--model-control-mode=explicit", "--load-model=*", "--exit-on-error=false", "--strict-readiness=false"):
+        for flag in (
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            "--exit-on-error=false",
+            "--strict-readiness=false",
+        ):
             assert flag in args
         apis = "model-repository,model-config,trace,logging,shared-memory"
         for flag in ("--http-restricted-api", "--grpc-restricted-protocol"):
@@ -184,9 +194,9 @@ class TestTriton:
         assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "refit-models", "readOnly": True}
 
     def test_a_stop_lets_requests_end(self) -> None:
-        spec = render({"triton": {"shutdown": {"preStopSeconds": 7, "exitSeconds": 40}}}).one("Deployment", "refit-triton")[
-            "spec"
-        ]["template"]["spec"]
+        spec = render({"triton": {"shutdown": {"preStopSeconds": 7, "exitSeconds": 40}}}).one(
+            "Deployment", "refit-triton"
+        )["spec"]["template"]["spec"]
         container = spec["containers"][0]
         assert container["lifecycle"]["preStop"]["exec"]["command"] == ["sleep", "7"]
         assert "--exit-timeout-secs=40" in container["args"]
@@ -229,7 +239,12 @@ class TestControlKey:
         assert all(len(base64.b64decode(k)) == 48 and base64.b64decode(k).isalnum() for k in keys)
 
     def test_is_kept_by_an_upgrade(self) -> None:
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "refit-triton-control", "namespace": "vision"}, "data": {"control-key": "S0VZ"}}
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "refit-triton-control", "namespace": "vision"},
+            "data": {"control-key": "S0VZ"},
+        }
         # Helm asks by name for what it would overwrite, too: the object belongs to this release.
         secret["metadata"] |= {
             "labels": {"app.kubernetes.io/managed-by": "Helm"},
@@ -262,7 +277,9 @@ class TestImages:
         ]
         assert ours
         assert all(image.startswith("registry.example.com/team/refit-") for image in ours)
-        assert all(i["image"].startswith("registry.example.com/team/refit-") for i in _profile(rendered)["images"].values())
+        assert all(
+            i["image"].startswith("registry.example.com/team/refit-") for i in _profile(rendered)["images"].values()
+        )
 
     def test_every_pod_has_the_pull_secrets(self) -> None:
         rendered = render(MATRIX["all that can be on"][0], kinds=EVERYTHING)
@@ -335,7 +352,9 @@ class TestProfile:
         assert profile["security"]["umask"] == "0002"
 
     def test_overrides_win(self) -> None:
-        rendered = render({"profile": {"name": "gpus", "overrides": {"triton": {"url": "http://10.0.0.1:80"}, "extra": 1}}})
+        rendered = render(
+            {"profile": {"name": "gpus", "overrides": {"triton": {"url": "http://10.0.0.1:80"}, "extra": 1}}}
+        )
         profile = _profile(rendered, "gpus")
         assert profile["triton"]["url"] == "http://10.0.0.1:80"
         assert profile["triton"]["repository"] == "/models"
@@ -379,7 +398,12 @@ class TestOldCluster:
 class TestNotes:
     def test_say_what_comes_next(self) -> None:
         notes = render({"tensorboard": {"enabled": True}}).notes
-        for words in ("helm test refit -n vision", "refit doctor", "port-forward svc/refit-triton", "cluster: kubernetes"):
+        for words in (
+            "helm test refit -n vision",
+            "refit doctor",
+            "port-forward svc/refit-triton",
+            "cluster: kubernetes",
+        ):
             assert words in notes
 
     def test_warn_of_open_doors(self) -> None:
