@@ -48,7 +48,7 @@ graph = helper.make_graph([node], name,
     [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)])
 model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 os.umask(0o002)
-aside = f"/models/.{name}.tmp"
+aside = f"/models/staging/{name}"
 os.makedirs(f"{aside}/1")
 with open(f"{aside}/1/model.onnx", "wb") as file:
     file.write(model.SerializeToString() if good else b"not a model")
@@ -58,7 +58,7 @@ input [{{ name: "x" data_type: TYPE_FP32 dims: [3] }}]
 output [{{ name: "y" data_type: TYPE_FP32 dims: [3] }}]
 instance_group [{{ kind: KIND_CPU count: 1 }}]
 ''')
-os.rename(aside, f"/models/{name}")
+os.rename(aside, f"/models/repository/{name}")
 """
 
 # A client: loads where it is told to, then sends requests until STOP seconds have gone by; prints one line of JSON.
@@ -330,7 +330,7 @@ class TestRelease:
 
     def test_triton_has_no_token_and_cannot_write_its_models(self, release: Release) -> None:
         name = release.servers()[0]["metadata"]["name"]
-        script = "ls /var/run/secrets/kubernetes.io 2>&1; touch /models/x 2>&1; touch /opt/x 2>&1; id -u"
+        script = "ls /var/run/secrets/kubernetes.io 2>&1; touch /models/repository/x 2>&1; touch /opt/x 2>&1; id -u"
         said = kubectl("exec", name, "--", "sh", "-c", script, namespace=release.namespace).splitlines()
         assert "No such file" in said[0]
         assert "Read-only" in said[1]

@@ -187,11 +187,16 @@ class TestTriton:
         assert {"name": "plugins", "mountPath": "/plugins", "readOnly": True} in container["volumeMounts"]
         assert "--allow-gpu-metrics=false" not in container["args"]
 
-    def test_the_repository_is_read_only_and_writable_to_no_server(self) -> None:
-        spec = render({}).one("Deployment", "refit-triton")["spec"]["template"]["spec"]
-        mount = next(m for m in spec["containers"][0]["volumeMounts"] if m["mountPath"] == "/models")
-        assert mount["readOnly"] is True
-        assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "refit-models", "readOnly": True}
+    def test_servers_read_a_folder_inside_the_volume(self) -> None:
+        """A release stages beside the repository and renames: the volume's own top has no beside."""
+        rendered = render({})
+        spec = rendered.one("Deployment", "refit-triton")["spec"]["template"]["spec"]
+        (mount,) = [m for m in spec["containers"][0]["volumeMounts"] if m["name"] == "models"]
+        assert mount == {"name": "models", "mountPath": "/models", "readOnly": True}
+        repository = _profile(rendered)["triton"]["repository"]
+        assert f"--model-repository={repository}" in spec["containers"][0]["args"]
+        assert repository.startswith(_profile(rendered)["volumes"]["models"]["mount_path"] + "/")
+        assert f"mkdir -p {repository}" in spec["initContainers"][0]["command"][-1]
 
     def test_a_stop_lets_requests_end(self) -> None:
         spec = render({"triton": {"shutdown": {"preStopSeconds": 7, "exitSeconds": 40}}}).one(
@@ -357,7 +362,7 @@ class TestProfile:
         )
         profile = _profile(rendered, "gpus")
         assert profile["triton"]["url"] == "http://10.0.0.1:80"
-        assert profile["triton"]["repository"] == "/models"
+        assert profile["triton"]["repository"] == "/models/repository"
         assert profile["extra"] == 1
 
     def test_holds_no_secret(self) -> None:
