@@ -24,7 +24,11 @@ LOCKS = {
     "images/lint/requirements.in": "images/lint/requirements.txt",
     "tests/requirements.in": "tests/requirements.txt",
 }
-TESTED = ("requirements.txt", "images/tools/requirements.txt", "images/cpu/requirements.txt")
+# Locks that another must agree with: it is installed into them, or checks code that runs there.
+FOLLOWED = {
+    "images/lint/requirements.in": ("images/tools/requirements.txt",),
+    "tests/requirements.in": ("requirements.txt", "images/tools/requirements.txt", "images/cpu/requirements.txt"),
+}
 # Its own dependencies are for a Python API that we do not use, and contradict what the server needs.
 WITHOUT_DEPENDENCIES = "nvidia-pytriton"
 
@@ -44,7 +48,7 @@ def main(options: list[str]) -> int:
             out.write_text(re.sub(r"^(torch==[^+\s]+)$", r"\1+cpu", old, flags=re.MULTILINE))
             argv = [uv, "pip", "compile", "-", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_35"]
             argv += ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
-            argv += [word for tested in TESTED if source.startswith("tests/") for word in ("-c", tested)]
+            argv += [word for tested in FOLLOWED.get(source, ()) for word in ("-c", tested)]
             argv += ["-o", str(out), *installer.torch_backend(old, env), *options]
             if subprocess.run(argv, cwd=ROOT, env=env, input=rest, text=True, check=False).returncode:
                 print(f"error: {source} cannot be resolved; {lock} stays as it was", file=sys.stderr)

@@ -107,12 +107,17 @@ class OnnxModel:
         except Exception as exc:  # onnxruntime has an exception class of its own for each status
             raise BadSpec(f"{path}: ONNX Runtime cannot load it: {str(exc).splitlines()[0]}") from None
         self._outputs = [o.name for o in self._session.get_outputs()]
-        inputs = [i.name for i in self._session.get_inputs()]
-        if inputs != [self.info.input.name]:
-            raise BadSpec(f"{path}: its inputs are {inputs}; {FILE_NAME} says {self.info.input.name!r}")
+        inputs = {i.name: i.shape for i in self._session.get_inputs()}
+        entry = self.info.input
+        if list(inputs) != [entry.name] or inputs[entry.name][1:] != [entry.channels, entry.height, entry.width]:
+            wanted = {entry.name: ["batch", entry.channels, entry.height, entry.width]}
+            raise BadSpec(f"{path}: its inputs are {inputs}; {FILE_NAME} says {wanted}")
+        self._one_by_one = inputs[entry.name][0] == 1
 
     def __call__(self, batch: NDArray[np.float32]) -> Arrays:
-        return dict(zip(self._outputs, self._session.run(None, {self.info.input.name: batch}), strict=True))
+        parts = np.split(batch, len(batch)) if self._one_by_one else [batch]
+        answers = [self._session.run(None, {self.info.input.name: part}) for part in parts]
+        return {name: np.concatenate(arrays) for name, *arrays in zip(self._outputs, *answers, strict=True)}
 
 
 def predict(

@@ -154,7 +154,7 @@ class Detector(nn.Module):
 
         Distances are in units of BBOX_NORM pixels, in the order left, top, right, bottom.
         """
-        if not torch.jit.is_tracing():
+        if not torch.onnx.is_in_onnx_export():
             x = _nchw(x)
         x = self.level2(self.level1(self.stem(x)))
         middle = x

@@ -168,8 +168,8 @@ class Session:
         noticed = f"Airflow noticed the new data in {source.folder} and started"
         if open_runs:
             run = str(open_runs[-1]["dag_run_id"])
-            new = str(open_runs[-1]["queued_at"] or "") >= self._began
-            self.view.say(f"{noticed if new else 'going on with'} {run}")
+            fresh = str(open_runs[-1]["queued_at"] or "") >= self._began
+            self.view.say(f"{noticed if fresh else 'going on with'} {run}")
             return run
         if runs and runs[0]["state"] == "failed" and not source.arrives and self._was_cancelled(runs[0]):
             run = str(runs[0]["dag_run_id"])

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -123,11 +123,10 @@ class TerminalView:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
-        self._live = Live(console=self.console, refresh_per_second=8, transient=True)
+        self._live = Live(console=self.console, refresh_per_second=4, transient=True)
         self._steps: Sequence[Step] = ()
 
     def __enter__(self) -> TerminalView:
-        self._live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
@@ -137,14 +136,18 @@ class TerminalView:
         self.console.print(text, markup=False, highlight=False)
 
     def wait(self, text: str) -> None:
-        self._live.update(Spinner("dots", Text(text)))
+        self._draw(Spinner("dots", Text(text)))
 
     def show(self, steps: Iterable[Step]) -> None:
         self._steps = list(steps)
-        self._live.update(picture(self._steps))
+        self._draw(picture(self._steps))
+
+    def _draw(self, what: RenderableType) -> None:
+        self._live.update(what)
+        self._live.start()  # does nothing where it has been started
 
     def leave(self) -> None:
-        self._live.update(Group())
+        self._live.stop()
         if self._steps:
             self.console.print(picture(self._steps))
 

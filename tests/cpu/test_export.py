@@ -89,6 +89,19 @@ def test_opsets_and_a_fixed_batch(trained: Path, tmp_path: Path, opset: int) -> 
     run(trained, tmp_path, opset=opset, dynamic_batch=False)
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 3, 96, 160]
+    both = OnnxModel(tmp_path / "model.onnx", 1)(np.random.default_rng(0).random((2, 3, 96, 160)).astype(np.float32))
+    assert {name: array.shape for name, array in both.items()} == {
+        "output_cov/Sigmoid": (2, 3, 6, 10),
+        "output_bbox/BiasAdd": (2, 12, 6, 10),
+    }
+
+
+def test_a_description_of_another_model_is_refused(trained: Path, tmp_path: Path) -> None:
+    run(trained, tmp_path)
+    text = (tmp_path / "model.json").read_text()
+    (tmp_path / "model.json").write_text(text.replace('"width": 160', '"width": 320'))
+    with pytest.raises(BadSpec, match=r"its inputs are .*160.*; model\.json says .*320"):
+        OnnxModel(tmp_path / "model.onnx", 1)
 
 
 @pytest.mark.parametrize("network", [{"stride": 8}, {"backbone": "resnet18", "channels": 1}])
