@@ -33,6 +33,8 @@ VALUES: dict[str, Any] = {
     },
     "storage": {k: {"size": "1Gi", "keep": k == "workspace"} for k in ("workspace", "models", "inbox")},
     "quota": {"enabled": True},
+    "tensorboard": {"enabled": True, "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}}},
+    "prePull": {"enabled": True, "images": ["busybox:1.36"]},
 }
 
 # Writes version 1 of a model that doubles its input, as a release would: aside, then renamed in.
@@ -375,6 +377,17 @@ class TestRelease:
         refused, allowed = cluster.run(manifest, release.namespace).splitlines()
         assert "restricted" in refused
         assert "double" in allowed
+
+    def test_tensorboard_shows_the_runs_folders(self, release: Release) -> None:
+        address = get("service", "refit-tensorboard", namespace=release.namespace)["spec"]["clusterIP"]
+        work = f"import urllib.request as r; print(r.urlopen('http://{address}:6006/data/logdir', timeout=30).read())"
+        image = f"refit-tools:{cluster.TAG}"
+        said = cluster.run(cluster.pod("board", image, ["python", "-c", work]), release.namespace)
+        assert "/workspace" in said
+
+    def test_every_image_was_pulled_before_a_stage_asked(self, release: Release) -> None:
+        status = get("daemonset", "refit-prepull", namespace=release.namespace)["status"]
+        assert status["numberReady"] == status["desiredNumberScheduled"] > 0
 
     def test_triton_has_no_token_and_cannot_write_its_models(self, release: Release) -> None:
         name = release.servers()[0]["metadata"]["name"]
