@@ -143,7 +143,7 @@ class TritonClient:
         Raises:
             ModelNotServed: no version of it is loaded.
         """
-        return Served.from_json(self._call(lambda: self._client.get_model_config(model)))
+        return Served.from_json(self._call(lambda: self._client.get_model_config(model, headers=self._headers)))
 
     def load(self, model: str) -> None:
         """Load a model, or load it again after its files changed; returns when the new state serves. Restricted API.

@@ -340,9 +340,6 @@ class TestRelease:
         assert image["image"] == f"refit-triton:{cluster.TAG}"
         release.test()
 
-    @pytest.mark.xfail(
-        strict=True, reason="TritonClient.config() sends no control key, and the chart restricts model-config"
-    )
     def test_a_release_in_a_pod_makes_a_champion(self, release: Release) -> None:
         """Refit's own release in refit-release, as a stage's pod has it."""
         hosts = [s["status"]["podIP"] for s in release.settled(2)]
