@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from refit.embedded.processes import become_subreaper, descendants, send
+from refit.embedded.processes import become_subreaper, catch_signals, descendants, send
 from refit.embedded.settings import Embedded
 
 STOP_SECONDS = 60  # the services' own grace periods are well below
@@ -132,8 +132,7 @@ class ServicesProcess:
             if time.monotonic() - began > 1:
                 impatient.set()
 
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, hurry)
+        catch_signals(hurry)
         with contextlib.suppress(OSError):
             process.stdin.close()
         while process.poll() is None and time.monotonic() - began < STOP_SECONDS:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from refit.embedded.api import Airflow, ApiError
 from refit.embedded.data import DataError, Source
 from refit.embedded.follow import DAG_PREFIX, ENDED, Follower
 from refit.embedded.launcher import Busy, ServicesProcess, only_one
+from refit.embedded.processes import catch_signals
 from refit.embedded.settings import Embedded
 from refit.embedded.view import View, choose
 from refit.outcome import Outcome
@@ -55,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="a folder of labelled images, read in place (default: the pipeline's source)")
     parser.add_argument("--once", action="store_true", help="end after the run, with its status as exit code")
     args = parser.parse_args(argv)
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background job ignores the first
-        signal.signal(signum, _interrupt)
+    catch_signals(_interrupt)
     try:
         place = Embedded.from_env()
         file = Path(os.path.abspath(args.pipeline or place.refit.pipelines / f"{data.DEMO}.yaml"))

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import time
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,18 @@ _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: a child mus
 def become_subreaper() -> None:
     """From now on orphaned descendants become children of this process."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def catch_signals(handler: Callable[[int, types.FrameType | None], None]) -> None:
+    """Call `handler` for what asks a process to end: SIGINT, SIGTERM, SIGHUP.
+
+    SIGHUP stays ignored where it is (`nohup`). SIGINT does not: a shell's background job ignores it, and every process
+    below would inherit that.
+    """
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
 
 
 @dataclass

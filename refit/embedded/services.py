@@ -30,7 +30,16 @@ from refit.config import ConfigError
 from refit.embedded import airflow
 from refit.embedded.airflow import AirflowError
 from refit.embedded.api import Airflow, ApiError
-from refit.embedded.processes import Child, become_subreaper, descendants, kill_rest, reap, send, wait_until
+from refit.embedded.processes import (
+    Child,
+    become_subreaper,
+    catch_signals,
+    descendants,
+    kill_rest,
+    reap,
+    send,
+    wait_until,
+)
 from refit.embedded.settings import HOST, Embedded, taken_port
 from refit.triton.server import CONTROL_KEY_VARIABLE
 
@@ -95,8 +104,7 @@ class Services:
     def run(self) -> int:
         """Start, stay, end; the exit code."""
         become_subreaper()
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, self._terminate)
+        catch_signals(self._terminate)
         code = 0
         try:
             self._start()

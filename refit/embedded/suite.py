@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refit.config import Settings
+from refit.embedded.processes import catch_signals
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,7 @@ def main(words: Sequence[str] | None = None) -> int:
     paths, options = divide(settings.repository / "tests", list(sys.argv[1:] if words is None else words))
     folder = settings.home / "tests"
     waiting = [Part(name, paths[name], options, settings, folder) for name in GROUPS if name in paths]
-    # SIGINT, too: a shell's background job ignores it, and would hand that down to every test.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
+    catch_signals(_interrupt)
     running: list[Part] = []
     total = Count()
     began = told = time.monotonic()
