@@ -38,7 +38,8 @@ folder = Path(sys.argv[1])
 processes.become_subreaper()
 child = processes.Child("service", [sys.executable, "-c", sys.argv[2], str(folder)], folder / "log", os.environ, folder)
 child.start()
-while not ((folder / "daemon").exists() and (folder / "service").exists()):
+said = [folder / "daemon", folder / "service"]
+while not all(file.exists() and file.read_text() for file in said):
     time.sleep(0.02)
 if sys.argv[3] == "wait":
     print("ready", flush=True)
