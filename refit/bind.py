@@ -25,6 +25,7 @@ from refit import plan as plans
 from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
+from refit.runtime import pod
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
@@ -41,6 +42,7 @@ class BindSpec(Spec):
     run_id: str
     conf: dict[str, Any] = Field(default_factory=dict, description="params of a manual run")
     data: str | None = Field(None, description="a folder in place of dataset.source")
+    profile: dict[str, Any] | None = Field(None, description="the cluster profile, where its file is not at hand")
     workspace: str = Field(description="the pipeline's folder in the workspace")
     run: str = Field(description="the run's folder")
 
@@ -50,7 +52,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     settings = Settings.from_env()
     doc = parse_yaml(spec.text, _short(spec.file, settings))
     pipeline, changed, switches = _pipeline(spec, doc)
-    profile = cluster.load(pipeline.cluster, settings)
+    profile = _profile(spec, pipeline, settings)
     workspace = Path(spec.workspace)
     _check_space(workspace)
     snapshot = _take_data(pipeline, spec, settings, workspace, status)
@@ -65,7 +67,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         snapshot=snapshot,
         fingerprint=dataset["fingerprint"],
         code=lambda package: code_version(settings.repository, package),
-        environments={name: environment_digest(settings, name) for name in ("tools", "cpu")},
+        environments=_environments(profile, settings),
         find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
         off=frozenset(() if switches.get("release", True) else ("release",)),
     )
@@ -80,10 +82,26 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
     }
+    if isinstance(profile, cluster.KubernetesProfile):
+        summary["pods"] = pod.pack(plan["stages"])
     files.write_json(out / "summary.json", summary)
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
     print(message + (f": {', '.join(todo)}" if todo else ""))
     status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": summary["images"]})
+
+
+def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profile:
+    if spec.profile is None:
+        return cluster.of_pipeline(pipeline, settings)
+    return cluster.from_data(spec.profile, Document(f"cluster profile {pipeline.profile}", "", spec.profile, {}))
+
+
+def _environments(profile: cluster.Profile, settings: Settings) -> dict[str, str]:
+    """What identifies each environment: the digest of a pinned image, else its lock."""
+    found = {name: environment_digest(settings, name) for name in ("tools", "cpu")}
+    if isinstance(profile, cluster.KubernetesProfile):
+        found |= {name: image.digest for name, image in profile.images.items() if image.digest}
+    return found
 
 
 def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[str, bool]]:
@@ -174,10 +192,10 @@ def _check_space(workspace: Path) -> None:
 
 
 def environment_digest(settings: Settings, name: str) -> str:
-    """What identifies an environment: in an image its digest (REFIT_IMAGE_DIGEST), else its lock's sha256."""
+    """What identifies an environment on its own: its lock."""
     lock = settings.repository / "images" / name / "requirements.txt"
     try:
-        return os.environ.get("REFIT_IMAGE_DIGEST") or files.sha256(lock)
+        return files.sha256(lock)
     except OSError as exc:
         raise StageError(f"{lock}: the lock of environment {name} cannot be read: {exc.strerror}") from None
 

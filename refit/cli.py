@@ -66,7 +66,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
     for file in args.files:
         try:
             pipeline = pipelines.load(file)
-            cluster.load(pipeline.cluster, settings)
+            cluster.of_pipeline(pipeline, settings)
         except SpecError as exc:
             bad += 1
             for problem in exc.problems:
@@ -80,7 +80,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
 def plan(args: argparse.Namespace, settings: Settings) -> int:
     """Show the stages of a pipeline file: command line, inputs, spec files; nothing is read but the file."""
     pipeline = pipelines.load(args.file)
-    profile = cluster.load(pipeline.cluster, settings)
+    profile = cluster.of_pipeline(pipeline, settings)
     workspace = settings.workspace / pipeline.name
     bound = plans.Bound(
         run="<run>",

@@ -99,6 +99,10 @@ class Resources(Spec):
     cpus: float = Field(2, gt=0, le=1024)
     memory_gib: float = Field(4, gt=0, le=16_384)
     timeout_hours: float = Field(24, gt=0, le=24 * 90)
+    gpu_type: str | None = Field(
+        None, pattern=NAME.pattern, description="one of the cluster profile's gpu.types; null: its default"
+    )
+    nodes: Literal[1] = Field(1, description="training on several nodes is not built: a stage is one pod")
 
 
 class ResourceBlock(Spec):
@@ -121,7 +125,9 @@ class Pipeline(Spec):
     dataset: Dataset
     toolkit: str
     runtime: Literal["local", "kubernetes"] = Field("local", description="where the stages' commands run")
-    cluster: str = Field("local", pattern=NAME.pattern, description="the profile in specs/clusters/")
+    cluster: str | None = Field(
+        None, pattern=NAME.pattern, description="the profile in specs/clusters/; null: the one named as the runtime"
+    )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="of everything random in the stages")
     gates: Gates = Gates()
     watchdog: Watchdog = Watchdog()
@@ -142,8 +148,16 @@ class Pipeline(Spec):
 
     def check(self) -> Iterable[tuple[Key, str]]:
         """Faults that only show between blocks: (key, message) pairs. Toolkits add theirs."""
-        if self.runtime == "kubernetes":
-            yield ("runtime",), "kubernetes is not built yet in this version; use local"
+        if self.runtime == "local":
+            for name, stage in (("default", self.resources.default), *self.resources.stages.items()):
+                if stage.gpu_type is not None:
+                    key = ("resources", name) if name == "default" else ("resources", "stages", name)
+                    yield (*key, "gpu_type"), "the local runtime has no kinds of GPU; leave it out"
+
+    @property
+    def profile(self) -> str:
+        """The cluster profile's name."""
+        return self.cluster or self.runtime
 
 
 def peek_name(path: str | Path) -> str:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from refit import toolkits
-from refit.cluster import Profile
+from refit.cluster import LocalProfile, Profile
 from refit.config import Settings
 from refit.pipeline import Pipeline, peek_name
 from refit.specs import did_you_mean
@@ -30,7 +30,7 @@ from refit.toolkits.base import ParamField, Stage, command, spec_text
 SCHEMA = 1
 BIND = "bind"
 GROUP = "stages"
-_STRUCTURE = Profile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+_STRUCTURE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 
 
 class ConfError(ValueError):
@@ -46,12 +46,16 @@ class Node:
     action: str
     group: str | None
     upstream: tuple[str, ...]
+    gpus: int
 
 
 def skeleton(pipeline: Pipeline) -> list[Node]:
     """The tasks after bind, in an order in which they can run."""
     stages = toolkits.get(pipeline.toolkit).stages(pipeline, _STRUCTURE)
-    return [Node(s.name, s.title, s.action, None if s.action == "release" else GROUP, s.upstream) for s in stages]
+    return [
+        Node(s.name, s.title, s.action, None if s.action == "release" else GROUP, s.upstream, s.resources.gpus)
+        for s in stages
+    ]
 
 
 # --- params of a manual run -------------------------------------------------------------------------------------------
@@ -185,11 +189,13 @@ def bind_request(
     *,
     nonce: str,
     data: str | None = None,
+    profile: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The request of the run's first stage, which reads the data and writes plan.json.
 
     `text` is the pipeline file's content as it is now: later edits do not reach this run. `nonce` differs at every
-    start, so that a bind is never answered by an older one. `data` replaces dataset.source (CLI).
+    start, so that a bind is never answered by an older one. `data` replaces dataset.source (CLI). `profile` is the
+    cluster profile as the caller read it, for a bind that runs where its file is not.
     """
     name = peek_name(pipeline_file)
     workspace = settings.workspace / name
@@ -201,6 +207,7 @@ def bind_request(
         "run_id": run_id,
         "conf": dict(conf),
         "data": data,
+        "profile": dict(profile) if profile is not None else None,
         "workspace": str(workspace),
         "run": str(run),
     }
@@ -231,7 +238,7 @@ def bind_request(
         "timeout_seconds": 24 * 3600,
         "grace_seconds": 20,
         "exit_codes": {"2": "bad_spec", "3": "bad_data"},
-        "resources": {"gpus": 0, "cpus": 1, "memory_gib": 2},
+        "resources": {"gpus": 0, "gpu_type": None, "cpus": 1, "memory_gib": 2},
         "publish": None,
     }
 
@@ -322,6 +329,7 @@ def _request(
         "title": stage.title,
         "index": index,
         "toolkit": pipeline.toolkit,
+        "model": (pipeline.release.model or pipeline.name) if pipeline.release else None,
         "environment": stage.environment,
         "image": stage.image,
         "key": keys[stage.name],
@@ -345,7 +353,7 @@ def _request(
         "grace_seconds": stage.grace_seconds,
         "resume": stage.resumes,
         "exit_codes": dict(stage.exit_codes),
-        "resources": stage.resources.model_dump(exclude={"timeout_hours"}),
+        "resources": stage.resources.model_dump(exclude={"timeout_hours", "nodes"}),
         "publish": str(bound.workspace / "keys" / f"{keys[stage.name]}.json"),
     }
 

@@ -4,6 +4,7 @@
     python runner.py --plan plan.json --stage train     the stage of that name in a plan
     python runner.py --request request.json             one stage; "-" reads it from standard input
     REFIT_REQUEST='{...}' python runner.py              one stage, as JSON text
+    python runner.py --answer FOLDER                    start nothing: hand back the result that a stage's folder holds
 
 One file and the standard library of Python 3.6 and up, because it also runs inside images that are not ours.
 In: a stage (docs/contracts.md, "Stage, request.json"). Out: `result.json` in the stage's folder, a compact copy
@@ -2009,6 +2010,17 @@ def failed_result(fault: Fault, request: Json) -> Json:
     return result
 
 
+def answer(folder: str) -> int:
+    """Hand back the result that a stage's folder holds, as the runner that wrote it did; exit code 4: there is none."""
+    result = read_json(os.path.join(folder, "result.json"))
+    if not result or not isinstance(result.get("outcome"), str):
+        print("refit: %s holds no result" % folder)
+        return 4
+    write_termination_log(result, print)
+    print("refit: %s: %s" % (result.get("name"), result["outcome"]))
+    return 0
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line; gives the exit code."""
     parser = argparse.ArgumentParser(
@@ -2019,12 +2031,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--plan", metavar="FILE", help="a plan.json; needs --stage")
     parser.add_argument("--stage", metavar="NAME", help="the stage of the plan to run")
     parser.add_argument("--request", metavar="FILE", help="one stage as JSON; - is standard input")
+    parser.add_argument("--answer", metavar="FOLDER", help="only hand back the result of this stage folder")
     parser.add_argument("--parent", metavar="PID", type=int, help="stop when this process is gone")
     arguments = parser.parse_args(argv)
     if bool(arguments.plan) != bool(arguments.stage) or (arguments.plan and arguments.request):
         parser.error("give --plan together with --stage, or --request alone")
+    if arguments.answer and (arguments.plan or arguments.request):
+        parser.error("give --answer alone")
     if fcntl is None or not os.path.isdir("/proc/self"):
         parser.error("this runs on Linux only, with /proc")
+    if arguments.answer:
+        return answer(arguments.answer)
+    with contextlib.suppress(ValueError):  # a pod's stages share a group, and must be able to change each other's files
+        os.umask(int(os.environ.get("REFIT_UMASK") or "x", 8))
     parent = Parent(arguments.parent)
     signals = Signals()
     scrubber = Scrubber(os.environ)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from refit.cluster import Profile
+from refit.cluster import LocalProfile, Profile
 from refit.cpu.specs import (
     AugmentParams,
     ConvertParams,
@@ -87,7 +87,7 @@ class CpuPipeline(Pipeline):
                 yield ("stages", "evaluate", "splits", i), f"the data set has no split {split!r} to evaluate on{hint}"
 
 
-_NO_PROFILE = Profile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+_NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 MODEL = Output("model", "model.pth", "pth", min_bytes=1000)
 ONNX = (Output("model", "model.onnx", "onnx", min_bytes=1000), Output("info", "model.json", "json"))
 RESULTS = (Output("results", "results.json", "json"),)
@@ -211,6 +211,12 @@ class _Chain:
     def _resources(self, name: str) -> Resources:
         return self.p.resources.stages.get(name, self.p.resources.default)
 
+    def _light(self, name: str) -> Resources:
+        """Of a stage that only compares files or talks to a server: no GPU, unless it is named to have one."""
+        default = self.p.resources.default
+        light = default.model_copy(update={"gpus": 0, "gpu_type": None, "cpus": min(1.0, default.cpus)})
+        return self.p.resources.stages.get(name, light)
+
     def _cpu(self, name: str, spec: Mapping[str, Any], *, title: str, action: str | None = None, **more: Any) -> Stage:
         """A stage whose command is one of the cpu toolkit's."""
         action = action or name
@@ -291,7 +297,7 @@ class _Chain:
             outputs=(Output("verdict", "verdict.json", "json"),),
             summary="summary.json",
             code=("refit/gates", "refit/specs.py"),
-            resources=self._resources(f"gate_{name}"),
+            resources=self._light(f"gate_{name}"),
         )
 
     def _is_last(self, name: str) -> bool:
@@ -326,5 +332,5 @@ class _Chain:
             secrets=(secret,) if secret else (),
             env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
             code=("refit/triton", "refit/postprocess", "refit/specs.py"),
-            resources=self._resources("release"),
+            resources=self._light("release"),
         )
