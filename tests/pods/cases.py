@@ -17,13 +17,18 @@ def tell(**more):
     with open(out / "status.json", "a") as f:
         f.write(json.dumps({"date": "11/21/2026", "time": "1:2:3", "verbosity": "INFO", **more}) + "\\n")
 """
-GOOD = STATUS + """
+GOOD = (
+    STATUS
+    + """
 print("a line of the stage", flush=True)
 (out / "model.txt").write_text("weights")
 tell(status="SUCCESS", message="done", kpi={"mAP50": 0.5})
 """
+)
 # Each epoch is a second and a checkpoint; whoever is killed goes on from the last one.
-EPOCHS = STATUS + """
+EPOCHS = (
+    STATUS
+    + """
 at = out / "epoch"
 first = int(at.read_text()) if at.exists() else 0
 print("starting at epoch", first, flush=True)
@@ -34,6 +39,7 @@ for epoch in range(first + 1, 26):
 (out / "model.txt").write_text(f"first epoch of the last start: {first}")
 tell(status="SUCCESS", message="done", kpi={"first": first})
 """
+)
 BAD_DATA = "import sys; print('error: labels/7.txt:3: y2 is 0', file=sys.stderr); sys.exit(3)"
 GREEDY = "x = []\nwhile True: x.append(bytearray(10_000_000))"
 MODEL = (Output("model", "model.txt"),)
@@ -44,7 +50,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "bad_data": {"code": BAD_DATA, "exit_codes": {"3": "bad_data"}},
     "greedy": {"code": GREEDY, "memory_gib": 0.06},
     "no_secret": {"code": GOOD, "secrets": ["ABSENT"]},
-    "no_image": {"code": GOOD, "image": "refit-nowhere:0.1.0"},
+    "no_image": {"code": GOOD, "image": "refit-nowhere:0.1.0", "cluster": "no_pull"},
     "no_gpu": {"code": GOOD, "gpus": 64, "cluster": "impatient", "pool": "refit_pods", "pool_slots": 1},
     "no_claim": {"code": GOOD, "cluster": "no_claim"},
     "no_account": {"code": GOOD, "cluster": "no_account"},

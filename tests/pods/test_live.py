@@ -76,6 +76,7 @@ def airflow(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for name, changes in {
         "kubernetes": {},
         "impatient": {"schedule_timeout_seconds": 3},
+        "no_pull": {"images": {"tools": {**profile(namespace)["images"]["tools"], "pull_policy": "Never"}}},
         "no_claim": {"volumes": missing},
         "no_account": {"service_account": "absent"},
         "no_class": {"gpu": gpu},
