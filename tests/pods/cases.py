@@ -63,15 +63,15 @@ CASES: Mapping[str, dict[str, Any]] = {
 def dags() -> dict[str, DAG]:
     made = {}
     for name, case in CASES.items():
-        case = {"cpus": 0.1, "memory_gib": 0.25, "environment": "tools", "gpus": 0, **case}
-        code = case.pop("code")
+        wanted = {"cpus": 0.1, "memory_gib": 0.25, "environment": "tools", "gpus": 0, **case}
+        code = wanted.pop("code")
         with DAG(name, schedule=None, default_args={"retries": 1, "retry_delay": timedelta(seconds=1)}) as dag:
             TaoTrainOperator(
                 pipeline="live",
                 command=["{python}", "{specs}/code.py", "{out}"],
                 spec={"code.py": code},
                 outputs=MODEL,
-                **case,
+                **wanted,
             )
         made[name] = dag
     with DAG("no_python", schedule=None) as dag:
