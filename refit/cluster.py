@@ -178,7 +178,7 @@ class KubernetesProfile(Profile):
     tolerations: list[Toleration] = Field(default_factory=list)
     priority_class: Annotated[Name | None, Optional] = None
     queue: Annotated[Name | None, Optional] = Field(None, description="Kueue's LocalQueue")
-    shared_memory: Quantity = Field("1Gi", description="size of /dev/shm, for data loaders; counts against memory")  # noqa: S108
+    shared_memory: Quantity = Field("1Gi", description="size of /dev/shm, for data loaders; counts against memory")
     scratch: Quantity = Field("10Gi", description="limit of /tmp")
     schedule_timeout_seconds: int = Field(14_400, ge=1, description="for a node, the queue included")
     start_timeout_seconds: int = Field(3600, ge=1, description="for pulling images and starting, once there is a node")

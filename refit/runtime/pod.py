@@ -106,7 +106,7 @@ def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     stages: list[tuple[str, int]] = []
     for request in requests:
         pod = PodStage.of(request)
-        action = pod.action if pod.action == RELEASE else ""
+        action = "" if pod.action == pod.name else pod.action
         shape: list[Any] = [action, pod.environment, pod.image, pod.gpus, pod.gpu_type, pod.cpus, pod.memory_gib]
         shape += [pod.timeout_seconds, pod.grace_seconds, list(pod.secrets)]
         if shape not in shapes:

@@ -380,16 +380,19 @@ def test_packed_pods_are_the_same_pods() -> None:
     requests = [
         TRAIN,
         request("evaluate_trained", "evaluate", "cpu", resources=resources(1)),
+        request("prune", "prune", "cpu", resources=resources(1)),
         request("gate_trained", "gate", "tools"),
         request("release", "release", "tools", secrets=["TRITON_CONTROL_KEY"]),
     ]
     packed = json.loads(json.dumps(pack(requests)))
-    assert len(packed["shapes"]) == 3  # train and evaluate share one
+    assert len(packed["shapes"]) == 4  # train and prune share one
+    assert len(json.dumps(packed)) < 600  # a result's summary has 2 KiB for everything
+    profile = changed(images={n: i.model_dump() for n, i in LAB.images.items()} | {"evaluate": {"image": "other:1"}})
     for asked in requests:
         stage = unpack(packed, asked["name"], pipeline="plates", run="r1", plan=PLAN, model="plates")
-        assert stage_pod(stage, LAB) == stage_pod(PodStage.of(asked, plan=PLAN), LAB)
+        assert stage_pod(stage, profile) == stage_pod(PodStage.of(asked, plan=PLAN), profile)
     with pytest.raises(KeyError):
-        unpack(packed, "prune", pipeline="plates", run="r1", plan=PLAN)
+        unpack(packed, "export", pipeline="plates", run="r1", plan=PLAN)
 
 
 @pytest.mark.parametrize(("cores", "text"), [(2, "2"), (2.0, "2"), (0.5, "500m"), (1.25, "1250m"), (0.0001, "1m")])
