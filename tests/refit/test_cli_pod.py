@@ -85,6 +85,6 @@ def test_a_mistake_is_named(file: Path, capsys: pytest.CaptureFixture[str], word
 
 def test_what_the_profile_lacks_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(file.read_text().replace("gpus: 1", "gpus: 1, gpu_type: h100"))
-    assert "mine.yaml: stage train wants gpu_type 'h100'; the cluster profile has default" in error(
+    assert "kubernetes.yaml: gpu.types: has no 'h100', which train of the pipeline's resources wants" in error(
         capsys, str(file), "train"
     )
