@@ -222,6 +222,27 @@ def gc(args: argparse.Namespace, settings: Settings) -> int:
     return FAILED if failed or any(f.notes for f in found) else GOOD
 
 
+def doctor(args: argparse.Namespace, settings: Settings) -> int:
+    """Look at the place of a cluster profile: what is missing there, and the command that mends it; needs kubectl."""
+    from refit import doctor as doctors
+
+    made = [pipelines.load(file) for file in args.pipeline]
+    for file, pipeline in zip(args.pipeline, made, strict=True):
+        if args.cluster is None:
+            args.cluster = pipeline.profile
+        elif pipeline.profile != args.cluster:
+            raise CliError(f"{file}: runs on cluster {pipeline.profile}, not on {args.cluster}; ask for one at a time")
+    profile = cluster.load(args.cluster or "local", settings)
+    stages = doctors.stages_of(made, profile) if isinstance(profile, cluster.KubernetesProfile) else ()
+    levels = set()
+    for finding in doctors.examine(
+        profile, settings, stages, accounts=args.account, start_pods=not args.no_pods, wait_seconds=args.wait
+    ):
+        levels.add(finding.level)
+        print(finding, flush=True)
+    return FAILED if doctors.Level.FAIL in levels else GOOD
+
+
 def schema(args: argparse.Namespace, settings: Settings) -> int:
     """The JSON Schema of pipeline files, for editors."""
     print(pipeline_schema())
@@ -284,6 +305,16 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--keep-runs", type=_count, metavar="N", default=10, help="the newest of each pipeline; default 10")
     c.add_argument("--keep-days", type=_count, metavar="D", default=30, help="all younger ones; default 30")
     c.add_argument("--json", action="store_true")
+    c = command("doctor", doctor)
+    c.add_argument(
+        "--cluster", metavar="NAME", help="the profile in REFIT_CLUSTERS; default: the pipelines', else local"
+    )
+    c.add_argument("--pipeline", metavar="FILE", nargs="+", action="extend", default=[], help="what is to run there")
+    c.add_argument(
+        "--account", metavar="NAMESPACE:NAME", action="append", default=[], help="of Airflow; default: by the Roles"
+    )
+    c.add_argument("--no-pods", action="store_true", help="only read, start no pods")
+    c.add_argument("--wait", type=_count, metavar="SECONDS", default=300, help="for images to be pulled; default 300")
     command("schema", schema)
     return parser
 
