@@ -8,6 +8,7 @@ Answers with a JSON list of [level, name, text, fix] as termination message and 
     disk WORKSPACE FOLDER       room and a forecast; removes FOLDER
 """
 
+import contextlib
 import errno
 import fcntl
 import importlib.util
@@ -33,7 +34,7 @@ def image(runner: str, module: str = "") -> List[Row]:
     name = "python"
     if not os.path.isfile(runner):
         return [(FAIL, name, "%s is not there" % runner, "correct images.<name>.runner, or build the image anew")]
-    if module and importlib.util.find_spec(module.split(".")[0]) is None:
+    if module and importlib.util.find_spec(module) is None:
         return [(FAIL, name, "the package %s is not in it" % module, "is this image the one of images/%s?" % module)]
     return [(OK, name, "Python %d.%d.%d, %s" % (*sys.version_info[:3], runner), "")]
 
@@ -46,7 +47,8 @@ def wait_for(path: str) -> None:
     while not os.path.exists(path):
         if time.time() > until:
             raise OSError(errno.ETIMEDOUT, "the other pod's file did not appear within %d s" % SECONDS, path)
-        os.listdir(os.path.dirname(path))  # NFS looks again
+        with contextlib.suppress(OSError):
+            os.listdir(os.path.dirname(path))  # NFS looks again; the folder itself may be what is still to come
         time.sleep(0.1)
 
 
