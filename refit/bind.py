@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from refit import cluster, files, runner, toolkits
+from refit import cluster, collect, files, runner, toolkits
 from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.command import Action, BadData, BadSpec, StageError, main
@@ -54,25 +54,26 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     profile = _profile(spec, pipeline, settings)
     workspace = Path(spec.workspace)
     _check_space(workspace)
-    snapshot = _take_data(pipeline, spec, settings, workspace, status)
-    dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
-    faults = toolkits.get(pipeline.toolkit).preflight(pipeline, dataset)
-    problems = [pipelines.of_param(doc.problem(key, text), changed) for key, text in faults]
-    if problems:
-        raise SpecError(problems)
-    bound = plans.Bound(
-        run=Path(spec.run).name,
-        workspace=workspace,
-        snapshot=snapshot,
-        fingerprint=dataset["fingerprint"],
-        code=lambda package: code_version(settings.repository, package),
-        environments=_environments(profile, settings),
-        find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
-        off=frozenset(() if switches.get("release", True) else ("release",)),
-    )
-    plan = plans.make_plan(pipeline, profile, bound)
-    plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
-    path = _write_plan(Path(spec.run), plan)
+    with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
+        snapshot = _take_data(pipeline, spec, settings, workspace, status)
+        dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
+        faults = toolkits.get(pipeline.toolkit).preflight(pipeline, dataset)
+        problems = [pipelines.of_param(doc.problem(key, text), changed) for key, text in faults]
+        if problems:
+            raise SpecError(problems)
+        bound = plans.Bound(
+            run=Path(spec.run).name,
+            workspace=workspace,
+            snapshot=snapshot,
+            fingerprint=dataset["fingerprint"],
+            code=lambda package: code_version(settings.repository, package),
+            environments=_environments(profile, settings),
+            find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
+            off=frozenset(() if switches.get("release", True) else ("release",)),
+        )
+        plan = plans.make_plan(pipeline, profile, bound)
+        plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
+        path = _write_plan(Path(spec.run), plan)
     todo = [s["name"] for s in plans.tasks(plan)]
     files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
     summary = {

@@ -1,4 +1,4 @@
-"""The command line: `refit validate | plan | pod | run | status | shell | dataset check | schema`.
+"""The command line: `refit validate | plan | pod | run | status | shell | dataset check | gc | doctor | schema`.
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -28,6 +28,7 @@ from refit import plan as plans
 from refit.config import ConfigError, Settings
 from refit.data.cli import add_check, run_check
 from refit.specs import SpecError, did_you_mean
+from refit.triton.errors import TritonError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
 RUN = "<run>"  # stands for a run's folder where there is no run
@@ -199,6 +200,12 @@ def _param(text: str) -> tuple[str, Any]:
     return key, value
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: use a whole number, 0 or more")
+    return int(text)
+
+
 @contextlib.contextmanager
 def _alone(workspace: Path) -> Iterator[None]:
     """One `refit run` of a pipeline at a time (Airflow's runs have max_active_runs=1)."""
@@ -243,6 +250,50 @@ def shell(args: argparse.Namespace, settings: Settings) -> int:
 def check_dataset(args: argparse.Namespace, settings: Settings) -> int:
     """Read a data set as a run would, and report every fault with file and line; nothing is written."""
     return run_check(args)
+
+
+def gc(args: argparse.Namespace, settings: Settings) -> int:
+    """Remove old runs, checkpoints and snapshots; never what a kept run, a release or a reused result needs."""
+    from refit import collect
+
+    folders = {p.name: p for p in collect.pipelines(settings.workspace)}
+    if unknown := [name for name in args.pipelines if name not in folders]:
+        known = ", ".join(folders) or "none"
+        raise CliError(f"{', '.join(unknown)}: no such pipeline in {settings.workspace}; there is {known}")
+    rules = collect.Rules(keep_runs=args.keep_runs, keep_days=args.keep_days)
+    found, failed = [], False
+    for name in args.pipelines or folders:
+        try:
+            found.append(collect.collect(folders[name], rules, dry_run=args.dry_run))
+        except (collect.CollectError, TritonError, OSError) as exc:
+            failed = True
+            print(f"error: {exc}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"dry_run": args.dry_run, "pipelines": [f.as_json() for f in found]}, indent=1))
+    else:
+        print(collect.as_text(found, dry_run=args.dry_run))
+    return FAILED if failed or any(f.notes for f in found) else GOOD
+
+
+def doctor(args: argparse.Namespace, settings: Settings) -> int:
+    """Look at the place of a cluster profile: what is missing there, and the command that mends it; needs kubectl."""
+    from refit import doctor as doctors
+
+    made = [pipelines.load(file) for file in args.pipeline]
+    for file, pipeline in zip(args.pipeline, made, strict=True):
+        if args.cluster is None:
+            args.cluster = pipeline.profile
+        elif pipeline.profile != args.cluster:
+            raise CliError(f"{file}: runs on cluster {pipeline.profile}, not on {args.cluster}; ask for one at a time")
+    profile = cluster.load(args.cluster or "local", settings)
+    stages = doctors.stages_of(made, profile) if isinstance(profile, cluster.KubernetesProfile) else ()
+    levels = set()
+    for finding in doctors.examine(
+        profile, settings, stages, accounts=args.account, start_pods=not args.no_pods, wait_seconds=args.wait
+    ):
+        levels.add(finding.level)
+        print(finding, flush=True)
+    return FAILED if doctors.Level.FAIL in levels else GOOD
 
 
 def schema(args: argparse.Namespace, settings: Settings) -> int:
@@ -305,6 +356,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_check(check)
     check.set_defaults(call=check_dataset)
+    c = command("gc", gc)
+    c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
+    c.add_argument("--dry-run", action="store_true", help="only say what would go")
+    c.add_argument("--keep-runs", type=_count, metavar="N", default=10, help="the newest of each pipeline; default 10")
+    c.add_argument("--keep-days", type=_count, metavar="D", default=30, help="all younger ones; default 30")
+    c.add_argument("--json", action="store_true")
+    c = command("doctor", doctor)
+    c.add_argument(
+        "--cluster", metavar="NAME", help="the profile in REFIT_CLUSTERS; default: the pipelines', else local"
+    )
+    c.add_argument("--pipeline", metavar="FILE", nargs="+", action="extend", default=[], help="what is to run there")
+    c.add_argument(
+        "--account", metavar="NAMESPACE:NAME", action="append", default=[], help="of Airflow; default: by the Roles"
+    )
+    c.add_argument("--no-pods", action="store_true", help="only read, start no pods")
+    c.add_argument("--wait", type=_count, metavar="SECONDS", default=300, help="for images to be pulled; default 300")
     command("schema", schema)
     return parser
 
