@@ -155,6 +155,11 @@ class TaoStageOperator(KubernetesPodOperator):
         found = self._get_pod_from_task_state_store(context) or self.find_pod(
             pod_request_obj.metadata.namespace, context=context
         )
+        if found is not None and found.metadata.deletion_timestamp and found.status.phase in ("Pending", "Running"):
+            # Of an earlier try, on a node that does not answer any more, or with a long grace period.
+            self.log.info("pod %s is being deleted; waiting until it is gone", found.metadata.name)
+            self._delete(found.metadata.name, found.metadata.namespace)
+            found = None
         if found is not None:
             self.log.info("going on with pod %s (%s)", found.metadata.name, found.status.phase)
             self._persist_pod_identity_to_task_state_store(context, found)
@@ -186,7 +191,7 @@ class TaoStageOperator(KubernetesPodOperator):
 
         verdict = refused(exc.status, _api_message(exc), self.profile.namespace)
         if verdict.do is Do.WAIT and time.time() - since < self.profile.schedule_timeout_seconds:
-            self.log.info("%s; asking again in %d s", verdict.reason, QUOTA_SECONDS)
+            self.log.info("%s %s Asking again in %d s.", verdict.reason, verdict.advice, QUOTA_SECONDS)
             moment = datetime.now(UTC) + timedelta(seconds=QUOTA_SECONDS)
             kwargs = {"since": since}
             self.defer(trigger=DateTimeTrigger(moment), method_name="start_again", kwargs=kwargs)

@@ -307,7 +307,8 @@ def lone_request(
 class Bound:
     """What a run adds to a pipeline.
 
-    `code` gives the sha256 of a package's source, `environments` the digest of each environment, `find` the folder
+    `code` gives the sha256 of a package's source, `environments` the digest of each environment (and
+    of the actions that have an image of their own), `find` the folder
     of an earlier good result for a key (or None).
     """
 
@@ -358,7 +359,7 @@ def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
             "schema": SCHEMA,
             "name": stage.name,
             "code": {package: bound.code(package) for package in stage.code},
-            "environment": stage.image or bound.environments[stage.environment],
+            "environment": stage.image or bound.environments.get(stage.action) or bound.environments[stage.environment],
             "argv": stage.argv,
             "env": stage.env,
             "files": {name: spec_text(spec) for name, spec in stage.files.items()},
