@@ -187,6 +187,7 @@ class _Release:
             self.ledger.write(self._record(config))
             reached("begun")
             self.say(f"Staging {spec.model} as version {self.version}")
+            self.held.lock.check()
             tree = self.repository.stage(spec.model, self.version, self.artefact.files(), config)
             if sha256(tree / spec.model / str(self.version) / "model.onnx") != self.artefact.sha256:
                 raise RepositoryError(
