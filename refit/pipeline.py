@@ -83,6 +83,18 @@ class TritonTarget(Spec):
     repository: str = Field(min_length=1, description="the server's model repository, as the release task sees it")
 
 
+class Tolerance(Spec):
+    """How far Triton's answers may be from the reference, in parts of each output's largest magnitude.
+
+    The defaults leave room for INT8 on another kind of CPU: x86 without VNNI saturates sums of uint8 activations and
+    int8 weights (onnxruntime's page on quantization, "When and why do I need to try U8U8"). On the CPU that made the
+    reference the answers are the same to the last bits.
+    """
+
+    largest: float = Field(0.05, ge=0, le=1, description="of any value")
+    mean: float = Field(0.005, ge=0, le=1, description="of all values")
+
+
 class Release(Spec):
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="name in Triton; null: the pipeline's name"
@@ -91,6 +103,13 @@ class Release(Spec):
         3, ge=1, le=1000, description="versions kept in the repository, the serving one included"
     )
     timeout_seconds: float = Field(300, gt=0, le=86_400, description="for loading and verifying")
+    tolerance: Tolerance = Tolerance()
+    images: int = Field(8, ge=1, le=8, description="reference images that every server must answer as onnxruntime did")
+    prove: bool = Field(
+        True,
+        description="serve it from a throwaway Triton first, where the release runs with Triton installed; "
+        "false: production is the first to load it",
+    )
     triton: TritonTarget | None = Field(None, description="null: the cluster profile's")
 
 

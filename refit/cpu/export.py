@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from refit.command import StageError
+from refit.cpu import reference
 from refit.cpu.checkpoint import Model, load_model
 from refit.cpu.models import OnnxModel, TorchRunner
 from refit.cpu.network import Detector, count_parameters
@@ -26,10 +27,9 @@ from refit.cpu.specs import ExportSpec
 from refit.cpu.status import StatusWriter
 from refit.cpu.work import workers
 from refit.files import write_bytes, write_json, write_text
-from refit.postprocess import Postprocess, preprocess
+from refit.postprocess import Postprocess
 from refit.postprocess.info import FILE_NAME
 
-_IMAGES = 8
 # float32 with sums in another order: measured below 1e-5 of coverage and 1e-4 of a box distance (0.004 px).
 TOLERANCE = {"coverage": 1e-3, "bbox": 1e-2}
 
@@ -51,7 +51,8 @@ class _Deployed(nn.Module):
 
 
 def run(spec: ExportSpec, out: Path, status: StatusWriter) -> None:
-    """Export `spec.model` to `out/model.onnx` and `out/model.json`; `out/export.json` has the comparison.
+    """Export `spec.model` to `out/model.onnx` and `out/model.json`; `out/export.json` has the comparison,
+    `out/reference.npz` the answers to the same images.
 
     Raises:
         BadSpec: the model cannot be used.
@@ -67,7 +68,8 @@ def run(spec: ExportSpec, out: Path, status: StatusWriter) -> None:
     path = out / "model.onnx"
     write_bytes(path, data)
     images, kind = _images(spec, model)
-    differences = compare(model, OnnxModel(path, threads), images)
+    exported = OnnxModel(path, threads)
+    differences = compare(model, exported, images)
     write_json(out / "export.json", {"images": len(images), "kind": kind, "max_difference": differences})
     for role, difference in differences.items():
         if not difference <= TOLERANCE[role]:
@@ -76,6 +78,7 @@ def run(spec: ExportSpec, out: Path, status: StatusWriter) -> None:
                 f"the ONNX model's {role} differs by {difference:g} from the checkpoint's (limit {TOLERANCE[role]:g}); "
                 "try another opset"
             )
+    reference.write(out, exported, images)
     parameters = count_parameters(model.network)
     status.success(
         f"Exported; coverage differs by at most {differences['coverage']:.1e} on {len(images)} {kind} images.",
@@ -124,13 +127,8 @@ def compare(model: Model, exported: OnnxModel, images: NDArray[np.float32]) -> d
 def _images(spec: ExportSpec, model: Model) -> tuple[NDArray[np.float32], str]:
     """Some images as the network's input: real ones where records are given, else made from the seed."""
     entry = model.info.input
-    if spec.records is None:
-        made = np.random.default_rng(spec.seed).random((_IMAGES, entry.channels, entry.height, entry.width))
-        return made.astype(np.float32), "made"
-    dataset = Dataset.load(spec.records)
-    name = next((n for n in ("val", *dataset.splits) if n in dataset.splits and dataset.splits[n].images), None)
-    if name is None:
-        return _images(spec.model_copy(update={"records": None}), model)
-    records = dataset.split(name)
-    chosen = range(0, len(records), max(1, len(records) // _IMAGES))[:_IMAGES]
-    return np.concatenate([preprocess(records[i].image(), entry)[0] for i in chosen]), "real"
+    real = reference.images(Dataset.load(spec.records), entry) if spec.records is not None else None
+    if real is not None:
+        return real, "real"
+    made = np.random.default_rng(spec.seed).random((reference.IMAGES, entry.channels, entry.height, entry.width))
+    return made.astype(np.float32), "made"

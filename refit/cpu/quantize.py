@@ -1,7 +1,8 @@
 """`quantize`: the exported model as INT8 by explicit Q/DQ nodes, with a record of what it was calibrated on.
 
 Written to `out`: `model.onnx`, `model.json`, `calibration.json` (the images with their hashes, method, versions, hashes
-of both models, latency), `calibration.cache` (the range of each tensor).
+of both models, latency), `calibration.cache` (the range of each tensor), `reference.npz` (answers to some images of the
+val split).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from refit.command import BadData, BadSpec
+from refit.cpu import reference
 from refit.cpu.calibration import cache_text, choose, measure, ranges, sample
 from refit.cpu.models import OnnxModel, Predictor, open_model
 from refit.cpu.records import Dataset, Record
@@ -74,7 +76,11 @@ def run(spec: QuantizeSpec, out: Path, status: StatusWriter) -> None:
     write_text(out / FILE_NAME, full.info.text())
     write_bytes(path, content)
     write_text(out / "calibration.cache", cache_text(spec, ranges(data), sha256(source)))
-    latency = compare_latency(full, OnnxModel(path, threads))
+    made = OnnxModel(path, threads)
+    latency = compare_latency(full, made)
+    inputs = reference.images(dataset, full.info.input)
+    assert inputs is not None  # the train split has some
+    reference.write(out, made, inputs)
     write_json(out / "calibration.json", _record(spec, source, path, images, latency))
     status.success(
         f"INT8: {len(content):,} bytes, {len(content) / source.stat().st_size:.2f} of the float32 file; "

@@ -89,7 +89,11 @@ class CpuPipeline(Pipeline):
 
 _NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 MODEL = Output("model", "model.pth", "pth", min_bytes=1000)
-ONNX = (Output("model", "model.onnx", "onnx", min_bytes=1000), Output("info", "model.json", "json"))
+ONNX = (
+    Output("model", "model.onnx", "onnx", min_bytes=1000),
+    Output("info", "model.json", "json"),
+    Output("reference", "reference.npz"),
+)
 RESULTS = (Output("results", "results.json", "json"),)
 CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/command.py", "refit/files.py", "refit/specs.py", "refit/status.py")
 
@@ -317,6 +321,9 @@ class _Chain:
             "ledger": "{workspace}/releases",
             "keep_versions": release.keep_versions,
             "timeout_seconds": release.timeout_seconds,
+            "tolerance": release.tolerance.model_dump(),
+            "reference_images": release.images,
+            "prove": "auto" if release.prove else "never",
         }
         return Stage(
             name="release",

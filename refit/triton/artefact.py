@@ -49,8 +49,11 @@ class Artefact:
         return {t.name: reference.concrete(t, self.sidecar) for t in self.signature.inputs if -1 in t.dims}
 
 
-def read_artefact(path: Path) -> Artefact:
+def read_artefact(path: Path, samples: int | None = None) -> Artefact:
     """Read a model file, its model.json and its reference.npz.
+
+    Args:
+        samples: so many of the reference's are kept; None: all.
 
     Raises:
         ArtefactError: one of them is missing (but the reference), broken, or does not fit the others.
@@ -58,13 +61,14 @@ def read_artefact(path: Path) -> Artefact:
     signature = read_signature(path)
     info = _read_info(path.with_name(FILE_NAME), signature)
     file = path.with_name(reference.FILE)
+    given = Reference.load(file, signature, f"{reference.FILE} beside the model") if file.exists() else None
     return Artefact(
         path=path,
         sha256=sha256(path),
         bytes=path.stat().st_size,
         signature=signature,
         info=info,
-        reference=Reference.load(file, signature, f"{reference.FILE} beside the model") if file.exists() else None,
+        reference=given.first(samples) if given else None,
     )
 
 

@@ -50,6 +50,14 @@ class Reference:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def first(self, count: int | None) -> Reference:
+        """Its first samples; None: all."""
+        return Reference(
+            {name: array[:count] for name, array in self.inputs.items()},
+            {name: array[:count] for name, array in self.outputs.items()},
+            self.source,
+        )
+
     def save(self, path: Path) -> None:
         """Write it as an .npz file, whole or not at all."""
         arrays = {f"input:{k}": v for k, v in self.inputs.items()} | {f"output:{k}": v for k, v in self.outputs.items()}

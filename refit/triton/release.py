@@ -54,7 +54,7 @@ def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], Non
         LockLost: this process was paused for so long that another one took the lock; that one settles what was begun.
         ReleaseFailed: something failed on the way; says what serves now.
     """
-    artefact = read_artefact(spec.model_path)
+    artefact = read_artefact(spec.model_path, spec.reference_images)
     origin = read_origin(spec, out)
     installation = _prover(spec)
     with exclusive(spec, f"{origin.pipeline}/{origin.run}", say) as held:
@@ -187,6 +187,7 @@ class _Release:
             self.ledger.write(self._record(config))
             reached("begun")
             self.say(f"Staging {spec.model} as version {self.version}")
+            self.held.lock.check()
             tree = self.repository.stage(spec.model, self.version, self.artefact.files(), config)
             if sha256(tree / spec.model / str(self.version) / "model.onnx") != self.artefact.sha256:
                 raise RepositoryError(

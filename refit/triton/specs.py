@@ -48,6 +48,9 @@ class ReleaseSpec(Target):
     metrics: dict[str, float] = Field(default_factory=dict, description="what the model reached; goes into the ledger")
     results: Path | None = Field(None, description="results.json of the evaluate stage: more metrics")
     images: Path | list[Path] | None = Field(None, description="pictures to prove with: a folder, or files")
+    reference_images: int | None = Field(
+        None, ge=1, description="so many of reference.npz's samples are asked; null: all"
+    )
     prove: Literal["auto", "always", "never"] = Field(
         "auto", description="serve it from a throwaway Triton first; auto: where the Triton environment is installed"
     )

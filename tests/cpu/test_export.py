@@ -63,6 +63,12 @@ def test_compared_on_real_images(trained: Path, tmp_path: Path) -> None:
     comparison = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (comparison["images"], comparison["kind"]) == (3, "real")
     assert 0 < kpi["max_difference"] < 1e-3
+    with np.load(tmp_path / "out" / "reference.npz") as reference:
+        answers = OnnxModel(tmp_path / "out" / "model.onnx", 1)(reference["input:input_1"])
+        assert {f"output:{name}" for name in answers} == set(reference.files) - {"input:input_1"}
+        assert len(reference["input:input_1"]) == 3
+        for name, array in answers.items():
+            assert np.allclose(reference[f"output:{name}"], array, atol=1e-4)
 
 
 def test_a_difference_is_seen(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

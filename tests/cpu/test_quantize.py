@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
@@ -21,6 +22,7 @@ from refit.cpu.records import Dataset, Record
 from refit.cpu.scoring import score
 from refit.cpu.specs import ExportSpec, QuantizeParams, QuantizeSpec
 from refit.cpu.status import StatusWriter
+from refit.pipeline import Release
 from refit.postprocess import InputInfo
 from tests.cpu.conftest import CLASSES, encode, status_lines
 from tests.cpu.tiny import empty_record, tiny_record, tiny_records, write
@@ -86,6 +88,25 @@ def test_the_record(exported: Path, records: Path, tmp_path: Path) -> None:
         assert said[name]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert {"onnxruntime", "onnx"} <= set(said["tools"])
     assert (tmp_path / "model.json").read_bytes() == exported.with_name("model.json").read_bytes()
+
+
+def test_the_reference_holds_on_other_kernels(exported: Path, records: Path, tmp_path: Path) -> None:
+    """Answers of float32 kernels, as a GPU may use them for Q/DQ, are within the default tolerance of a release."""
+    run(exported, records, tmp_path)
+    with np.load(tmp_path / "reference.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    inputs = arrays.pop("input:input_1")
+    assert inputs.shape == (6, 3, 96, 160)  # the val split has six
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    assert set(arrays) == {f"output:{o.name}" for o in session.get_outputs()}
+    allowed = Release().tolerance
+    for output in session.get_outputs():
+        want = arrays[f"output:{output.name}"]
+        gap = np.abs(session.run([output.name], {"input_1": inputs})[0] - want) / np.abs(want).max()
+        assert gap.max() <= allowed.largest
+        assert gap.mean() <= allowed.mean
 
 
 def test_the_cache_is_for_people(exported: Path, records: Path, tmp_path: Path) -> None:

@@ -193,6 +193,8 @@ def test_reference_beside_the_model_and_pictures(place: Place) -> None:
     pictures.mkdir()
     for i in range(2):
         cv2.imwrite(str(pictures / f"{i}.png"), (noise(1, seed=i)[0].transpose(1, 2, 0) * 255).astype(np.uint8))
+    assert place.release(path, reference_images=2).probes == 2
+    place.name += "x"
     report = place.release(path, prove="always", images=pictures)
     assert report.probes == 5
     assert report.difference == 0.0
