@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 MADE = "refit_remade"  # in the task state store: pods made again in this try, by the classifier's row
+SERVERS = "servers"  # a row of MADE: releases done again for a server that was not there at first
+SERVERS_MOST = 3
 QUOTA_SECONDS = 30
 DELETE_SECONDS = 120
 READ_BACK_SECONDS = 180
@@ -72,6 +74,7 @@ class TaoStageOperator(KubernetesPodOperator):
         self.bind = bind
         self._profile: cluster.KubernetesProfile | None = None
         self._stage: pods.PodStage | None = None
+        self._again = False
 
     # --- what is to be run ---
 
@@ -121,7 +124,13 @@ class TaoStageOperator(KubernetesPodOperator):
         except pods.PodError as exc:
             raise inputs.BadInput(str(exc)) from None
         if self.pod_stage.action == pods.RELEASE and not dry_run:
-            manifest["spec"]["containers"][0]["env"] += self._servers()
+            env = manifest["spec"]["containers"][0]["env"]
+            servers = self._servers()
+            self.log.info("Triton's servers: %s", ", ".join(servers) or "none is running")
+            if servers:
+                env.append({"name": "REFIT_TRITON_SERVERS", "value": ",".join(servers)})
+            if self._again:
+                env.append({"name": "REFIT_AGAIN", "value": "1"})
         return self._as_pod(manifest, context)
 
     def _as_pod(self, manifest: dict[str, Any], context: Context | None) -> k8s.V1Pod:
@@ -131,7 +140,7 @@ class TaoStageOperator(KubernetesPodOperator):
         pod_mutation_hook(pod)
         return pod
 
-    def _servers(self) -> list[dict[str, str]]:
+    def _servers(self) -> list[str]:
         """The addresses of all Triton servers: a release is loaded and verified on each of them."""
         wanted = self.profile.triton.selector
         if not wanted:
@@ -143,9 +152,14 @@ class TaoStageOperator(KubernetesPodOperator):
         alive = [
             p for p in found if p.status.pod_ip and p.status.phase == "Running" and not p.metadata.deletion_timestamp
         ]
-        servers = ",".join(sorted(f"http://{p.status.pod_ip}:{port if port.isdigit() else 8000}" for p in alive))
-        self.log.info("Triton's servers: %s", servers or "none is running")
-        return [{"name": "REFIT_TRITON_SERVERS", "value": servers}] if servers else []
+        return sorted(f"http://{p.status.pod_ip}:{port if port.isdigit() else 8000}" for p in alive)
+
+    def _unproven(self, result: Result) -> list[str]:
+        """Servers that run now and that a good release has not loaded and verified: they came while it was at work."""
+        if not result.succeeded or self.pod_stage.action != pods.RELEASE:
+            return []
+        proven = result.summary.get("servers")
+        return [s for s in self._servers() if s not in proven] if isinstance(proven, list) else []
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
         """The pod that an earlier start of this task has left, running or ended, else a new one.
@@ -222,23 +236,16 @@ class TaoStageOperator(KubernetesPodOperator):
         self._prepare(context)
         name, namespace = str(event["name"]), str(event["namespace"])
         raw = None if event["status"] == "gone" else self._read(name, namespace)
-        if event["status"] == "stuck" and raw is not None and not has_ended(raw):
-            said = event["verdict"]
-            verdict = Verdict(Do.FAIL, said["row"], said["reason"], Outcome(said["outcome"]), said["advice"])
-            self._tell_events(name, namespace)
-        else:
-            verdict = judge(raw, self.stage)
         store = context.get("task_state_store")
         made = dict(store.get(MADE, default=None) or {}) if store is not None else {}
-        verdict = count(verdict, made, self.profile.remakes)
-        if verdict.do is Do.READ_BACK:
-            verdict = self._read_back(verdict, context)
+        verdict = count(self._verdict(event, raw, context), made, self.profile.remakes)
         if verdict.do is Do.REMAKE:
             made[verdict.row] = made.get(verdict.row, 0) + 1
             if store is not None:
                 store.set(MADE, made)
             self.log.warning("pod %s: %s. Making it again (%d so far).", name, verdict.reason, sum(made.values()))
             self._delete(name, namespace)
+            self._again = verdict.row == SERVERS
             self._start(context, since=time.time())
             return
         result = verdict.result or verdict.failed(self.stage, self._tail(raw, name, namespace))
@@ -246,6 +253,22 @@ class TaoStageOperator(KubernetesPodOperator):
         if store is not None:
             store.set(MADE, {})  # a retry counts anew
         self.finish(context, result, made)
+
+    def _verdict(self, event: Mapping[str, Any], raw: Pod | None, context: Context) -> Verdict:
+        """What the pod's end means, a lost answer looked for and a release compared with the servers that run now."""
+        name, namespace = str(event["name"]), str(event["namespace"])
+        if event["status"] == "stuck" and raw is not None and not has_ended(raw):
+            said = event["verdict"]
+            self._tell_events(name, namespace)
+            return Verdict(Do.FAIL, said["row"], said["reason"], Outcome(said["outcome"]), said["advice"])
+        verdict = judge(raw, self.stage)
+        if verdict.do is Do.READ_BACK:
+            verdict = self._read_back(verdict, context)
+        missed = self._unproven(verdict.result) if verdict.result is not None else []
+        if missed:
+            reason = f"{', '.join(missed)} came while the release was at work and is not proven to serve it"
+            return Verdict(Do.REMAKE, SERVERS, reason, Outcome.TOOLKIT_ERROR, most=SERVERS_MOST)
+        return verdict
 
     def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
         """Hand on what the stage answered. Raises for any outcome but success."""

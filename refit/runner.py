@@ -85,7 +85,12 @@ LINE_BYTES = 500
 MIN_SECRET = 4  # characters; blotting out anything shorter would blot out ordinary words and protect nothing
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 MARK = "REFIT_ATTEMPT_ID"  # in the environment of every process of a stage: how we know them again
-PRIVATE = ("REFIT_REQUEST", "REFIT_TERMINATION_LOG", MARK)  # the runner's own; the command does not see them
+PRIVATE = (
+    "REFIT_REQUEST",
+    "REFIT_TERMINATION_LOG",
+    "REFIT_AGAIN",
+    MARK,
+)  # the runner's own; the command does not see them
 
 Json = Dict[str, Any]
 
@@ -891,6 +896,7 @@ class Progress:
         self.status = ""
         self.failure = ""
         self.trouble = ""
+        self._before = 0  # the last epoch of earlier starts
         self._smallest = math.inf
         self._bad_losses = 0
         self._evaluations = 0
@@ -898,6 +904,12 @@ class Progress:
 
     def add_old(self, record: Json) -> None:
         """A line from before this start."""
+        epoch = number(record.get("epoch"))
+        if epoch is not None and math.isfinite(epoch):
+            self._before = max(self._before, int(epoch))
+        self._figures(record)
+
+    def _figures(self, record: Json) -> None:
         kpi = record.get("kpi")
         for name, value in kpi.items() if isinstance(kpi, dict) else ():
             self._metric(str(name), value)
@@ -908,7 +920,7 @@ class Progress:
 
     def add(self, record: Json) -> Optional[str]:
         """A new line; gives the text to show when it begins a new epoch."""
-        self.add_old(record)
+        self._figures(record)
         if isinstance(record.get("status"), str):
             self.status = record["status"].upper()
             if self.status == "FAILURE":
@@ -923,6 +935,9 @@ class Progress:
         if epoch is None or not math.isfinite(epoch):
             return None
         fresh = epoch != self.last.get("epoch")
+        if self._before and "epoch" not in self.last:
+            self.last["resumed_after"] = self._before
+            self.last["repeated_epochs"] = max(0, self._before - int(epoch) + 1)
         self.last["epoch"] = int(epoch)
         most = number(record.get("max_epoch"))
         if most is not None and math.isfinite(most):
@@ -1387,7 +1402,9 @@ class Folder:
             kill_until_gone(other["mark"], 0)
 
     def good_result(self) -> Optional[Json]:
-        """The result of an earlier start that can be handed back as it is."""
+        """The result of an earlier start that can be handed back as it is; none where the work is wanted again."""
+        if os.environ.get("REFIT_AGAIN"):
+            return None
         result = read_json(self.path("result.json"))
         if not result or not self.stage.key or result.get("key") != self.stage.key:
             return None

@@ -277,3 +277,27 @@ def test_a_silent_full_disk_is_found_behind_an_exit_code_of_0(small_disk: Path, 
     done = bench.run(bench.request(code, outputs=[{"name": "model", "path": "model.pth"}]))
     assert done.outcome == "no_space"
     assert "model: model.pth is missing" in done.reason
+
+
+def test_the_epochs_that_a_killed_start_cost_are_told(bench: Bench) -> None:
+    code = """
+first = os.path.exists(out + "/checkpoint")
+open(out + "/checkpoint", "w").close()
+for epoch in ((3, 4) if first else (1, 2, 3)):
+    note(status="RUNNING", epoch=epoch, max_epoch=4)
+sys.exit(0 if first else 1)
+"""
+    request = bench.request(code)
+    assert "repeated_epochs" not in bench.run(request).result["progress"]
+    progress = bench.run(request).result["progress"]
+    assert (progress["resumed_after"], progress["repeated_epochs"], progress["epoch"]) == (3, 1, 4)
+
+
+def test_work_that_is_wanted_again_is_not_answered_from_the_folder(bench: Bench) -> None:
+    request = bench.request("open(out + '/' + str(time.time()), 'w').close()")
+    bench.run(request)
+    assert bench.run(request).result["attempt"] == 1
+    again = bench.run(request, env={"REFIT_AGAIN": "1"})
+    assert (again.outcome, again.result["attempt"]) == ("succeeded", 2)
+    assert len(list(bench.out.iterdir())) == 1
+    assert (bench.run_dir / "03-train.1").is_dir()
