@@ -8,23 +8,26 @@ still being copied, without a worker slot. Both follow one rule, `decide`.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow.sdk import Asset, AssetWatcher, BaseOperator
+from airflow.sdk import Asset, AssetWatcher, BaseOperator, Variable
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
-from operators import inputs
+from operators import inputs, names
 from refit.config import ConfigError
 from refit.data import arrival
+from refit.outcome import Result
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from refit.pipeline import Pipeline
 
 AUTOMATIC = ("scheduled", "asset_triggered", "backfill")  # run types that nobody asked for by hand
+VARIABLE = "variable"
+TAKEN = "refit_taken_"  # + pipeline: the Airflow Variable
 JITTER = 0.1  # share of the poll interval, so that a thousand triggers do not list at the same moment
 
 
@@ -45,12 +50,23 @@ class Step(StrEnum):
 
 @dataclass(frozen=True)
 class Inbox:
-    """What has to be known to look at an inbox: an `arrival.Rule`, and where the pipeline notes what it took."""
+    """What has to be known to look at an inbox: an `arrival.Rule`, and where it is noted what was taken.
+
+    `record`: the pipeline's folder in the workspace, or the Airflow Variable "variable:<name>" where no process of
+    Airflow sees the workspace.
+    """
 
     path: str
-    workspace: str
+    record: str
     marker: str | None
     settle_seconds: float
+
+    def taken(self) -> arrival.Taken | None:
+        """What was taken last."""
+        kind, _, name = self.record.partition(":")
+        if kind != VARIABLE:
+            return arrival.last_taken(Path(self.record))
+        return arrival.taken_of(Variable.get(name, default=None))
 
 
 class Look(NamedTuple):
@@ -61,10 +77,19 @@ class Look(NamedTuple):
     taken: arrival.Taken | None
 
 
-def look(inbox: Inbox, previous: arrival.Listing | None = None) -> Look:
-    """List an inbox. Raises OSError where it is there but cannot be read."""
+def look(inbox: Inbox, before: Look | None = None) -> Look:
+    """List an inbox. Raises OSError where it is there but cannot be read.
+
+    What was taken is asked for anew unless the look before has shown this very data to be taken: a thousand inboxes
+    that lie still shall not ask Airflow's database every few seconds.
+    """
+    previous = before.listing if before else None
     listing = arrival.listing(inbox.path, previous, marker=inbox.marker)
-    return Look(listing, arrival.is_complete(listing, previous, inbox), arrival.last_taken(Path(inbox.workspace)))
+    ready = arrival.is_complete(listing, previous, inbox)
+    known = before.taken if before else None
+    if known is None or known.signature != listing.signature:
+        known = inbox.taken()
+    return Look(listing, ready, known)
 
 
 def decide(seen: Look, *, automatic: bool) -> tuple[Step, str]:
@@ -94,7 +119,7 @@ class DatasetArrivalTrigger(BaseEventTrigger):
     def __init__(
         self,
         path: str,
-        workspace: str,
+        record: str,
         marker: str | None,
         settle_seconds: float,
         poll_seconds: float,
@@ -103,7 +128,7 @@ class DatasetArrivalTrigger(BaseEventTrigger):
         deadline: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.inbox = Inbox(path, workspace, marker, settle_seconds)
+        self.inbox = Inbox(path, record, marker, settle_seconds)
         self.poll_seconds, self.automatic, self.repeat, self.deadline = poll_seconds, automatic, repeat, deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -116,16 +141,17 @@ class DatasetArrivalTrigger(BaseEventTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        listing: arrival.Listing | None = None
+        seen: Look | None = None
         fired = told = ""
         while True:
             step = Step.WAIT
             try:
-                seen = await asyncio.to_thread(look, self.inbox, listing)
-                listing = seen.listing
+                # Not asyncio.to_thread: a Variable is asked for through the triggerer's own event loop.
+                seen = await sync_to_async(look, thread_sensitive=False)(self.inbox, seen)
                 step, reason = decide(seen, automatic=self.automatic)
             except OSError as exc:
                 reason = f"cannot be read: {exc.strerror}"
+            listing = seen.listing if seen else None
             words = re.sub(r"\d+", "", reason)  # not a line for each second that passes
             if words != told:
                 told = words
@@ -154,10 +180,36 @@ def inbox_of(pipeline: Pipeline, where: Settings) -> Inbox:
     rule = pipeline.dataset.arrival
     return Inbox(
         path=str(where.data_path(pipeline.dataset.source)),
-        workspace=str(where.workspace / str(pipeline.name)),
+        record=_record(pipeline, where),
         marker=rule.marker,
         settle_seconds=rule.settle_seconds,
     )
+
+
+def _record(pipeline: Pipeline, where: Settings) -> str:
+    if pipeline.runtime == "local":
+        return str(where.workspace / str(pipeline.name))
+    return f"{VARIABLE}:{TAKEN}{pipeline.name}"
+
+
+def note_taken(context: Mapping[str, Any], pipeline: str, result: Result) -> None:
+    """After a bind that ran in a pod: note in Airflow which arrival it looked at, so that it is not new any more."""
+    found = context["ti"].xcom_pull(task_ids=names.ARRIVAL)
+    if not isinstance(found, Mapping) or not found.get("files"):
+        return
+    taken = {
+        "signature": found["signature"],
+        "outcome": "taken" if result.succeeded else str(result.outcome),
+        "fingerprint": result.summary.get("fingerprint"),
+        "run": context["run_id"],
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": found["files"],
+        "bytes": found["bytes"],
+    }
+    before = arrival.taken_of(Variable.get(TAKEN + pipeline, default=None))
+    if taken["fingerprint"] is None and before is not None:
+        taken["fingerprint"] = before.fingerprint  # a run by hand can go on with the last good data
+    Variable.set(TAKEN + pipeline, json.dumps(taken), description="Refit: the arrival that was taken last")
 
 
 def asset(pipeline: Pipeline, where: Settings) -> Asset:

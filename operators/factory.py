@@ -17,7 +17,6 @@ A pipeline file can change or break at any time, so nothing that a running run d
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, BaseOperator, TaskGroup, TriggerRule, get_parsing_context
 
-from operators import inputs, names
+from operators import inputs, names, pools
 from operators.arrival import DatasetArrivalSensor, asset
-from operators.stage import BadFileOperator, BindOperator
+from operators.stage import BadFileOperator, PodTask, load
 from refit.config import ConfigError, Settings
 
 if TYPE_CHECKING:  # imported when a file is read: a task process does without pydantic's models
@@ -39,7 +38,14 @@ if TYPE_CHECKING:  # imported when a file is read: a task process does without p
 
 RULE = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
 # runtime -> the operator that runs one stage; takes `stage` and BaseOperator's arguments
-STAGE_OPERATORS: Mapping[str, str] = {"local": "operators.stage:LocalStageOperator"}
+STAGE_OPERATORS: Mapping[str, str] = {
+    "local": "operators.stage:LocalStageOperator",
+    "kubernetes": "operators.pod:TaoStageOperator",
+}
+BIND_OPERATORS: Mapping[str, str] = {
+    "local": "operators.stage:BindOperator",
+    "kubernetes": "operators.pod:BindPodOperator",
+}
 DEFAULTS: Mapping[str, Any] = {"owner": "refit", "retries": 2, "retry_delay": timedelta(seconds=15)}
 
 
@@ -140,7 +146,7 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
         max_active_runs=1,
         auto_register=False,
     ) as dag:
-        arrival, bind = _task(name, names.ARRIVAL), _task(name, names.BIND)
+        arrival, bind = _task(name, names.ARRIVAL), _task(name, names.BIND, pipeline.runtime)
         arrival >> bind
         tasks: dict[str, BaseOperator] = {}
         groups: dict[str, TaskGroup] = {}
@@ -149,7 +155,12 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
                 groups[node.group] = TaskGroup(node.group, group_display_name=node.group.capitalize())
             group = groups.get(node.group) if node.group else None
             task = tasks[node.name] = _task(
-                name, node.name, pipeline.runtime, task_group=group, task_display_name=node.title
+                name,
+                node.name,
+                pipeline.runtime,
+                task_group=group,
+                task_display_name=node.title,
+                **pools.of_stage(pipeline.runtime, node.gpus),
             )
             [bind, *(tasks[upstream] for upstream in node.upstream)] >> task
         [bind, *tasks.values()] >> _task(name, names.DONE)
@@ -186,7 +197,8 @@ def task_dag(pipeline: str, task_id: str, settings: Settings | None = None) -> D
     with DAG(names.dag_id(pipeline), schedule=None, default_args=dict(DEFAULTS), auto_register=False) as dag:
         group, _, rest = task_id.rpartition(".")
         stage = names.stage_of(task_id)
-        runtime = _peek_runtime(pipeline, settings or Settings.from_env()) if stage else ""
+        there = stage is not None or rest == names.BIND
+        runtime = _peek_runtime(pipeline, settings or Settings.from_env()) if there else ""
         _task(pipeline, rest, runtime, task_group=TaskGroup(group) if group else None)
     return dag
 
@@ -198,7 +210,8 @@ def _task(pipeline: str, name: str, runtime: str = "", **kwargs: Any) -> BaseOpe
             task_id=name, pipeline=pipeline, task_display_name="Wait for complete data", **kwargs
         )
     if name == names.BIND:
-        return BindOperator(task_id=name, pipeline=pipeline, task_display_name="Take the data in and plan", **kwargs)
+        kwargs = {"task_display_name": "Take the data in and plan", "pipeline": pipeline, **kwargs}
+        return _operator(BIND_OPERATORS, runtime, task_id=name, **kwargs)
     if name == names.BAD_FILE:
         return BadFileOperator(
             task_id=name, pipeline=pipeline, retries=0, task_display_name="Faults of the pipeline file", **kwargs
@@ -207,9 +220,14 @@ def _task(pipeline: str, name: str, runtime: str = "", **kwargs: Any) -> BaseOpe
         from airflow.providers.standard.operators.empty import EmptyOperator
 
         return EmptyOperator(task_id=name, trigger_rule=TriggerRule.NONE_FAILED, task_display_name="Done", **kwargs)
-    module, _, attribute = STAGE_OPERATORS[runtime].partition(":")
-    operator: type[BaseOperator] = getattr(importlib.import_module(module), attribute)
-    return operator(task_id=name, stage=name, trigger_rule=RULE, **kwargs)
+    return _operator(STAGE_OPERATORS, runtime, task_id=name, stage=name, trigger_rule=RULE, **kwargs)
+
+
+def _operator(table: Mapping[str, str], runtime: str, **kwargs: Any) -> BaseOperator:
+    """The operator of a runtime; while Airflow parses, a stand-in for those that import the Kubernetes client."""
+    if runtime == "kubernetes" and get_parsing_context().task_id is None:
+        return PodTask(operator=table[runtime], **kwargs)
+    return load(table[runtime])(**kwargs)
 
 
 def _schedule(pipeline: Pipeline, file: str, settings: Settings) -> Any:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 LOCAL = "refit_local"
+GPU = "refit_gpu"
+PODS = "refit_pods"
+POD_SLOTS = 128  # pods without a GPU at once; what they really get is the cluster's business
 
 
 @dataclass(frozen=True)
@@ -18,8 +22,24 @@ class Pool:
     include_deferred: bool = False
 
 
-def required(local_slots: int | None = None) -> list[Pool]:
-    """The pools to create. `local_slots`: stages that may run on this machine at once; default: one per 4 CPUs,
-    because a stage's own threads fill about as many."""
+def of_stage(runtime: str, gpus: int) -> dict[str, Any]:
+    """The pool of a stage's task and how many of its slots it takes, as arguments of the operator."""
+    if runtime == "local":
+        return {"pool": LOCAL}
+    return {"pool": GPU, "pool_slots": gpus} if gpus else {"pool": PODS}
+
+
+def required(local_slots: int | None = None, gpus: int | None = None) -> list[Pool]:
+    """The pools to create.
+
+    local_slots: stages that may run on this machine at once; default: one per 4 CPUs, because a stage's own threads
+    fill about as many. gpus: GPUs that pods may hold at once; default: REFIT_GPUS, else 1. Deferred tasks count in the
+    pools of pods, because a stage's task is deferred while its pod runs.
+    """
     slots = local_slots or max(1, (os.cpu_count() or 1) // 4)
-    return [Pool(LOCAL, slots, "Refit: stages that run on this machine at once")]
+    gpus = int(os.environ.get("REFIT_GPUS") or 1) if gpus is None else gpus
+    return [
+        Pool(LOCAL, slots, "Refit: stages that run on this machine at once"),
+        Pool(GPU, max(1, gpus), "Refit: GPUs that stage pods may hold at once", include_deferred=True),
+        Pool(PODS, POD_SLOTS, "Refit: stage pods without a GPU at once", include_deferred=True),
+    ]

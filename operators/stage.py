@@ -6,6 +6,7 @@ fields, so text from a pipeline file, a param or the data stays text.
 
 from __future__ import annotations
 
+import importlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -146,6 +147,46 @@ def compact(result: Result) -> dict[str, Any]:
         "metrics": dict(result.metrics),
         "summary": dict(result.summary),
     }
+
+
+def load(name: str) -> type[BaseOperator]:
+    """The operator class that "package.module:Class" names."""
+    module, _, attribute = name.partition(":")
+    operator: type[BaseOperator] = getattr(importlib.import_module(module), attribute)
+    return operator
+
+
+class PodTask(BaseOperator):
+    """Stands for a pod operator where a DAG is only parsed: the scheduler needs no Kubernetes client to know a task.
+
+    A task process gets the real one (`operators.factory.task_dag`). Where somebody runs the parsed DAG itself
+    (`airflow dags test`), this one makes the real one and hands everything on to it.
+    """
+
+    template_fields = ()
+    ui_color = "#e8f4e8"
+
+    def __init__(self, *, operator: str, pipeline: str | None = None, stage: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.operator = operator
+        self.custom_operator_name = operator.rpartition(":")[2]
+        self._own = {k: v for k, v in (("pipeline", pipeline), ("stage", stage)) if v is not None}
+        self._real: BaseOperator | None = None
+
+    def real(self) -> BaseOperator:
+        if self._real is None:
+            self._real = load(self.operator)(task_id=self.task_id, **self._own)
+        return self._real
+
+    def execute(self, context: Context) -> Any:
+        return self.real().execute(context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        return self.real().resume_execution(next_method, next_kwargs, context)
+
+    def on_kill(self) -> None:
+        if self._real is not None:
+            self._real.on_kill()
 
 
 class BadFileOperator(BaseOperator):

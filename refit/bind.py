@@ -83,7 +83,8 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         "images": sum(dataset["splits"].values()),
     }
     if isinstance(profile, cluster.KubernetesProfile):
-        summary["pods"] = pod.pack(plan["stages"])
+        model = plan["stages"][0]["model"]
+        summary |= {"pods": pod.pack(plan["stages"]), "cluster": pipeline.profile, "model": model}
     files.write_json(out / "summary.json", summary)
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
     print(message + (f": {', '.join(todo)}" if todo else ""))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +23,9 @@ from pydantic.fields import FieldInfo
 from refit import toolkits
 from refit.cluster import LocalProfile, Profile
 from refit.config import Settings
-from refit.pipeline import Pipeline, peek_name
+from refit.pipeline import Pipeline, Resources, peek_name
 from refit.specs import did_you_mean
-from refit.toolkits.base import ParamField, Stage, command, spec_text
+from refit.toolkits.base import OUR_EXIT_CODES, Output, ParamField, Stage, command, spec_text
 
 SCHEMA = 1
 BIND = "bind"
@@ -241,6 +241,66 @@ def bind_request(
         "resources": {"gpus": 0, "gpu_type": None, "cpus": 1, "memory_gib": 2},
         "publish": None,
     }
+
+
+def lone_request(
+    *,
+    pipeline: str,
+    run: str,
+    name: str,
+    action: str,
+    environment: str,
+    argv: Sequence[str],
+    workspace: Path,
+    resources: Resources,
+    image: str | None = None,
+    toolkit: str = "tao",
+    env: Mapping[str, str] | None = None,
+    specs: Mapping[str, str | Mapping[str, Any]] | None = None,
+    inputs: Mapping[str, str] | None = None,
+    outputs: Sequence[Output] = (),
+    secrets: Sequence[str] = (),
+    watch: Mapping[str, Any] | None = None,
+    grace_seconds: float = 20,
+) -> dict[str, Any]:
+    """The request of a stage that stands in a DAG of its own making, without a pipeline file and a plan.
+
+    `pipeline` names its folder in the workspace; `inputs` maps a name in {input:NAME} to the stage of the same run
+    that made it. The key is that of the request itself: a retry goes on with what the try before has saved.
+    """
+    home = workspace / pipeline
+    folder = home / "runs" / run_folder(run)
+    resource = resources.model_dump(exclude={"timeout_hours", "nodes"})
+    request = {
+        "schema": SCHEMA,
+        "pipeline": pipeline,
+        "run": folder.name,
+        "name": name,
+        "action": action,
+        "title": name,
+        "index": 0,
+        "toolkit": toolkit,
+        "model": None,
+        "environment": environment,
+        "image": image,
+        "argv": list(argv),
+        "env": dict(env or {}),
+        "files": {file: spec_text(spec) for file, spec in (specs or {}).items()},
+        "secrets": list(secrets),
+        "paths": {"workspace": str(home), "run": str(folder), "stage": str(folder / name)},
+        "inputs": {key: str(folder / stage) for key, stage in (inputs or {}).items()},
+        "outputs": [o.to_json() for o in outputs],
+        "status": "status.json",
+        "summary": None,
+        "watch": dict(watch) if watch else None,
+        "timeout_seconds": resources.timeout_hours * 3600,
+        "grace_seconds": grace_seconds,
+        "resume": True,
+        "exit_codes": dict(OUR_EXIT_CODES) if toolkit != "tao" else {},
+        "resources": resource,
+        "publish": None,
+    }
+    return {**request, "key": _sha(request)}
 
 
 @dataclass(frozen=True)

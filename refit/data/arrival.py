@@ -158,7 +158,17 @@ def is_complete(current: Listing, previous: Listing | None, rule: Rule) -> Readi
 def last_taken(workspace: Path) -> Taken | None:
     """What `record_taken` wrote last, or None; a file that cannot be read counts as none (then the data is new)."""
     try:
-        row: Any = json.loads(_record(workspace).read_text(encoding="utf-8"))
+        return taken_of(_record(workspace).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def taken_of(text: str | None) -> Taken | None:
+    """A record of what was taken from its JSON text; None where there is none or it cannot be understood."""
+    if text is None:
+        return None
+    try:
+        row: Any = json.loads(text)
         fingerprint = row["fingerprint"]
         return Taken(
             signature=str(row["signature"]),
@@ -169,7 +179,7 @@ def last_taken(workspace: Path) -> Taken | None:
             files=int(row["files"]),
             bytes=int(row["bytes"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

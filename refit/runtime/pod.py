@@ -96,12 +96,13 @@ SHAPE = ("action", "environment", "image", "gpus", "gpu_type", "cpus", "memory_g
 
 
 def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The pods of a plan's stages, small enough to travel in bind's result: {"shapes": [[...]], "stages": {name: i}}.
+    """The pods of a plan's stages, small enough to travel in bind's result: {"shapes": [[...]], "stages": [[name, i]]}.
 
-    Stages that ask for the same share a shape; its items are named by SHAPE.
+    Stages that ask for the same share a shape, the i-th; its items are named by SHAPE. Lists, because a database may
+    change the order of an object's keys, and a stage's place in the plan is the number of its folder.
     """
     shapes: list[list[Any]] = []
-    stages: dict[str, int] = {}
+    stages: list[tuple[str, int]] = []
     for request in requests:
         pod = PodStage.of(request)
         action = pod.action if pod.action == RELEASE else ""
@@ -109,13 +110,13 @@ def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         shape += [pod.timeout_seconds, pod.grace_seconds, list(pod.secrets)]
         if shape not in shapes:
             shapes.append(shape)
-        stages[pod.name] = shapes.index(shape)
-    return {"shapes": shapes, "stages": stages}
+        stages.append((pod.name, shapes.index(shape)))
+    return {"shapes": shapes, "stages": [list(s) for s in stages]}
 
 
 def unpack(packed: Mapping[str, Any], name: str, *, pipeline: str, run: str, plan: str, model: str = "") -> PodStage:
     """The pod of one stage of a packed plan. Raises KeyError for a stage that the plan does not have."""
-    known = dict(zip(SHAPE, packed["shapes"][packed["stages"][name]], strict=True))
+    known = dict(zip(SHAPE, packed["shapes"][dict(packed["stages"])[name]], strict=True))
     return PodStage(
         pipeline=pipeline,
         run=run,

@@ -37,7 +37,7 @@ def drop(inbox: Inbox, *names: str, done: bool = True) -> None:
 def take(inbox: Inbox, fingerprint: str | None = "f" * 64, outcome: str = "taken") -> None:
     """What bind does."""
     seen = arrival.listing(inbox.path, marker=inbox.marker)
-    arrival.record_taken(Path(inbox.workspace), seen, fingerprint=fingerprint, run="r", outcome=outcome)
+    arrival.record_taken(Path(inbox.record), seen, fingerprint=fingerprint, run="r", outcome=outcome)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +78,11 @@ def test_settling_is_seen_by_comparing_listings(tmp_path: Path) -> None:
     first = look(inbox)
     assert decide(first, automatic=True)[0] is Step.WAIT
     time.sleep(0.25)
-    assert decide(look(inbox, first.listing), automatic=True)[0] is Step.GO
+    assert decide(look(inbox, first), automatic=True)[0] is Step.GO
 
 
 def trigger(inbox: Inbox, **kwargs: object) -> DatasetArrivalTrigger:
-    made = DatasetArrivalTrigger(inbox.path, inbox.workspace, inbox.marker, inbox.settle_seconds, 0.02, **kwargs)
+    made = DatasetArrivalTrigger(inbox.path, inbox.record, inbox.marker, inbox.settle_seconds, 0.02, **kwargs)
     classpath, arguments = made.serialize()
     json.dumps(arguments)  # plain values: they are stored in Airflow's database
     again = import_string(classpath)(**arguments)
@@ -261,11 +261,11 @@ def test_bad_params_are_refused_before_anything_is_written(pipeline: Inbox, conf
     drop(pipeline, "a.png")
     with pytest.raises(BadInput, match=message):
         sensor().execute(context(conf=conf))
-    assert not os.path.exists(pipeline.workspace)
+    assert not os.path.exists(pipeline.record)
 
 
 def test_a_param_leads_to_another_folder(tmp_path: Path, pipeline: Inbox) -> None:
-    drop(Inbox(str(tmp_path / "other"), pipeline.workspace, "_SUCCESS", 3600), "a.png", "b.png")
+    drop(Inbox(str(tmp_path / "other"), pipeline.record, "_SUCCESS", 3600), "a.png", "b.png")
     assert sensor().execute(context(conf={"dataset_source": "other"}))["files"] == 2
 
 
