@@ -112,6 +112,7 @@ def make(settings: Settings | None = None, only: str | None = None) -> list[Made
 
 
 def _make(name: str, file: Path, settings: Settings) -> Made:
+    from refit import cluster
     from refit import pipeline as pipelines
     from refit import plan as plans
     from refit.specs import Problem, SpecError
@@ -119,6 +120,8 @@ def _make(name: str, file: Path, settings: Settings) -> Made:
     shown = inputs.shown(file, settings)
     try:
         pipeline = pipelines.load(file, shown)
+        if pipeline.runtime != "local":
+            cluster.of_pipeline(pipeline, settings)  # a stage that wants what the cluster has not would wait for ever
         return Made(pipeline_dag(pipeline, shown, plans.skeleton(pipeline), settings))
     except SpecError as exc:
         found = tuple(exc.problems)

@@ -166,8 +166,16 @@ class PodTask(BaseOperator):
     template_fields = ()
     ui_color = "#e8f4e8"
 
-    def __init__(self, *, operator: str, pipeline: str | None = None, stage: str | None = None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        *,
+        operator: str,
+        pipeline: str | None = None,
+        stage: str | None = None,
+        pool: str = pools.PODS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(pool=pool, **kwargs)
         self.operator = operator
         self.custom_operator_name = operator.rpartition(":")[2]
         self._own = {k: v for k, v in (("pipeline", pipeline), ("stage", stage)) if v is not None}

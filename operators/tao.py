@@ -70,6 +70,7 @@ class TaoCommandOperator(TaoStageOperator):
         gpus, gpu_type, cpus, memory_gib, timeout_hours: what the pod asks for.
         secrets: names of the cluster profile's secrets that {secret:NAME} may use.
         watch: the watchdog, see docs/contracts.md.
+        exit_codes: of the command, as text -> outcome, e.g. {"3": "bad_data"}; TAO's own codes mean nothing.
 
     XCom: as TaoStageOperator.
     """
@@ -99,6 +100,7 @@ class TaoCommandOperator(TaoStageOperator):
         secrets: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         watch: Mapping[str, Any] | None = None,
+        exit_codes: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         gpus = self.GPUS if gpus is None else gpus
@@ -109,7 +111,8 @@ class TaoCommandOperator(TaoStageOperator):
         self.command = list(command or [str(network), self.SUBCOMMAND or self.ACTION, *arguments])
         self.spec, self.inputs, self.outputs = spec, dict(inputs or {}), tuple(outputs)
         self.environment, self.stage_image = environment, image
-        self.stage_env, self.stage_secrets, self.watch = dict(env or {}), tuple(secrets), watch
+        self.stage_env, self.stage_secrets = dict(env or {}), tuple(secrets)
+        self.watch, self.exit_codes = watch, exit_codes
         wanted = {"cpus": cpus, "memory_gib": memory_gib, "timeout_hours": timeout_hours, "gpu_type": gpu_type}
         self.wanted = Resources.model_validate({"gpus": gpus, **wanted})
 
@@ -131,6 +134,7 @@ class TaoCommandOperator(TaoStageOperator):
             outputs=self.outputs,
             secrets=self.stage_secrets,
             watch=self.watch,
+            exit_codes=self.exit_codes,
         )
         return profile, pods.PodStage.of(request)
 

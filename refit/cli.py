@@ -114,6 +114,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     """Run a pipeline here and now, stage by stage, without Airflow."""
     path = Path(args.file)
     pipeline = pipelines.load(path)
+    if pipeline.runtime != "local":
+        raise CliError(
+            f"{path}: runtime: {pipeline.runtime} runs from Airflow only; here `refit validate`, `refit plan` and "
+            "`refit pod` look at it. To try the same stages on this machine: runtime: local in a copy"
+        )
     if args.workspace:
         settings = Settings.from_env({**os.environ, "REFIT_WORKSPACE": args.workspace})
     names = [n.name for n in plans.skeleton(pipeline)]

@@ -18,7 +18,9 @@ from refit.specs import load as load_spec
 
 # https://kubernetes.io/docs/concepts/overview/working-with-objects/names and .../labels
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
+]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([kMGTPE]i?)?$")]
 SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
@@ -233,6 +235,16 @@ def of_pipeline(pipeline: Any, settings: Settings) -> Profile:
         path = settings.clusters / f"{pipeline.profile}.yaml"
         text = f"is a profile of runtime {profile.runtime}; the pipeline says runtime: {pipeline.runtime}"
         raise SpecError([Problem(str(path), 0, "runtime", f"{text}; name another cluster, or change the runtime")])
+    if isinstance(profile, KubernetesProfile):
+        path = settings.clusters / f"{pipeline.profile}.yaml"
+        for name, wanted in {"default": pipeline.resources.default, **pipeline.resources.stages}.items():
+            if wanted.gpus > profile.gpu.total:
+                text = f"is {profile.gpu.total}, and {name} of the pipeline's resources wants {wanted.gpus} GPUs"
+                raise SpecError([Problem(str(path), 0, "gpu.total", f"{text}: it would wait for ever")])
+            if wanted.gpu_type is not None and wanted.gpu_type not in profile.gpu.types:
+                hint = did_you_mean(wanted.gpu_type, list(profile.gpu.types))
+                text = f"has no {wanted.gpu_type!r}, which {name} of the pipeline's resources wants{hint}"
+                raise SpecError([Problem(str(path), 0, "gpu.types", text)])
     return profile
 
 

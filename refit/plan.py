@@ -25,7 +25,7 @@ from refit.cluster import LocalProfile, Profile
 from refit.config import Settings
 from refit.pipeline import Pipeline, Resources, peek_name
 from refit.specs import did_you_mean
-from refit.toolkits.base import OUR_EXIT_CODES, Output, ParamField, Stage, command, spec_text
+from refit.toolkits.base import Output, ParamField, Stage, command, spec_text
 
 SCHEMA = 1
 BIND = "bind"
@@ -254,13 +254,13 @@ def lone_request(
     workspace: Path,
     resources: Resources,
     image: str | None = None,
-    toolkit: str = "tao",
     env: Mapping[str, str] | None = None,
     specs: Mapping[str, str | Mapping[str, Any]] | None = None,
     inputs: Mapping[str, str] | None = None,
     outputs: Sequence[Output] = (),
     secrets: Sequence[str] = (),
     watch: Mapping[str, Any] | None = None,
+    exit_codes: Mapping[str, str] | None = None,
     grace_seconds: float = 20,
 ) -> dict[str, Any]:
     """The request of a stage that stands in a DAG of its own making, without a pipeline file and a plan.
@@ -279,7 +279,7 @@ def lone_request(
         "action": action,
         "title": name,
         "index": 0,
-        "toolkit": toolkit,
+        "toolkit": "tao",
         "model": None,
         "environment": environment,
         "image": image,
@@ -296,7 +296,7 @@ def lone_request(
         "timeout_seconds": resources.timeout_hours * 3600,
         "grace_seconds": grace_seconds,
         "resume": True,
-        "exit_codes": dict(OUR_EXIT_CODES) if toolkit != "tao" else {},
+        "exit_codes": dict(exit_codes or {}),
         "resources": resource,
         "publish": None,
     }

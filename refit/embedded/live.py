@@ -84,6 +84,11 @@ def load(place: Embedded, file: Path) -> Pipeline:
     if file.parent.resolve() != folder.resolve():
         raise DataError(f"PIPELINE={file}: Airflow reads pipeline files from {folder} only: copy it there")
     pipeline: Pipeline = pipelines.load(file)
+    if pipeline.runtime != "local":
+        raise DataError(
+            f"PIPELINE={file}: its runtime is {pipeline.runtime}, and this Airflow has no cluster: install the chart "
+            "(helm/refit/README.md), or use runtime: local"
+        )
     return pipeline
 
 

@@ -223,6 +223,43 @@ def test_a_task_process_makes_its_own_task_only(folder: Path) -> None:
     assert not {"torch", "pandas", "numpy", "kubernetes", "cv2", "onnx"} & set(whole["all"])
 
 
+def test_pods_need_no_kubernetes_client_while_airflow_parses(folder: Path) -> None:
+    write_pipeline(folder / "p.yaml", "runtime: kubernetes")
+    whole, task, bind = in_processes_of_tasks(("retrain_p", None), ("retrain_p", "stages.train"), ("retrain_p", "bind"))
+    assert whole["tasks"]["retrain_p"]["stages.train"] == "PodTask"
+    assert not {"kubernetes", "kubernetes_asyncio", "torch", "pandas", "numpy"} & set(whole["all"])
+    assert task["tasks"] == {"retrain_p": {"stages.train": "TaoStageOperator"}}
+    assert bind["tasks"] == {"retrain_p": {"bind": "BindPodOperator"}}
+
+
+def test_stages_with_gpus_wait_for_them_in_a_pool(folder: Path) -> None:
+    resources = "resources: {default: {gpus: 0}, stages: {train: {gpus: 2}}}"
+    write_pipeline(folder / "p.yaml", "runtime: kubernetes", resources)
+    dag = only_dag(folder)
+    train, prune, gate = (dag.get_task(f"stages.{n}") for n in ("train", "prune", "gate_trained"))
+    assert (train.pool, train.pool_slots) == (pools.GPU, 2)
+    assert {prune.pool, gate.pool, dag.get_task("bind").pool} == {pools.PODS}
+    assert train.operator_name == "TaoStageOperator"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["cluster: kubernetse"], ["no such cluster profile", "did you mean 'kubernetes'?"]),
+        (["cluster: local"], ["local", "the pipeline says runtime: kubernetes"]),
+        (["resources: {default: {gpus: 3}}"], ["gpu.total", "wants 3 GPUs", "wait for ever"]),
+        (["resources: {default: {gpus: 1, gpu_type: a100}}"], ["gpu.types", "'a100'"]),
+        (["resources: {default: {nodes: 2}}"], ["resources.default.nodes"]),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_an_import_error(folder: Path, lines: list[str], words: list[str]) -> None:
+    write_pipeline(folder / "p.yaml", "runtime: kubernetes", *lines)
+    (made,) = factory.make(Settings.from_env(), only="p")
+    (problem,) = made.problems
+    for word in words:
+        assert word in str(problem)
+
+
 @pytest.mark.parametrize(
     "text", ["stages: [", "toolkit: cpu\nruntime: nowhere\n", None], ids=["torn", "invalid", "gone"]
 )
