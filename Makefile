@@ -38,14 +38,14 @@ test:
 # The tests that need a cluster: that of ../shared/cluster (started here, left running), else the one that KUBECONFIG
 # names where REFIT_E2E=1 says that it is for tests. A part of them: make e2e E2E=tests/e2e ARGS="-k two_pipelines".
 CLUSTER := $(CURDIR)/../shared/cluster/up
-E2E ?= tests/images tests/helm/test_cluster.py tests/e2e
+E2E ?= tests/images tests/pods tests/helm/test_cluster.py tests/e2e
 e2e:
 	@if [ -x '$(CLUSTER)' ]; then export REFIT_E2E=1; cluster=$$('$(CLUSTER)') || exit 1; eval "$$cluster"; fi; \
 	if [ "$$REFIT_E2E" != 1 ]; then \
 	  echo "e2e: skipped: there is no ../shared/cluster; set KUBECONFIG to a cluster for tests, and REFIT_E2E=1"; exit 0; \
 	fi; \
-	$(SETUP) --quiet helm cluster && \
-	exec $(ENVS)/helm/bin/python -m pytest -o faulthandler_timeout=1200 $(E2E) $(ARGS)
+	$(SETUP) --quiet --tests airflow tools helm cluster && \
+	exec $(ENVS)/tools/bin/python -m refit.embedded.suite -o faulthandler_timeout=1200 $(E2E) $(ARGS)
 
 # The lint needs what it judges: types of the cpu environment, nothing of the others.
 lint:

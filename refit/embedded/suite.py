@@ -42,10 +42,12 @@ GROUPS = {
     REST: Group("tools"),
     "cpu": Group("cpu", ("cpu", "postprocess")),
     "embedded": Group("tools", ("embedded",)),
-    "airflow": Group("airflow", ("operators", "dags", "plugins")),
+    "airflow": Group("airflow", ("operators", "dags", "plugins", "pods")),
     "helm": Group("helm", ("helm", "e2e"), instead="tools"),
 }
 AT_ONCE = 2 if (os.cpu_count() or 1) < 4 else len(GROUPS)
+if os.environ.get("REFIT_E2E") == "1":
+    AT_ONCE = 1  # they share one cluster and its few GPUs
 HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
 NOTHING_COLLECTED = 5  # pytest's exit code
 TELL_SECONDS = 60

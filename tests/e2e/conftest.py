@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from refit.embedded.processes import catch_signals
 from tests import cluster
 from tests.cluster import get, kubectl, wait
 
@@ -103,6 +105,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     for image in ("tools", "cpu", "triton", "release"):
         cluster.build(image)
     folder = tmp_path_factory.mktemp("e2e")
+    catch_signals(_interrupt)  # or a CI job that is cancelled leaves everything behind
     with contextlib.ExitStack() as stack:
         namespace = stack.enter_context(cluster.namespace("refit-e2e"))
         release = Release(namespace, helm_sdkpy.Configuration(namespace=namespace, kubeconfig=os.environ["KUBECONFIG"]))
@@ -128,6 +131,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         stack.callback(airflow.close)
         airflow.start()
         yield House(namespace, release, airflow, folder / "pipelines")
+
+
+def _interrupt(signum: int, frame: types.FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _uninstall(release: Any) -> None:
