@@ -73,9 +73,9 @@ async def server() -> int:
             text = b"2026-11-21T12:00:00.000000000Z epoch 3 of 80\n" if b"/log" in path else body
             text = events if b"/events" in path else text
             kind = b"text/plain" if b"/log" in path else b"application/json"
-            writer.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s" % (kind, len(text), text)
-            )
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (kind, len(text))
+            SERVED["requests"] += 1
+            writer.write(head + text)
             await writer.drain()
 
     async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

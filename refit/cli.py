@@ -1,4 +1,4 @@
-"""The command line: `refit validate | plan | run | status | shell | dataset check | schema`.
+"""The command line: `refit validate | plan | pod | run | status | shell | dataset check | schema`.
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -20,14 +20,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from refit import cluster
 from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.config import ConfigError, Settings
 from refit.data.cli import add_check, run_check
-from refit.specs import SpecError
+from refit.specs import SpecError, did_you_mean
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
+RUN = "<run>"  # stands for a run's folder where there is no run
 
 
 class CliError(Exception):
@@ -81,17 +84,7 @@ def plan(args: argparse.Namespace, settings: Settings) -> int:
     """Show the stages of a pipeline file: command line, inputs, spec files; nothing is read but the file."""
     pipeline = pipelines.load(args.file)
     profile = cluster.of_pipeline(pipeline, settings)
-    workspace = settings.workspace / pipeline.name
-    bound = plans.Bound(
-        run="<run>",
-        workspace=workspace,
-        snapshot=workspace / "datasets" / "<fingerprint>",
-        fingerprint="<fingerprint>",
-        code=lambda package: "",
-        environments={"tools": "", "cpu": ""},
-        find=lambda stage, key: None,
-    )
-    made = plans.make_plan(pipeline, profile, bound)
+    made = _plan(pipeline, profile, settings.workspace)
     if args.json:
         for stage in made["stages"]:
             stage["key"] = stage["publish"] = None  # only a run, which sees the data, can know them
@@ -107,6 +100,61 @@ def plan(args: argparse.Namespace, settings: Settings) -> int:
             for name, text in stage["files"].items():
                 print(f"    {name}:")
                 print("".join(f"        {line}\n" for line in text.splitlines()), end="")
+    return GOOD
+
+
+def _plan(pipeline: Any, profile: cluster.Profile, workspace: Path) -> dict[str, Any]:
+    """The plan of a run that there is not: "<run>" and "<fingerprint>" stand for what only a run knows."""
+    own = workspace / pipeline.name
+    bound = plans.Bound(
+        run=RUN,
+        workspace=own,
+        snapshot=own / "datasets" / "<fingerprint>",
+        fingerprint="<fingerprint>",
+        code=lambda package: "",
+        environments={"tools": "", "cpu": ""},
+        find=lambda stage, key: None,
+    )
+    return plans.make_plan(pipeline, profile, bound)
+
+
+def pod(args: argparse.Namespace, settings: Settings) -> int:
+    """Show the pod of a stage (or of bind) as YAML; nothing is read but the pipeline file and the cluster profile."""
+    from refit.runtime import pod as pods
+
+    path = Path(args.file)
+    pipeline = pipelines.load(path)
+    profile = cluster.load(args.cluster, settings) if args.cluster else cluster.of_pipeline(pipeline, settings)
+    if not isinstance(profile, cluster.KubernetesProfile):
+        known = ", ".join(cluster.names(settings, "kubernetes")) or "none"
+        raise CliError(
+            f"{args.file}: cluster profile {args.cluster or pipeline.profile} is of runtime {profile.runtime}: its "
+            f"stages are processes, not pods. Say runtime: kubernetes in the file, or see the pod that another profile "
+            f"would make of it: --cluster NAME (there is {known})"
+        )
+    inside = cluster.settings_in_pod(profile)
+    made = _plan(pipeline, profile, inside.workspace)
+    names = [plans.BIND, *(s["name"] for s in made["stages"])]
+    if args.stage not in names:
+        hint = did_you_mean(args.stage, names) or f"; it has {', '.join(names)}"
+        raise CliError(f"{args.file}: this pipeline has no stage {args.stage!r}{hint}")
+    if args.stage == plans.BIND:
+        text, shown = (
+            path.read_text(encoding="utf-8"),
+            profile.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        )
+        request = plans.bind_request(path, text, RUN, {}, inside, nonce="", profile=shown)
+        request = json.loads(json.dumps(request).replace(request["run"], RUN))
+        stage = pods.PodStage.of({**request, "key": "<key>"})
+    else:
+        request = next(s for s in made["stages"] if s["name"] == args.stage)
+        stage = pods.PodStage.of(request, plan=str(inside.workspace / pipeline.name / "runs" / RUN / "plan.json"))
+    try:
+        manifest = pods.stage_pod(stage, profile)
+    except pods.PodError as exc:
+        raise CliError(f"{args.file}: {exc}") from None
+    manifest["metadata"]["labels"][f"{pods.LABEL}run"] = RUN
+    print(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=1_000_000), end="")
     return GOOD
 
 
@@ -231,6 +279,10 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("file", metavar="FILE")
     c.add_argument("--json", action="store_true", help="as JSON: the plan as a run would write it")
     c.add_argument("--specs", action="store_true", help="show the stages' spec files too")
+    c = command("pod", pod)
+    c.add_argument("file", metavar="FILE")
+    c.add_argument("stage", metavar="STAGE")
+    c.add_argument("--cluster", metavar="NAME", help="this cluster profile in place of the file's")
     c = command("run", run)
     c.add_argument("file", metavar="FILE")
     c.add_argument("--data", metavar="PATH", help="a folder in place of the file's dataset.source")

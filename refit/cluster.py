@@ -6,6 +6,7 @@ the profile of the namespace that it installs into (helm/refit/README.md).
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +25,7 @@ LabelKey = Annotated[
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?([kMGTPE]i?)?$")]
 SecretName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Z0-9_]*$")]
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^{}'\"\n\\]*$")]
+AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^:{}'\"\n\\]*$")]
 
 
 def _empty_is_none(value: Any) -> Any:
@@ -134,7 +135,7 @@ class Gpu(Spec):
 class Security(Spec):
     """The account that all stage pods share, so that each can read and change what another wrote."""
 
-    user: int = Field(10001, ge=0)
+    user: int = Field(10001, ge=1, description="not root: images that need it say so (images.<name>.root)")
     group: int = Field(10001, ge=0)
     fs_group: int = Field(10001, ge=0)
     umask: str = Field("0002", pattern=r"^0?[0-7]{3}$")
@@ -177,7 +178,7 @@ class KubernetesProfile(Profile):
     tolerations: list[Toleration] = Field(default_factory=list)
     priority_class: Annotated[Name | None, Optional] = None
     queue: Annotated[Name | None, Optional] = Field(None, description="Kueue's LocalQueue")
-    shared_memory: Quantity = Field("1Gi", description="/dev/shm for data loaders; counts against the memory limit")
+    shared_memory: Quantity = Field("1Gi", description="size of /dev/shm, for data loaders; counts against memory")
     scratch: Quantity = Field("10Gi", description="limit of /tmp")
     schedule_timeout_seconds: int = Field(14_400, ge=1, description="for a node, the queue included")
     start_timeout_seconds: int = Field(3600, ge=1, description="for pulling images and starting, once there is a node")
@@ -226,6 +227,16 @@ def load(name: str, settings: Settings) -> Profile:
     if isinstance(profile, LocalProfile):
         return _at_home(profile, settings)
     return profile
+
+
+def names(settings: Settings, runtime: str) -> list[str]:
+    """The profiles of a runtime, those that can be read."""
+    found = []
+    for path in sorted(settings.clusters.glob("*.yaml")):
+        with contextlib.suppress(SpecError):
+            if load(path.stem, settings).runtime == runtime:
+                found.append(path.stem)
+    return found
 
 
 def of_pipeline(pipeline: Any, settings: Settings) -> Profile:

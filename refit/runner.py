@@ -4,7 +4,8 @@
     python runner.py --plan plan.json --stage train     the stage of that name in a plan
     python runner.py --request request.json             one stage; "-" reads it from standard input
     REFIT_REQUEST='{...}' python runner.py              one stage, as JSON text
-    python runner.py --answer FOLDER                    start nothing: hand back the result that a stage's folder holds
+    python runner.py --answer FOLDER                    start nothing: hand back the result that a stage's folder holds;
+                                                        with one of the above only where it has the stage's key
 
 One file and the standard library of Python 3.6 and up, because it also runs inside images that are not ours.
 In: a stage (docs/contracts.md, "Stage, request.json"). Out: `result.json` in the stage's folder, a compact copy
@@ -2010,15 +2011,34 @@ def failed_result(fault: Fault, request: Json) -> Json:
     return result
 
 
-def answer(folder: str) -> int:
-    """Hand back the result that a stage's folder holds, as the runner that wrote it did; exit code 4: there is none."""
+def answer(arguments: argparse.Namespace, environment: Mapping[str, str]) -> int:
+    """Hand back the result that a stage's folder holds, as the runner that wrote it did; exit code 4: there is none.
+
+    Where a stage is named as well, a result of another key is none.
+    """
+    folder = arguments.answer
     result = read_json(os.path.join(folder, "result.json"))
     if not result or not isinstance(result.get("outcome"), str):
         print("refit: %s holds no result" % folder)
         return 4
+    if arguments.plan or arguments.request or environment.get("REFIT_REQUEST"):
+        try:
+            wanted = load_request(arguments, environment).get("key")
+        except Fault as fault:
+            print("refit: %s" % fault.reason)
+            return 4
+        if result.get("key") != wanted:
+            print("refit: the result in %s has key %s, the stage has %s" % (folder, result.get("key"), wanted))
+            return 4
     write_termination_log(result, print)
     print("refit: %s: %s" % (result.get("name"), result["outcome"]))
     return 0
+
+
+def take_umask(text: Optional[str]) -> None:
+    """Stages that share a volume share a group, and must be able to change each other's files. Raises ValueError."""
+    if text:
+        os.umask(int(text, 8))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -2036,14 +2056,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = parser.parse_args(argv)
     if bool(arguments.plan) != bool(arguments.stage) or (arguments.plan and arguments.request):
         parser.error("give --plan together with --stage, or --request alone")
-    if arguments.answer and (arguments.plan or arguments.request):
-        parser.error("give --answer alone")
     if fcntl is None or not os.path.isdir("/proc/self"):
         parser.error("this runs on Linux only, with /proc")
+    try:
+        take_umask(os.environ.get("REFIT_UMASK"))
+    except ValueError:
+        parser.error("REFIT_UMASK=%s: write an octal number such as 0002" % os.environ["REFIT_UMASK"])
     if arguments.answer:
-        return answer(arguments.answer)
-    with contextlib.suppress(ValueError):  # a pod's stages share a group, and must be able to change each other's files
-        os.umask(int(os.environ.get("REFIT_UMASK") or "x", 8))
+        return answer(arguments, os.environ)
     parent = Parent(arguments.parent)
     signals = Signals()
     scrubber = Scrubber(os.environ)

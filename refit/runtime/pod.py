@@ -34,6 +34,7 @@ GRACE_MARGIN_SECONDS = 10  # for the runner to write its result once the command
 BIND, RELEASE = "bind", "release"
 READ_BACK = "read-back"
 LABEL = "refit/"
+PIPELINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")  # part of a mount's path, where ":" and ".." are refused
 MAX_ENV_BYTES = 128 * 1024 - 1024  # the kernel's limit of one variable (MAX_ARG_STRLEN), with room for its name
 
 
@@ -105,8 +106,8 @@ def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     stages: list[tuple[str, int]] = []
     for request in requests:
         pod = PodStage.of(request)
-        action = pod.action if pod.action == RELEASE else ""
-        shape = [action, pod.environment, pod.image, pod.gpus, pod.gpu_type, pod.cpus, pod.memory_gib]
+        action = "" if pod.action == pod.name else pod.action
+        shape: list[Any] = [action, pod.environment, pod.image, pod.gpus, pod.gpu_type, pod.cpus, pod.memory_gib]
         shape += [pod.timeout_seconds, pod.grace_seconds, list(pod.secrets)]
         if shape not in shapes:
             shapes.append(shape)
@@ -141,6 +142,8 @@ def unpack(packed: Mapping[str, Any], name: str, *, pipeline: str, run: str, pla
 
 def stage_pod(stage: PodStage, profile: KubernetesProfile, *, name: str | None = None) -> dict[str, Any]:
     """The manifest of a stage's pod. Raises PodError where the profile lacks what the stage names."""
+    if not PIPELINE.fullmatch(stage.pipeline):
+        raise PodError(f"{stage.pipeline!r} cannot be a pipeline's folder; use letters, digits, '.', '-' and '_'")
     image = _image(stage, profile)
     gpu = _gpu_type(stage, profile)
     brought = image.runner is None
@@ -180,7 +183,7 @@ def stage_pod(stage: PodStage, profile: KubernetesProfile, *, name: str | None =
 def read_back_pod(stage: PodStage, folder: str, profile: KubernetesProfile, *, name: str | None = None) -> Any:
     """A small pod without a GPU that answers with the result of a stage whose own pod was lost with its answer.
 
-    `folder`: the stage's folder as the pod sees it.
+    `folder`: the stage's folder as the pod sees it. A result of another key than the stage's does not count.
     """
     small = PodStage(
         pipeline=stage.pipeline,
@@ -193,6 +196,8 @@ def read_back_pod(stage: PodStage, folder: str, profile: KubernetesProfile, *, n
         memory_gib=0.25,
         timeout_seconds=300,
         grace_seconds=1,
+        plan=stage.plan,
+        request=stage.request,
     )
     pod = stage_pod(small, profile, name=name or pod_name(stage.pipeline, f"{stage.name}-read-back"))
     container = pod["spec"]["containers"][0]
@@ -272,6 +277,7 @@ def _bring_runner(image: Image, profile: KubernetesProfile) -> dict[str, Any]:
         "image": tools.image,
         "imagePullPolicy": tools.pull_policy,
         "command": ["cp", "-R", what, "/target/"],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "resources": {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
         "securityContext": {
             **_container_security(read_only=True),
@@ -325,8 +331,8 @@ def _env(stage: PodStage, profile: KubernetesProfile) -> list[dict[str, Any]]:
                 f"the request of {stage.name} has {len(text.encode()):,} bytes; a pod's variable holds "
                 f"{MAX_ENV_BYTES:,}: make the pipeline file or the run's params smaller"
             )
-        # "$(NAME)" in a pod's variable would be replaced by Kubernetes; "$$" is its escape for "$".
-        plain["REFIT_REQUEST"] = text.replace("$(", "$$(")
+        # "$(NAME)" in a pod's variable would be replaced by Kubernetes; "$$" is its escape for "$", anywhere.
+        plain["REFIT_REQUEST"] = text.replace("$", "$$")
     env: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in plain.items()]
     for secret in stage.secrets:
         ref = profile.secrets.get(secret)
@@ -427,12 +433,12 @@ def label_value(text: str) -> str:
 
 def cpu(cores: float) -> str:
     """Cores as a quantity: 2 -> "2", 0.5 -> "500m"."""
-    return str(int(cores)) if float(cores).is_integer() else f"{round(cores * 1000)}m"
+    return str(int(cores)) if float(cores).is_integer() else f"{max(1, round(cores * 1000))}m"
 
 
 def memory(gib: float) -> str:
     """GiB as a quantity: 4 -> "4Gi", 0.5 -> "512Mi"."""
-    return f"{int(gib)}Gi" if float(gib).is_integer() else f"{round(gib * 1024)}Mi"
+    return f"{int(gib)}Gi" if float(gib).is_integer() else f"{max(1, round(gib * 1024))}Mi"
 
 
 def _without_none(value: dict[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,18 @@ Pure. A pod is a dictionary as the API has it (camelCase), a time is in seconds 
 `watch` asks, while the pod lives, whether to go on waiting; `judge`, when it has ended or is gone, what its end means.
 Both walk a table whose rows are tried in order; each row has a test of its own name (tests/refit/test_podstatus.py).
 
-Where the words come from: pod conditions and reasons of the Kubernetes documentation ("Pod Lifecycle", "Disruptions",
-"Node-pressure Eviction"), the kubelet's image errors, and what a real cluster answered (shared/facts/kubernetes.md).
+Where the words come from: the Kubernetes documentation ("Pod Lifecycle", "Disruptions", "Node-pressure Eviction"), the
+source of the kubelet (pkg/kubelet/images/types.go, eviction/helpers.go, lifecycle/predicate.go, kuberuntime), of
+containerd and of Kueue (pkg/controller/jobs/pod), and what a real cluster answered.
+
+A pod may always be made again, also where the old one had in fact succeeded: the runner finds the good result under
+the same key and hands it back.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -102,10 +106,6 @@ def is_running(pod: Pod) -> bool:
     return bool(_state(_container(pod), "running"))
 
 
-def restarts(pod: Pod) -> int:
-    return int(_container(pod).get("restartCount") or 0)
-
-
 def message_of(pod: Pod) -> str:
     """The termination message of the stage's container, "" where it left none."""
     return str(_state(_container(pod), "terminated").get("message") or "")
@@ -137,7 +137,8 @@ class Seen(NamedTuple):
 
 
 NEVER_PULLED = re.compile(
-    r"not found|manifest unknown|does not exist|no such image|unauthorized|denied|forbidden|authentication required",
+    r"not found|manifest unknown|does not exist|no such image|unauthorized|denied|forbidden|authentication required|"
+    r"no match for platform|no matching manifest",
     re.I,
 )
 PULL_LATER = re.compile(
@@ -145,24 +146,46 @@ PULL_LATER = re.compile(
     r"\b50[0-4]\b|temporar|unavailable|no space left",
     re.I,
 )
+# What the node says between two tries; the cause stands there again at the next one (newer kubelets repeat it here).
+BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"$')
 CLAIM = re.compile(r'persistentvolumeclaim "?([^"\s]+)"? (?:not found|is being deleted)')
 
 
 def watch(pod: Pod, now: float, patience: Patience) -> Seen:
     """What a pod that has not ended is doing, and whether to wait on."""
-    created = seconds((pod.get("metadata") or {}).get("creationTimestamp")) or now
+    metadata = pod.get("metadata") or {}
+    created = seconds(metadata.get("creationTimestamp")) or now
+    gone = seconds(metadata.get("deletionTimestamp"))
+    if gone is not None:
+        return _watch_end(pod, now - gone, patience)
     if is_running(pod):
         return Seen(Verdict(Do.WAIT, "running"), "running")
-    if (pod.get("metadata") or {}).get("deletionTimestamp"):
-        return Seen(Verdict(Do.WAIT, "being_deleted"), "is being deleted")
     scheduled = condition(pod, "PodScheduled")
     if scheduled.get("status") != "True":
-        return _watch_scheduling(pod, str(scheduled.get("message") or ""), now - created, patience)
+        return _watch_scheduling(pod, scheduled, now - created, patience)
     placed = seconds(scheduled.get("lastTransitionTime")) or created
-    return _watch_start(pod, now - max(placed, created), patience)
+    brought = seconds(_state(_container(pod, INIT, "initContainerStatuses"), "terminated").get("finishedAt"))
+    return _watch_start(pod, now - max(placed, created, brought or 0), patience)
 
 
-def _watch_scheduling(pod: Pod, message: str, waited: float, patience: Patience) -> Seen:
+def _watch_end(pod: Pod, late: float, patience: Patience) -> Seen:
+    """`late`: seconds since the grace period was over, as deletionTimestamp has it. A node that is gone says nothing,
+    and its pods stay as they were, often "running", until somebody removes the node."""
+    if late <= patience.unknown:
+        return Seen(Verdict(Do.WAIT, "being_deleted"), "is being deleted")
+    node = (pod.get("spec") or {}).get("nodeName") or "its node"
+    name = (pod.get("metadata") or {}).get("name")
+    return _stuck(
+        "unreachable",
+        Outcome.PREEMPTED,
+        f"the pod is being deleted and {node} has not confirmed it for {late:.0f} s",
+        f"kubectl get node {node}; where it is off for good: kubectl -n {_namespace(pod)} delete pod {name} --force",
+    )
+
+
+def _watch_scheduling(pod: Pod, scheduled: Mapping[str, Any], waited: float, patience: Patience) -> Seen:
+    message = str(scheduled.get("message") or "")
+    gated = scheduled.get("reason") == "SchedulingGated"
     missing = CLAIM.search(message)
     if missing and waited > patience.certain:
         name = missing[1]
@@ -173,26 +196,36 @@ def _watch_scheduling(pod: Pod, message: str, waited: float, patience: Patience)
             reason,
             f"Make it, or correct the cluster profile's volumes: kubectl -n {_namespace(pod)} get pvc",
         )
-    text = f"waiting for a node: {message}" if message else "waiting to be scheduled"
+    if gated:
+        text = f"waiting in the queue: {message}"
+    else:
+        text = f"waiting for a node: {message}" if message else "waiting to be scheduled"
     if waited <= patience.schedule:
-        return Seen(Verdict(Do.WAIT, "unscheduled"), text)
+        return Seen(Verdict(Do.WAIT, "queued" if gated else "unscheduled"), text)
+    if gated:
+        advice = f"kubectl -n {_namespace(pod)} describe workloads; raise the queue's quota, or wait longer."
+        return _stuck("queued", Outcome.UNSCHEDULABLE, f"not admitted within {waited:.0f} s: {message}", advice)
     reason = f"no node took the pod within {waited:.0f} s: {message or 'the scheduler has said nothing'}"
     return _stuck("unschedulable", Outcome.UNSCHEDULABLE, reason, _what_is_missing(message))
 
 
 def _what_is_missing(message: str) -> str:
-    """Advice for a scheduler's message, by what it names."""
+    """Advice for a scheduler's message, by what it names; a message may name several, the first here wins."""
     if found := re.search(r"Insufficient (\S+?)[,.]?(?:\s|$)", message):
         return (
             f"Free or add {found[1]}: kubectl describe nodes | grep -A 12 'Allocated resources'. Where the cluster "
             "grows by itself, allow it longer (schedule_timeout_seconds of the cluster profile)."
         )
+    if "PersistentVolumeClaim" in message or "volume" in message:
+        return "A volume is not there, or bound to a node that cannot take the pod: kubectl get pvc,pv"
+    if "Too many pods" in message:
+        return "The nodes hold as many pods as they may: remove some, or add a node."
+    if re.search(r"unschedulable|node\.kubernetes\.io/(?:not-ready|unreachable|\w+-pressure)", message):
+        return "A node that might take it is not ready or is cordoned: kubectl get nodes"
     if "taint" in message:
         return "Add the nodes' taints to the cluster profile's tolerations (or to those of the GPU type)."
     if "node selector" in message or "affinity" in message:
         return "No node has the labels of node_selector (cluster profile): kubectl get nodes --show-labels"
-    if "Queue" in message or "scheduling gate" in message.lower():
-        return "The queue has not admitted it: kubectl get workloads; raise its quota, or wait longer."
     return ""
 
 
@@ -222,7 +255,7 @@ def _watch_start(pod: Pod, waited: float, patience: Patience) -> Seen:
 
 
 def _pull_error(pod: Pod, image: str, message: str, waited: float, patience: Patience) -> Verdict | None:
-    if PULL_LATER.search(message):
+    if PULL_LATER.search(message) or BACK_OFF.search(message):
         limit = patience.start
     else:
         limit = patience.likely if NEVER_PULLED.search(message) else patience.unknown
@@ -245,7 +278,9 @@ def _image_advice(pod: Pod) -> str:
 
 
 def _config_error(pod: Pod, image: str, message: str, waited: float, patience: Patience) -> Verdict | None:
-    if waited <= patience.certain:
+    # Others pass: "failed to sync secret cache", "failed to prepare subPath" while a file server is away.
+    known = re.search(r"not found|couldn't find key|non-root|runAsNonRoot", message)
+    if waited <= (patience.certain if known else patience.unknown):
         return None
     advice = ""
     if found := re.search(r'secret "([^"]+)" not found', message):
@@ -256,6 +291,8 @@ def _config_error(pod: Pod, image: str, message: str, waited: float, patience: P
         advice = f"Secret {found[2]} has no entry {found[1]}; correct it, or the key in the cluster profile's secrets."
     elif "non-root" in message or "runAsNonRoot" in message:
         advice = "The image wants root: declare it in the cluster profile (images.<name>.root: true), or change it."
+    elif "subPath" in message:
+        advice = "The account that the node uses must be able to make folders in the volume (NFS: no root_squash)."
     return _stuck("config_error", Outcome.BAD_SPEC, f"the container cannot be made: {message}", advice).verdict
 
 
@@ -269,6 +306,8 @@ WAITING: Mapping[str, Callable[[Pod, str, str, float, Patience], Verdict | None]
     "ErrImagePull": _pull_error,
     "ImagePullBackOff": _pull_error,
     "RegistryUnavailable": _pull_error,
+    "ImageInspectError": _pull_error,
+    "SignatureValidationFailed": _pull_error,
     "InvalidImageName": _image_name,
     "ErrImageNeverPull": _image_name,
     "CreateContainerConfigError": _config_error,
@@ -295,13 +334,22 @@ class End(NamedTuple):
     result: Result | None
     reason: str  # status.reason
     message: str  # status.message
-    disruption: str  # reason of the condition DisruptionTarget (Kubernetes 1.26 and later)
+    disruption: str  # who took it away, in words; "" where no condition says so
+    deleted: bool  # it is being deleted
     code: int | None
     why: str  # reason of the container's end
 
 
 OWN_FAULT = re.compile(r"exceeds? the (?:total )?limit|exceeded its local ephemeral storage limit", re.I)
-LOST = ("NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity", "UnexpectedAdmissionError")
+# status.reason: the node went down, or (the last four) it has changed since the scheduler chose it.
+LOST = {"NodeLost", "NodeShutdown", "Shutdown", "Terminated"}
+LOST |= {"NodeAffinity", "TaintToleration", "TopologyAffinityError", "UnexpectedAdmissionError"}
+# What a kubelet (code 137) or containerd (255) says of a container that it does not find again after a restart.
+FORGOTTEN = ("ContainerStatusUnknown", "Unknown")
+NOT_STARTED = ("StartError", "ContainerCannotRun")
+NOT_IN_IMAGE = re.compile(r"executable file not found|no such file or directory|permission denied|exec format", re.I)
+# Conditions that say why a pod is ended: Kubernetes' own (1.26 and later), and Kueue's.
+DISRUPTIONS = ("DisruptionTarget", "TerminationTarget")
 TAKEN = {
     "PreemptionByScheduler": "a pod of higher priority took its place",
     "DeletionByTaintManager": "its node was tainted",
@@ -313,17 +361,19 @@ TAKEN = {
 
 def end_of(pod: Pod | None, stage: str) -> End:
     if pod is None:
-        return End(None, None, "", "", "", None, "")
+        return End(None, None, "", "", "", False, None, "")
     status = _status(pod)
     over = _state(_container(pod), "terminated")
-    disruption = condition(pod, "DisruptionTarget")
+    disruption = next((c for kind in DISRUPTIONS if (c := condition(pod, kind)).get("status") == "True"), {})
+    said = str(disruption.get("reason") or "")
     code = over.get("exitCode")
     return End(
         pod,
         result_of(pod, stage),
         str(status.get("reason") or ""),
         str(status.get("message") or ""),
-        str(disruption.get("reason") or "") if disruption.get("status") == "True" else "",
+        TAKEN.get(said) or str(disruption.get("message") or said),
+        bool((pod.get("metadata") or {}).get("deletionTimestamp")),
         int(code) if code is not None else None,
         str(over.get("reason") or ""),
     )
@@ -369,14 +419,16 @@ def _evicted(e: End) -> Verdict | None:
 def _disrupted(e: End) -> Verdict | None:
     if not e.disruption and e.reason != "Preempting":
         return None
-    how = TAKEN.get(e.disruption, e.disruption or "a pod of higher priority took its place")
+    how = e.disruption or TAKEN["PreemptionByScheduler"]
     return Verdict(Do.REMAKE, "disrupted", f"taken away: {how}", Outcome.PREEMPTED)
 
 
 def _node_lost(e: End) -> Verdict | None:
-    if e.reason not in LOST and not e.reason.startswith("OutOf"):
+    forgotten = e.why in FORGOTTEN
+    if e.reason not in LOST and not e.reason.startswith("OutOf") and not forgotten:
         return None
-    return Verdict(Do.REMAKE, "node_lost", f"its node ended it: {e.reason}: {e.message}", Outcome.PREEMPTED)
+    said = e.why if forgotten else f"{e.reason}: {e.message}"
+    return Verdict(Do.REMAKE, "node_lost", f"its node has lost or refused it: {said}", Outcome.PREEMPTED)
 
 
 def _cancelled(e: End) -> Verdict | None:
@@ -387,36 +439,63 @@ def _cancelled(e: End) -> Verdict | None:
 
 
 def _out_of_memory(e: End) -> Verdict | None:
-    if e.why != "OOMKilled":
+    if e.why != "OOMKilled" and "OOM-killed" not in message_of(e.pod or {}):  # the latter where it did not even start
         return None
     limit = _limit(e.pod or {}, "memory")
     reason = f"the pod used more memory than its limit of {limit}" if limit else "the pod used more memory than it may"
     return Verdict(Do.FAIL, "out_of_memory", reason, Outcome.OUT_OF_MEMORY)
 
 
-def _cannot_run(e: End) -> Verdict | None:
-    if e.why not in ("StartError", "ContainerCannotRun") and e.code not in (126, 127):
+def _deleted(e: End) -> Verdict | None:
+    """Deleted before the runner could say anything, or without the time to say it."""
+    if not e.deleted:
         return None
-    return Verdict(
-        Do.FAIL,
-        "cannot_run",
-        f"the command cannot be started in this image: {message_of(e.pod or {}) or e.why}",
-        Outcome.BAD_SPEC,
-        "Where the image has no Python 3.6 or newer, say so in the cluster profile: images.<name>.python: null",
-    )
+    return Verdict(Do.REMAKE, "deleted", "the pod was deleted from outside", Outcome.PREEMPTED)
 
 
 def _no_runner(e: End) -> Verdict | None:
     over = _state(_container(e.pod or {}, INIT, "initContainerStatuses"), "terminated")
     if not over or over.get("exitCode") == 0:
         return None
+    said = over.get("message") or over.get("reason")
+    own = over.get("reason") == "Error" and over.get("exitCode") != 137
     return Verdict(
-        Do.FAIL,
+        Do.FAIL if own else Do.REMAKE,
         "no_runner",
-        f"the init container that brings the runner failed: {over.get('message') or over.get('reason')}",
+        f"the init container that brings the runner failed: {said}",
         Outcome.TOOLKIT_ERROR,
         "Is images.tools of the cluster profile the tools image of this Refit (it holds /refit/runner.py)?",
+        most=2,
     )
+
+
+def _not_admitted(e: End) -> Verdict | None:
+    """No container was ever made: a node refused the pod for a reason that no row above knows."""
+    if e.code is not None:
+        return None
+    reason = f"its node refused it: {e.reason or 'no reason given'}: {e.message}"
+    return Verdict(Do.REMAKE, "not_admitted", reason, Outcome.UNSCHEDULABLE, most=2)
+
+
+def _cannot_run(e: End) -> Verdict | None:
+    said = message_of(e.pod or {})
+    if e.code not in (126, 127) and not (e.why in NOT_STARTED and NOT_IN_IMAGE.search(said)):
+        return None
+    return Verdict(
+        Do.FAIL,
+        "cannot_run",
+        f"the command cannot be started in this image: {said or e.why}",
+        Outcome.BAD_SPEC,
+        "Where the image has no Python 3.6 or newer, say so in the cluster profile: images.<name>.python: null",
+    )
+
+
+def _not_started(e: End) -> Verdict | None:
+    """The node could not start the container: its GPU runtime, its cgroups, a timeout; another start may do."""
+    if e.why not in NOT_STARTED:
+        return None
+    reason = f"the node could not start the container: {message_of(e.pod or {}) or e.why}"
+    return Verdict(Do.REMAKE, "not_started", reason, Outcome.TOOLKIT_ERROR, most=2)
 
 
 def _killed(e: End) -> Verdict | None:
@@ -444,8 +523,11 @@ ROWS: tuple[Callable[[End], Verdict | None], ...] = (
     _node_lost,
     _cancelled,
     _out_of_memory,
+    _deleted,
     _no_runner,
+    _not_admitted,
     _cannot_run,
+    _not_started,
     _killed,
     _lost,
 )
@@ -469,62 +551,118 @@ def count(verdict: Verdict, made: Mapping[str, int], most: int) -> Verdict:
 
 def _limit(pod: Pod, resource: str) -> str:
     containers = (pod.get("spec") or {}).get("containers") or ()
-    own = next((c for c in containers if c.get("name") == CONTAINER), {})
+    own: Mapping[str, Any] = next((c for c in containers if c.get("name") == CONTAINER), {})
     return str(((own.get("resources") or {}).get("limits") or {}).get(resource) or "")
 
 
 # --- when it cannot be made -------------------------------------------------------------------------------------------
 
 
+class Refusal(NamedTuple):
+    """What the API server's words mean; `advice` may hold {namespace}."""
+
+    pattern: str
+    row: str
+    do: Do
+    outcome: Outcome
+    advice: str
+
+
+REFUSALS: Sequence[Refusal] = (
+    Refusal(
+        r"exceeded quota", "quota", Do.WAIT, Outcome.UNSCHEDULABLE, "kubectl -n {namespace} describe resourcequotas"
+    ),
+    # Between a new namespace and its account's token (Kubernetes before 1.24), and while two pods count at one quota.
+    Refusal(r"No API token found|object has been modified", "not_yet", Do.WAIT, Outcome.TOOLKIT_ERROR, ""),
+    Refusal(
+        r"failed calling webhook",
+        "webhook",
+        Do.WAIT,
+        Outcome.TOOLKIT_ERROR,
+        "The service behind an admission webhook is away: kubectl get mutatingwebhookconfigurations,"
+        "validatingwebhookconfigurations",
+    ),
+    Refusal(
+        r"admission webhook .* denied the request",
+        "policy",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "A policy of this cluster refuses the pod: change the cluster profile, or ask for an exception.",
+    ),
+    Refusal(
+        r"failed quota: .* must specify|usage per (?:Container|Pod) is|limit to request ratio",
+        "limit_range",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "Change the stage's resources, or the rules: kubectl -n {namespace} describe limitranges,resourcequotas",
+    ),
+    Refusal(
+        r'namespaces "?[^"\s]+"? not found|because it is being terminated',
+        "no_namespace",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "Make it and install the chart into it: kubectl create namespace {namespace}",
+    ),
+    Refusal(
+        r"no PriorityClass with name (\S+)",
+        "no_priority_class",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "kubectl get priorityclasses; correct priority_class of the cluster profile, or install the chart.",
+    ),
+    Refusal(
+        r'RuntimeClass "?([^"\s]+)"? not found|runtimeclasses\.node\.k8s\.io',
+        "no_runtime_class",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "kubectl get runtimeclasses; correct runtime_class of the GPU type in the cluster profile.",
+    ),
+    Refusal(
+        r'serviceaccount "?([^"\s:]+)"? not found',
+        "no_account",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "kubectl -n {namespace} get serviceaccounts; correct service_account of the cluster profile.",
+    ),
+    Refusal(
+        r"violates PodSecurity",
+        "pod_security",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "An image that needs root (images.<name>.root) is only let in by: "
+        "kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=baseline --overwrite",
+    ),
+    Refusal(
+        r"is forbidden: User \S+ cannot",
+        "forbidden",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "Airflow's account lacks the right; the chart's Role gives it: kubectl -n {namespace} get role,rolebinding",
+    ),
+    Refusal(
+        r"is invalid|Invalid value|Unsupported value",
+        "invalid",
+        Do.FAIL,
+        Outcome.BAD_SPEC,
+        "See `refit pod FILE STAGE`.",
+    ),
+)
+BUSY = (None, 408, 409, 429, 500, 502, 503, 504)  # HTTP status: the API server or its etcd cannot answer now
+
+
 def refused(status: int | None, message: str, namespace: str) -> Verdict:
-    """Why the API server did not take a pod, and the command that mends it. WAIT: it may take it later (a quota)."""
-    fix: Iterable[tuple[str, str, Outcome, str]] = (
-        (r"exceeded quota", "quota", Outcome.UNSCHEDULABLE, f"kubectl -n {namespace} describe quota"),
-        (
-            r'namespaces "?[^"\s]+"? not found',
-            "no_namespace",
-            Outcome.BAD_SPEC,
-            f"Make it and install the chart into it: kubectl create namespace {namespace}",
-        ),
-        (
-            r"no PriorityClass with name (\S+)",
-            "no_priority_class",
-            Outcome.BAD_SPEC,
-            "kubectl get priorityclasses; correct priority_class of the cluster profile, or install the chart.",
-        ),
-        (
-            r'RuntimeClass "?([^"\s]+)"? not found|runtimeclasses\.node\.k8s\.io',
-            "no_runtime_class",
-            Outcome.BAD_SPEC,
-            "kubectl get runtimeclasses; correct runtime_class of the GPU type in the cluster profile.",
-        ),
-        (
-            r'serviceaccount "?([^"\s:]+)"? not found',
-            "no_account",
-            Outcome.BAD_SPEC,
-            f"kubectl -n {namespace} get serviceaccounts; correct service_account of the cluster profile.",
-        ),
-        (
-            r"violates PodSecurity",
-            "pod_security",
-            Outcome.BAD_SPEC,
-            "An image that needs root (images.<name>.root) is only let in by: "
-            f"kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=baseline --overwrite",
-        ),
-        (
-            r"is forbidden: User \S+ cannot",
-            "forbidden",
-            Outcome.BAD_SPEC,
-            f"Airflow's account lacks the right; the chart's Role gives it: kubectl -n {namespace} get role,rolebinding",
-        ),
-        (r"is invalid|Invalid value|Unsupported value", "invalid", Outcome.BAD_SPEC, "See `refit pod FILE STAGE`."),
-    )
-    for pattern, row, outcome, advice in fix:
-        if re.search(pattern, message):
-            do = Do.WAIT if row == "quota" else Do.FAIL
-            return Verdict(do, row, f"the cluster does not take the pod: {message}", outcome, advice)
+    """Why the API server did not take a pod, and the command that mends it. WAIT: it may take it later (a quota).
+
+    `status`: of HTTP; None where there was no answer.
+    """
+    text = f"the cluster does not take the pod: {message}"
+    for known in REFUSALS:
+        if re.search(known.pattern, message):
+            advice = known.advice.replace("{namespace}", namespace)
+            return Verdict(known.do, known.row, text, known.outcome, advice)
     if status in (401, 403):
         reason = f"the cluster does not let us make pods in {namespace}: {message}"
         return Verdict(Do.FAIL, "forbidden", reason, Outcome.BAD_SPEC, f"kubectl -n {namespace} get role,rolebinding")
-    reason = f"the cluster does not take the pod ({status or 'no answer'}): {message}"
-    return Verdict(Do.FAIL, "unknown", reason, Outcome.TOOLKIT_ERROR)
+    if status in BUSY:
+        return Verdict(Do.WAIT, "busy", f"the cluster's API cannot answer ({status}): {message}", Outcome.TOOLKIT_ERROR)
+    return Verdict(Do.FAIL, "unknown", f"{text} (HTTP status {status})", Outcome.TOOLKIT_ERROR)

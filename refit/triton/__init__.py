@@ -7,6 +7,7 @@
 | `client` | what a release and a user ask of a server, with typed errors |
 | `repository`, `ledger`, `lock` | the model repository, what was released, one release of a model at a time |
 | `reference`, `proof` | what a model must answer, and the proof that a server answers so |
+| `fleet` | every server behind one address, and what holds when they come and go |
 | `artefact`, `champion` | the model that is released; what serves before it |
 | `transaction`, `release`, `rollback` | the crash-safe change of a champion |
 | `stage`, `infer` | the stage command; one picture answered by a server |

@@ -70,6 +70,14 @@ class ModelLocked(TritonError):
     """Another release of the same model holds the lock, and it did not end in time."""
 
 
+class LockLost(TritonError):
+    """This process lost the model's lock while it was paused: another one may have changed the model since."""
+
+
+class ServersDiffer(TritonError):
+    """The servers behind one address do not serve the same version, and loading the champion did not mend it."""
+
+
 class ProofFailed(TritonError):
     """A server loaded the model and does not answer as it must; `rejected` releases end with it."""
 

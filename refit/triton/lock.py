@@ -1,35 +1,51 @@
 """One change of a model at a time: a lock that is a folder beside the model repository.
 
-The folder is made ready aside, with its owner's name in it, and renamed into place: a lock without an owner never
-exists, on NFS too. It stands next to the repository, not in a pipeline's workspace, because two pipelines may
-release a model of the same name.
+``<repository>.locks/<model>/<token>/`` is the holder's desk, and its name is the lock: whoever holds a model's lock is
+the one whose token stands there. The desk is made ready aside and renamed into place, so a lock without an owner never
+exists, on NFS too. It stands next to the repository, not in a pipeline's workspace, because two pipelines may release
+a model of the same name.
 
-A lock whose owner died on this machine is taken over. An owner on another machine cannot be seen, so its lock is
-waited for, and then the error says who holds it and how to remove it.
+A holder in another pod or on another host cannot be seen, so the lock is a lease: a thread of the holder renews the
+time of ``alive`` on its desk, and one that stands still for `LEASE_SECONDS` of the waiter's own clock has lost the
+lock (no two clocks are compared). A holder that died where this process can see it loses it at once.
+
+To take over is to rename the desk to one's own token: of many who try, one gets through. From then on every path of
+the old holder leads nowhere. So a holder that was only paused cannot renew a lease that is no longer its own, `check`
+tells it so before each dangerous step, and config.pbtxt, which is what decides what Triton serves, is written on the
+desk and renamed from there: that rename fails, even when the pause came after the check.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import getpass
 import json
 import os
+import re
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from refit.files import sync_folder, write_json
-from refit.triton.errors import ModelLocked, RepositoryError
+from refit.triton.errors import LockLost, ModelLocked, RepositoryError
 
+LEASE_SECONDS = 60.0
+"""A holder that gives no sign of life for so long has lost the lock. NFS clients keep a file's time for up to 60 s
+(acregmax), but ask anew when the file is opened, and it is opened each time."""
+
+_BEATS = 12  # signs of life per lease
 _POLL_SECONDS = 0.2
+_ALIVE = "alive"
+_OWNER = "owner.json"
 
 
 class ModelLock:
@@ -39,29 +55,44 @@ class ModelLock:
         folder: ``<repository>.locks``.
         model: the model's name.
         run: what the change is for; others read it while they wait.
-        wait_seconds: how long to wait for another owner.
+        wait_seconds: how long to wait for another holder.
         say: is told, once each, that the lock is waited for or was taken over.
+        lease_seconds: default: `LEASE_SECONDS`; all who want a lock must mean the same.
+
+    Attributes:
+        desk: a folder that is there for as long as this process holds the lock. A file that is renamed from it is
+            renamed by the holder, or not at all.
 
     Raises (on entering):
-        ModelLocked: another owner still holds it after ``wait_seconds``.
+        ModelLocked: another one still holds it after ``wait_seconds``.
         RepositoryError: the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Path, model: str, *, run: str, wait_seconds: float, say: Callable[[str], None] = lambda _: None
+        self,
+        folder: Path,
+        model: str,
+        *,
+        run: str,
+        wait_seconds: float,
+        say: Callable[[str], None] = lambda _: None,
+        lease_seconds: float | None = None,
     ) -> None:
         self._path = folder / model
         self._run = run
         self._wait_seconds = wait_seconds
         self._say = say
+        self._lease_seconds = LEASE_SECONDS if lease_seconds is None else lease_seconds
         self._token = uuid.uuid4().hex
+        self._given_back = threading.Event()
+        self.desk = self._path / self._token
 
     def __enter__(self) -> ModelLock:
         folder = self._path.parent
         aside = folder / f".{self._path.name}.tmp-{self._token}"
         try:
-            aside.mkdir(parents=True)
-            write_json(aside / "owner.json", {**_identity(), "run": self._run, "token": self._token, "since": _now()})
+            (aside / self._token).mkdir(parents=True)
+            self._sign(aside / self._token)
         except OSError as exc:
             raise RepositoryError(
                 f"{folder}: cannot make a lock there ({exc.strerror}); give this user the folder"
@@ -70,16 +101,51 @@ class ModelLock:
             self._acquire(aside)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        threading.Thread(target=self._live, name=f"lock of {self._path.name}", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        owner = _owner(self._path)
-        if owner is not None and owner.get("token") == self._token:
-            _remove(self._path)
+        self._given_back.set()
+        gone = self._path.with_name(f".{self._path.name}.gone-{self._token}")
+        try:
+            os.rename(self.desk, gone)
+        except FileNotFoundError:
+            return  # it was taken over
+        with contextlib.suppress(OSError):  # not empty: the next one holds it already
+            self._path.rmdir()
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def check(self) -> None:
+        """This process holds the lock, and its lease begins anew; asked before each dangerous step.
+
+        Raises:
+            LockLost: another one took it over.
+        """
+        try:
+            os.utime(self.desk / _ALIVE)
+        except FileNotFoundError:
+            holder = _holder(self._path)
+            now = f"{_describe(holder.owner)} has it now" if holder else "nobody has it now"
+            raise LockLost(
+                f"the lock of {self._path.name} was lost, because this process gave no sign of life for "
+                f"{self._lease_seconds:g} s (it was paused, or the volume was away), and {now}; what was begun here is "
+                "finished or undone by the next change of the model, so release again"
+            ) from None
+
+    def _live(self) -> None:
+        """Renew the lease until the lock is given back or lost."""
+        while not self._given_back.wait(self._lease_seconds / _BEATS):
+            try:
+                os.utime(self.desk / _ALIVE)
+            except FileNotFoundError:
+                return
+            except OSError:  # the volume is away or read-only for a while: so it is for those who wait
+                continue
 
     def _acquire(self, aside: Path) -> None:
         until = time.monotonic() + self._wait_seconds
         told = False
+        seen, since = None, 0.0
         while True:
             # Renaming a folder onto one that is not empty fails: exactly one of many gets through.
             try:
@@ -89,30 +155,88 @@ class ModelLock:
             except OSError as exc:
                 if exc.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                     raise RepositoryError(f"{self._path}: cannot be locked ({exc.strerror})") from exc
-            owner = _owner(self._path)
-            if owner is None:
+            # The clock is read outwards of what is seen, so that a pause of this process makes nobody look dead.
+            now, holder = time.monotonic(), _holder(self._path)
+            if holder is None:
                 continue  # it was given back just now
-            if _is_dead(owner):
-                self._take_over(owner)
+            if (holder.token, holder.beat) != seen:
+                seen, since = (holder.token, holder.beat), time.monotonic()
+            silent = now - since >= self._lease_seconds
+            if holder.token and (silent or holder.is_dead()):
+                why = (
+                    f"gave no sign of life for {self._lease_seconds:g} s" if silent else "ended without giving it back"
+                )
+                if self._take_over(holder):
+                    self._say(f"Took over the lock of {self._path.name}: {_describe(holder.owner)} {why}")
+                    return
                 continue
-            if time.monotonic() >= until:
+            if now >= until:
                 raise ModelLocked(
-                    f"{_describe(owner)} holds the lock of {self._path.name}, and did not give it back within "
+                    f"{_describe(holder.owner)} holds the lock of {self._path.name}, and did not give it back within "
                     f"{self._wait_seconds:g} s; wait for it, or when you know that it is gone, remove {self._path}"
                 )
             if not told:
-                self._say(f"Waiting for {_describe(owner)}, which holds the lock of {self._path.name}")
+                self._say(f"Waiting for {_describe(holder.owner)}, which holds the lock of {self._path.name}")
                 told = True
-            time.sleep(_POLL_SECONDS)
+            time.sleep(min(_POLL_SECONDS, self._lease_seconds / _BEATS))
 
-    def _take_over(self, dead: dict[str, Any]) -> None:
-        """Remove a dead owner's lock; the file lock keeps two of this machine from removing each other's new one."""
-        with open(self._path.with_name(f".{self._path.name}.takeover"), "a") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            owner = _owner(self._path)
-            if owner is not None and owner.get("token") == dead.get("token"):
-                self._say(f"Took over the lock of {self._path.name}: {_describe(dead)} ended without giving it back")
-                _remove(self._path)
+    def _take_over(self, dead: _Holder) -> bool:
+        """Make a dead holder's desk this one's; False when somebody was faster, or it was given back after all."""
+        try:
+            os.rename(self._path / dead.token, self.desk)
+        except FileNotFoundError:
+            return False
+        self._sign(self.desk)
+        return True
+
+    def _sign(self, desk: Path) -> None:
+        (desk / _ALIVE).touch()
+        write_json(desk / _OWNER, {**_identity(), "run": self._run, "token": self._token, "since": _now()})
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lock.
+
+    Attributes:
+        token: the desk's name; "" for a lock that was made by hand, which is nobody's to judge.
+        owner: owner.json; empty where it cannot be read.
+        beat: the time of ``alive``, in nanoseconds by the volume's clock.
+    """
+
+    token: str
+    owner: dict[str, Any]
+    beat: int
+
+    def is_dead(self) -> bool:
+        """The holder ran where this process can see it (same boot, same process namespace), and runs no more."""
+        owner = self.owner
+        if owner.get("token") != self.token:  # taken over just now, and not signed yet
+            return False
+        if (owner.get("host"), owner.get("namespace")) != (socket.gethostname(), _namespace()):
+            return False
+        return owner.get("boot") != _boot() or _start_time(int(owner.get("pid", 0))) != owner.get("started")
+
+
+def _holder(path: Path) -> _Holder | None:
+    """Who holds a lock; None when nobody does."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return _Holder("", {}, 0)
+    if not names:
+        return None
+    if len(names) > 1 or not re.fullmatch(r"[0-9a-f]{32}", names[0]):
+        return _Holder("", {}, 0)
+    desk, beat, owner = path / names[0], 0, {}
+    with contextlib.suppress(OSError, ValueError):
+        with open(desk / _ALIVE, "rb") as alive:
+            beat = os.fstat(alive.fileno()).st_mtime_ns
+        value = json.loads((desk / _OWNER).read_text())
+        owner = value if isinstance(value, dict) else {}
+    return _Holder(names[0], owner, beat)
 
 
 def actor() -> dict[str, Any]:
@@ -127,14 +251,6 @@ def actor() -> dict[str, Any]:
 def _identity() -> dict[str, Any]:
     """Enough to tell later whether this process still runs: a number alone is given out again."""
     return {**actor(), "started": _start_time(os.getpid()), "boot": _boot(), "namespace": _namespace()}
-
-
-def _is_dead(owner: dict[str, Any]) -> bool:
-    """The owner ran where this process can see it (same boot, same process namespace), and runs no more."""
-    here = (socket.gethostname(), _namespace())
-    if (owner.get("host"), owner.get("namespace")) != here:
-        return False
-    return owner.get("boot") != _boot() or _start_time(int(owner.get("pid", 0))) != owner.get("started")
 
 
 def _start_time(pid: int) -> str | None:
@@ -157,28 +273,6 @@ def _namespace() -> str:
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
-
-
-def _owner(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock; None when nobody does. A lock made by hand, without a readable owner, belongs to "someone"."""
-    try:
-        value = json.loads((path / "owner.json").read_text())
-        return value if isinstance(value, dict) else {}
-    except FileNotFoundError:
-        try:
-            return {} if os.listdir(path) else None
-        except FileNotFoundError:
-            return None
-    except (OSError, ValueError):
-        return {}
-
-
-def _remove(path: Path) -> None:
-    """Take the lock away in one step, then delete what is left of it."""
-    gone = path.with_name(f".{path.name}.gone-{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _describe(owner: dict[str, Any]) -> str:

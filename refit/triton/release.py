@@ -6,7 +6,8 @@ The champion goes on serving whatever fails. The order, and why each step is the
 2. The version is written outside the repository on the same file system and synced. Its number was never used.
 3. A throwaway Triton on this machine serves it first: what fails there leaves production's readiness alone.
 4. The version folder is renamed in, config.pbtxt is replaced in one step and pins the version, Triton loads it.
-5. The index, the configuration's sha256, and the version and values of real inferences are checked (`proof`).
+5. The index, the configuration's sha256, and the version and values of real inferences are checked (`proof`), on every
+   server behind the address (`fleet`).
 6. The ledger is written and old versions are removed.
 
 `transaction` makes this safe against being killed anywhere.
@@ -24,23 +25,21 @@ import numpy as np
 
 from refit.files import sha256
 from refit.triton import config as cfg
-from refit.triton import proof, reference
+from refit.triton import fleet, proof, reference
 from refit.triton.artefact import Artefact, Origin, read_artefact, read_origin
 from refit.triton.champion import Champion, look
-from refit.triton.client import TritonClient
 from refit.triton.config import ModelConfig
 from refit.triton.errors import ArtefactError, InstallationError, ProofFailed, RepositoryError
 from refit.triton.installation import Installation, find
 from refit.triton.ledger import Ledger, Previous, Record
 from refit.triton.proof import Proof
 from refit.triton.reference import Reference, Samples
-from refit.triton.repository import ModelRepository
 from refit.triton.specs import ReleaseReport, ReleaseSpec
-from refit.triton.transaction import MODEL_AT_FAULT, Change, exclusive, reached, tolerance
+from refit.triton.transaction import MODEL_AT_FAULT, Change, Held, exclusive, reached, tolerance
 
 
 def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
-    """Make a model the champion of a Triton server, or leave everything as it was.
+    """Make a model the champion of every Triton server behind an address, or leave everything as it was.
 
     Args:
         spec: what is released, and where to.
@@ -51,19 +50,20 @@ def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], Non
     Raises:
         ArtefactError: the model or what stands beside it cannot be used; nothing was touched.
         TritonUnavailable: there is no Triton at the URL; nothing was touched.
-        AccessRefused, ModelLocked, RepositoryError, InstallationError: nothing was touched.
+        AccessRefused, ModelLocked, RepositoryError, InstallationError, ServersDiffer: nothing was touched.
+        LockLost: this process was paused for so long that another one took the lock; that one settles what was begun.
         ReleaseFailed: something failed on the way; says what serves now.
     """
     artefact = read_artefact(spec.model_path)
     origin = read_origin(spec, out)
     installation = _prover(spec)
-    with exclusive(spec, f"{origin.pipeline}/{origin.run}", say) as (repository, client):
-        champion = look(client, spec.model, say)
+    with exclusive(spec, f"{origin.pipeline}/{origin.run}", say) as held:
+        champion = look(held.servers, spec.model, say)
         if champion.version is not None and _is_same(champion, artefact):
-            report = _confirm(spec, client, champion, artefact, origin, say)
+            report = _confirm(spec, held, champion, artefact, origin, say)
             if report is not None:
                 return report
-        return _Release(spec, artefact, origin, repository, client, champion, installation, say).run(out)
+        return _Release(spec, artefact, origin, held, champion, installation, say).run(out)
 
 
 def _prover(spec: ReleaseSpec) -> Installation | None:
@@ -91,7 +91,7 @@ def _is_same(champion: Champion, artefact: Artefact) -> bool:
 
 def _confirm(
     spec: ReleaseSpec,
-    client: TritonClient,
+    held: Held,
     champion: Champion,
     artefact: Artefact,
     origin: Origin,
@@ -110,8 +110,8 @@ def _confirm(
     try:
         if expected is None:
             raise ProofFailed("it does not answer")
-        seen = proof.verify(
-            client,
+        seen = fleet.verify(
+            held.servers,
             spec.model,
             version,
             artefact.sha256,
@@ -124,6 +124,7 @@ def _confirm(
         return None
     return _report(
         spec,
+        held,
         origin,
         artefact.sha256,
         outcome="already_serving",
@@ -144,8 +145,7 @@ class _Release:
         spec: ReleaseSpec,
         artefact: Artefact,
         origin: Origin,
-        repository: ModelRepository,
-        client: TritonClient,
+        held: Held,
         champion: Champion,
         installation: Installation | None,
         say: Callable[[str], None],
@@ -153,8 +153,8 @@ class _Release:
         self.spec = spec
         self.artefact = artefact
         self.origin = origin
-        self.repository = repository
-        self.client = client
+        self.held = held
+        self.repository = held.repository
         self.champion = champion
         self.installation = installation
         self.say = say
@@ -162,9 +162,9 @@ class _Release:
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
         numbers = (
-            repository.used_versions(spec.model)
+            held.repository.used_versions(spec.model)
             | self.ledger.used_versions()
-            | {e.version for e in client.index(spec.model) if e.version is not None}
+            | {e.version for server in held.servers for e in server.index(spec.model) if e.version is not None}
         )
         self.version = max(numbers, default=0) + 1
 
@@ -174,8 +174,7 @@ class _Release:
         change = Change.begin(
             "release",
             spec,
-            self.repository,
-            self.client,
+            self.held,
             version=self.version,
             champion=self.champion,
             keep_versions=spec.keep_versions,
@@ -197,7 +196,10 @@ class _Release:
             reached("staged")
             expected = self._prove(tree, out)
             reached("proven")
-            self.say(f"Loading version {self.version} of {spec.model} into {spec.url}")
+            self.say(
+                f"Loading version {self.version} of {spec.model} into {', '.join(s.url for s in self.held.servers)}"
+            )
+            self.held.lock.check()
             self.repository.install(spec.model, self.version)
             reached("installed")
             begin = time.perf_counter()
@@ -212,6 +214,7 @@ class _Release:
             self.notes.append(f"removed old versions {removed}")
         return _report(
             spec,
+            self.held,
             self.origin,
             self.artefact.sha256,
             outcome="released",
@@ -315,6 +318,7 @@ class _Release:
 
 def _report(
     spec: ReleaseSpec,
+    held: Held,
     origin: Origin,
     sha256: str,
     *,
@@ -333,6 +337,7 @@ def _report(
         previous=previous,
         sha256=sha256,
         url=spec.url,
+        servers=[server.url for server in held.servers],
         pipeline=origin.pipeline,
         run=origin.run,
         probes=len(next(iter(seen.answers.values()))),

@@ -118,16 +118,19 @@ class ModelRepository:
         except FileNotFoundError:
             return None
 
-    def write_config(self, model: str, data: bytes) -> None:
-        """Replace config.pbtxt in one step. It is written aside outside the repository, and always anew: Triton looks
-        at the file's time to see whether there is something to load."""
-        aside = self.workplace(model) / CONFIG
-        aside.parent.mkdir(parents=True, exist_ok=True)
+    def write_config(self, model: str, data: bytes, desk: Path) -> None:
+        """Replace config.pbtxt in one step. It is written aside on the lock's desk, and always anew: Triton looks at
+        the file's time to see whether there is something to load.
+
+        Raises:
+            FileNotFoundError: the lock was lost, so its desk is gone.
+        """
+        aside = desk / CONFIG
         write_bytes(aside, data)
         os.replace(aside, self.root / model / CONFIG)
         sync_folder(self.root / model)
 
-    def put_back_config(self, model: str, saved: Path) -> None:
+    def put_back_config(self, model: str, saved: Path, desk: Path) -> None:
         """Write a saved configuration, by moving it in where the disk has no room for another copy.
 
         Does nothing where there is no such file: it was moved in before.
@@ -137,7 +140,9 @@ class ModelRepository:
         except FileNotFoundError:
             return
         try:
-            self.write_config(model, data)
+            self.write_config(model, data, desk)
+        except FileNotFoundError:
+            raise
         except OSError:
             os.utime(saved)  # Triton looks at the time
             os.replace(saved, self.root / model / CONFIG)

@@ -29,20 +29,20 @@ def rollback(spec: RollbackSpec, run: str, say: Callable[[str], None] = lambda _
 
     Raises:
         RollbackError: there is no such version, or its files are not what was released; nothing was touched.
-        TritonUnavailable, AccessRefused, ModelLocked, RepositoryError: nothing was touched.
+        TritonUnavailable, AccessRefused, ModelLocked, RepositoryError, ServersDiffer: nothing was touched.
+        LockLost: this process was paused; who took the lock settles what was begun.
         ReleaseFailed: the version does not serve; says what serves now.
     """
-    with exclusive(spec, run, say) as (repository, client):
-        champion = look(client, spec.model, say)
-        ledger, record, signature = _choose(spec, repository, champion)
+    with exclusive(spec, run, say) as held:
+        champion = look(held.servers, spec.model, say)
+        ledger, record, signature = _choose(spec, held.repository, champion)
         if champion.versions == (record.version,):
             raise RollbackError(f"version {record.version} of {spec.model} serves already; name another one with --to")
         expected = _expected(ledger, record, signature)
         change = Change.begin(
             "rollback",
             spec,
-            repository,
-            client,
+            held,
             version=record.version,
             champion=champion,
             keep_versions=1,
@@ -66,6 +66,7 @@ def rollback(spec: RollbackSpec, run: str, say: Callable[[str], None] = lambda _
             previous=champion.version,
             sha256=record.sha256,
             url=spec.url,
+            servers=[server.url for server in held.servers],
             pipeline=record.pipeline,
             run=run,
             probes=len(expected),

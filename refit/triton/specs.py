@@ -24,7 +24,7 @@ class ToleranceSpec(Spec):
 
 
 class Target(Spec):
-    """Which model, on which Triton, with which files."""
+    """Which model, on which Triton, with which files; the servers behind the url: `refit.triton.fleet`."""
 
     model: ModelName
     url: Url
@@ -67,6 +67,7 @@ class ReleaseReport(BaseModel):
     """What a change did (release.json).
 
     Attributes:
+        servers: the addresses of the servers that were loaded and proven.
         previous: the version that served before, None for the first one.
         proven_by: where the reference's outputs come from.
         milliseconds: an inference as the client sees it, median.
@@ -84,6 +85,7 @@ class ReleaseReport(BaseModel):
     previous: int | None
     sha256: str
     url: str
+    servers: list[str]
     pipeline: str
     run: str
     probes: int

@@ -13,7 +13,10 @@ from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, R
 from refit.triton.release import release
 from refit.triton.specs import ReleaseReport, ReleaseSpec
 
-_SUMMARY = ("outcome", "model", "version", "previous", "sha256", "url", "milliseconds", "difference", "proven_by")
+_SUMMARY = (
+    *("outcome", "model", "version", "previous", "sha256", "url", "servers"),
+    *("milliseconds", "difference", "proven_by"),
+)
 
 
 def run_release(spec: ReleaseSpec, out: Path, status: StatusWriter) -> None:

@@ -5,6 +5,9 @@ the configuration goes back, the champion is loaded and asked, the new version i
 ledger says why. From then on it is finished. Every step of both ways may be done twice without harm, so being killed
 while undoing is no different.
 
+The servers behind the address are loaded and verified one after the other, the first one before the others are asked
+to load: a bad model meets one server. Before each step that could harm another's change the lock is checked.
+
 ``REFIT_CRASH_AT=<step>`` kills the process right after a step (`STEPS`, `UNDO_STEPS`); the tests use it.
 """
 
@@ -23,12 +26,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from refit.files import write_bytes, write_text
-from refit.triton import proof
+from refit.triton import fleet, proof
 from refit.triton.champion import Champion
 from refit.triton.client import TritonClient
 from refit.triton.errors import (
     InferenceFailed,
     LoadFailed,
+    LockLost,
     ModelNotServed,
     ProofFailed,
     ReleaseFailed,
@@ -36,16 +40,22 @@ from refit.triton.errors import (
     TritonError,
     TritonUnavailable,
 )
+from refit.triton.fleet import Servers
 from refit.triton.ledger import Ledger
 from refit.triton.lock import ModelLock
 from refit.triton.reference import Reference, Tolerance, difference
 from refit.triton.repository import JOURNAL, ModelRepository
 from refit.triton.specs import Target
 
-STEPS = ("begun", "staged", "proven", "installed", "configured", "loaded", "checked", "verified", "recorded", "pruned")
-"""Steps of a release, in order; a roll back has those from `begun` without staged, proven, installed and pruned."""
+STEPS = (
+    *("begun", "staged", "proven", "installed", "configured"),
+    *("loaded", "checked", "everywhere", "verified", "recorded", "pruned"),
+)
+"""Steps of a release, in order; a roll back has those from `begun` without staged, proven, installed and pruned.
+`loaded` and `checked` are of each server, `everywhere` is when all were verified."""
 
-UNDO_STEPS = ("undo-configured", "undo-loaded", "undo-withdrawn", "undo-recorded")
+UNDO_STEPS = ("undo-configured", "undo-server", "undo-loaded", "undo-withdrawn", "undo-recorded")
+"""`undo-server` is of each server."""
 
 _UNLOAD_SECONDS = 10.0
 
@@ -104,31 +114,39 @@ def reached(step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a change works on, while nobody else may."""
+
+    repository: ModelRepository
+    servers: Servers
+    lock: ModelLock
+
+
 class Change:
     """One change of one model, with the model's lock held.
 
     Args:
-        target: model, Triton, limits.
+        target: model, limits.
+        held: repository, servers and lock.
         say: is told what happens.
     """
 
-    def __init__(
-        self, target: Target, repository: ModelRepository, client: TritonClient, journal: Journal, say: Say
-    ) -> None:
+    def __init__(self, target: Target, held: Held, journal: Journal, say: Say) -> None:
         self.target = target
-        self.repository = repository
-        self.client = client
+        self.repository = held.repository
+        self.servers = held.servers
+        self.lock = held.lock
         self.journal = journal
         self.say = say
-        self._home = repository.workplace(journal.model)
+        self._home = held.repository.workplace(journal.model)
 
     @classmethod
     def begin(
         cls,
         kind: Literal["release", "rollback"],
         target: Target,
-        repository: ModelRepository,
-        client: TritonClient,
+        held: Held,
         *,
         version: int,
         champion: Champion,
@@ -137,7 +155,9 @@ class Change:
         say: Say,
     ) -> Change:
         """Write down what serves now, then that a change begins."""
+        repository = held.repository
         home = repository.workplace(target.model)
+        held.lock.check()
         repository.clean(target.model)
         home.mkdir(parents=True)
         config = repository.read_config(target.model)
@@ -155,27 +175,43 @@ class Change:
             keep_versions=keep_versions,
             run=run,
         )
-        change = cls(target, repository, client, journal, say)
+        change = cls(target, held, journal, say)
         change._save()
         return change
 
     def swap(self, config: bytes, sha256: str, expected: Reference) -> proof.Proof:
-        """Point the configuration at the new version, load it, and prove that it serves.
+        """Point the configuration at the new version, load it everywhere, and prove that every server serves it.
 
         Raises:
-            LoadFailed, ProofFailed, ModelNotServed, InferenceFailed, TritonUnavailable; the caller undoes.
+            LockLost, LoadFailed, ProofFailed, ModelNotServed, InferenceFailed, TritonUnavailable; the caller undoes.
         """
         self._save(touched=True)
-        self.repository.write_config(self.journal.model, config)
-        reached("configured")
         try:
-            self.client.load(self.journal.model)
-        except LoadFailed as exc:
-            hint = ": its log says why, or it reads another repository" if "failed to poll" in str(exc) else ""
-            raise LoadFailed(f"{exc}{hint}") from None
-        reached("loaded")
-        result = proof.verify(
-            self.client,
+            self.repository.write_config(self.journal.model, config, self.lock.desk)
+        except FileNotFoundError:
+            self.lock.check()  # says that it was lost, where it was
+            raise
+        reached("configured")
+        result = None
+        for server in self.servers:
+            self.lock.check()
+            try:
+                server.load(self.journal.model)
+            except LoadFailed as exc:
+                hint = ": its log says why, or it reads another repository" if "failed to poll" in str(exc) else ""
+                raise LoadFailed(f"{exc}{hint}") from None
+            reached("loaded")
+            result = self._verify([server], sha256, expected)
+            reached("checked")
+        # A server that was proven first may have gone away while the others loaded.
+        if result is None or len(self.servers) > 1:
+            result = self._verify(self.servers, sha256, expected)
+        reached("everywhere")
+        return result
+
+    def _verify(self, servers: Servers, sha256: str, expected: Reference) -> proof.Proof:
+        return fleet.verify(
+            servers,
             self.journal.model,
             self.journal.version,
             sha256,
@@ -183,8 +219,6 @@ class Change:
             tolerance=tolerance(self.target),
             timeout_seconds=self.target.timeout_seconds,
         )
-        reached("checked")
-        return result
 
     def finish(self) -> list[int]:
         """The new version serves: record it, and remove what is too old.
@@ -193,8 +227,7 @@ class Change:
             The versions that were pruned.
         """
         journal = self.journal
-        if not journal.verified:
-            self._save(verified=True)
+        self._save(verified=True)
         reached("verified")
         ledger = Ledger(journal.ledger)
         back = journal.kind == "rollback"
@@ -208,6 +241,7 @@ class Change:
             reason = f"{'rolled back to' if back else 'released'} by {journal.run}"
             found[0].write(found[1].turn("serving", reason))
         reached("recorded")
+        self.lock.check()
         removed = [] if back else self._prune()
         reached("pruned")
         self.repository.clean(journal.model)
@@ -217,19 +251,20 @@ class Change:
         """Remove old versions; Triton lets go of the last champion first, where it does."""
         model, rule = self.journal.model, {"serving": self.journal.version, "keep_versions": self.journal.keep_versions}
         if self.repository.surplus(model, **rule):
-            with contextlib.suppress(TritonError):
-                proof.wait_unloaded(self.client, model, _UNLOAD_SECONDS)
+            fleet.each(self.servers, lambda server: proof.wait_unloaded(server, model, _UNLOAD_SECONDS))
         return self.repository.prune(model, **rule)
 
     def undo(self, reason: str) -> Undone:
         """Bring back what served before; the new version leaves the repository.
 
         Raises:
-            TritonUnavailable: the files are back as they were, so that a restart serves the champion; the journal
-                stays, and the next change of the model asks Triton.
+            LockLost: nothing was touched; who has the lock now does it.
+            TritonUnavailable: a server cannot be asked. The others serve the champion, and the files are back as they
+                were, so that a restart serves it too; the journal stays, and the next change of the model asks again.
         """
         journal = self.journal
         with _deaf():
+            self.lock.check()
             with contextlib.suppress(OSError):  # a full disk must not keep the champion from coming back
                 self._save(failed=journal.failed or reason)
             try:
@@ -252,10 +287,13 @@ class Change:
         """Undo because of an error.
 
         Raises:
+            LockLost: the lock was lost on the way, so nothing was undone here.
             ReleaseFailed: with what serves now. Anything that is not about Triton or files (a signal, a fault of
                 ours) returns, so that the caller raises it as it came.
         """
         journal = self.journal
+        if isinstance(exc, LockLost):
+            raise exc
         reason = str(exc) or type(exc).__name__
         self.say(f"Version {journal.version} of {journal.model} failed, going back: {reason}")
         before = max(journal.champion, default=None)
@@ -273,7 +311,7 @@ class Change:
         if not isinstance(exc, TritonError | OSError):
             return
         if not undone.restored:
-            state = f"AND THE CHAMPION, version {before}, DOES NOT SERVE ({undone.note}): look at Triton now"
+            state = f"AND THE CHAMPION, version {before}, DOES NOT SERVE AS IT DID ({undone.note}): look at Triton now"
         elif undone.champion is not None:
             state = f"version {undone.champion} serves as before"
         else:
@@ -289,76 +327,98 @@ class Change:
         """Configuration and server as they were."""
         journal = self.journal
         if journal.had_config:
-            self.repository.put_back_config(journal.model, self._home / "previous.pbtxt")
+            self.repository.put_back_config(journal.model, self._home / "previous.pbtxt", self.lock.desk)
         else:
             self.repository.remove_config(journal.model)
         reached("undo-configured")
+        errors = fleet.each(self.servers, self._restore_server)
+        for exc in errors:
+            if isinstance(exc, LockLost):
+                raise exc
+        gone = [exc for exc in errors if isinstance(exc, TritonUnavailable)]
+        wrong = "; ".join(str(exc) for exc in errors if exc not in gone)
+        if gone:
+            if wrong:
+                self.say(wrong)
+            raise gone[0]
+        if wrong or not journal.champion:
+            return Undone(None, not wrong, wrong)
+        return Undone(max(journal.champion), True, "")
+
+    def _restore_server(self, server: TritonClient) -> None:
+        """One server as it was. Raises TritonError where it is not."""
+        journal = self.journal
+        self.lock.check()
         if not journal.champion:
-            self.client.unload(journal.model)
-            return Undone(None, True, "")
+            server.unload(journal.model)
+            return
         note = ""
         try:
-            self.client.load(journal.model)
+            server.load(journal.model)
         except LoadFailed as exc:  # what was loaded goes on serving; its answers decide
-            note = str(exc)
+            note = f"{exc}; "
         try:
-            proof.wait_for_versions(self.client, journal.model, journal.champion, self.target.timeout_seconds)
-            self._ask_champion()
+            proof.wait_for_versions(server, journal.model, journal.champion, self.target.timeout_seconds)
+            self._ask_champion(server)
         except TritonUnavailable:
             raise
         except TritonError as exc:
-            return Undone(None, False, f"{note}; {exc}".lstrip("; "))
-        return Undone(max(journal.champion), True, note)
+            raise ProofFailed(f"{note}{exc}") from None
+        reached("undo-server")
 
-    def _ask_champion(self) -> None:
+    def _ask_champion(self, server: TritonClient) -> None:
         """The champion answers as it did before the change began."""
         path = self._home / "champion.npz"
         if not path.exists():
             return
-        served = self.client.config(self.journal.model)
+        served = server.config(self.journal.model)
         before = Reference.load(path, served.signature)
-        answers, versions, _ = proof.ask(self.client, self.journal.model, served.signature, before.inputs)
+        answers, versions, _ = proof.ask(server, self.journal.model, served.signature, before.inputs)
         if not versions <= set(self.journal.champion):
             raise ProofFailed(f"versions {sorted(versions)} answer, not {list(self.journal.champion)}")
         difference(before.outputs, answers, tolerance(self.target))
 
     def _withdraw(self) -> None:
+        self.lock.check()
         if self.journal.kind == "release":
             self.repository.withdraw(self.journal.model, self.journal.version, self.journal.failed)
             if not self.journal.had_config:
                 self.repository.remove_config(self.journal.model)
 
     def _save(self, **changed: object) -> None:
+        self.lock.check()
         self.journal = self.journal.model_copy(update=changed)
         write_text(self._home / JOURNAL, self.journal.model_dump_json(indent=1) + "\n")
 
 
 @contextmanager
-def exclusive(target: Target, run: str, say: Say) -> Iterator[tuple[ModelRepository, TritonClient]]:
-    """The repository and the client of a target, with the model's lock held and every older change settled.
+def exclusive(target: Target, run: str, say: Say) -> Iterator[Held]:
+    """The repository and the servers of a target, with the model's lock held and every older change settled.
 
     Raises:
         TritonUnavailable: nothing was touched; but where an older change was left half done, its files are put back.
         ModelLocked, RepositoryError.
     """
-    with TritonClient(target.url, load_seconds=target.timeout_seconds) as client:
+    with fleet.connect(target.url, target.timeout_seconds) as servers:
         down: TritonUnavailable | None = None
         try:
-            client.live()
+            fleet.live(servers)
         except TritonUnavailable as exc:
             down = exc
         repository = ModelRepository(target.repository)
         pending = repository.workplace(target.model) / JOURNAL
         if down is not None and not pending.exists():
             raise down
-        with ModelLock(repository.locks, target.model, run=run, wait_seconds=target.lock_seconds, say=say):
+        lock = ModelLock(repository.locks, target.model, run=run, wait_seconds=target.lock_seconds, say=say)
+        with lock:
+            held = Held(repository, servers, lock)
             if pending.exists():
-                _settle(pending, target, repository, client, say)
-            client.live()
-            yield repository, client
+                _settle(pending, target, held, say)
+            fleet.live(servers)
+            yield held
 
 
-def _settle(path: Path, target: Target, repository: ModelRepository, client: TritonClient, say: Say) -> None:
+def _settle(path: Path, target: Target, held: Held, say: Say) -> None:
     """Finish or undo a change that was killed."""
     try:
         journal = Journal.model_validate_json(path.read_bytes())
@@ -367,7 +427,7 @@ def _settle(path: Path, target: Target, repository: ModelRepository, client: Tri
             f"{path}: the journal of an unfinished release cannot be read ({exc}); see what Triton serves, put "
             "config.pbtxt right, and remove it"
         ) from exc
-    change = Change(target, repository, client, journal, say)
+    change = Change(target, held, journal, say)
     if journal.verified:
         change.finish()
         say(f"Finished the {journal.kind} of version {journal.version} that {journal.run} left behind")

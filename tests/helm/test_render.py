@@ -10,6 +10,8 @@ import helm_sdkpy
 import pytest
 import yaml
 
+from refit import cluster
+from refit.config import Settings
 from tests.helm import apiserver, manifests
 from tests.helm.charts import CHART, Rendered, render
 
@@ -365,23 +367,33 @@ class TestProfile:
         assert profile["triton"]["repository"] == "/models/repository"
         assert profile["extra"] == 1
 
+    def test_says_who_has_a_runner_and_how_many_gpus_there_are(self) -> None:
+        profile = _profile(render({"stages": {"gpu": {"total": 8}}}))
+        assert {n: i.get("runner") for n, i in profile["images"].items()} == {
+            "tools": "/refit/runner.py",
+            "cpu": None,
+            "release": "/refit/runner.py",
+        }
+        assert profile["gpu"]["total"] == 8
+
     def test_holds_no_secret(self) -> None:
         rendered = render({})
         key = rendered.one("Secret", "refit-triton-control")["data"]["control-key"]
         assert key not in str(rendered.of("ConfigMap"))
 
     def test_refit_reads_it(self, tmp_path: Path) -> None:
-        cluster = pytest.importorskip("refit.cluster")
-        from typing import get_args
-
-        from refit.config import Settings
-
-        runtimes = get_args(cluster.Profile.model_fields["runtime"].annotation) if hasattr(cluster, "Profile") else ()
-        if "kubernetes" not in runtimes:
-            pytest.skip("refit.cluster does not know the Kubernetes runtime yet")
         (tmp_path / "kubernetes.yaml").write_text(yaml.safe_dump(_profile(render({}))))
         settings = Settings.from_env({"REFIT_CLUSTERS": str(tmp_path)})
         assert cluster.load("kubernetes", settings).namespace == "vision"
+
+    @pytest.mark.parametrize("name", ["kubernetes", "workstation"])
+    def test_refits_own_profiles_are_what_the_chart_writes(self, name: str, tmp_path: Path) -> None:
+        values = _example(CHART / "examples" / "workstation.yaml") if name == "workstation" else {}
+        written = _profile(render(values, namespace="refit"))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(written))
+        theirs = cluster.load(name, Settings.from_env({"REFIT_CLUSTERS": str(tmp_path)}))
+        ours = cluster.load(name, Settings.from_env({}))
+        assert ours.model_copy(update={"description": theirs.description}) == theirs
 
 
 class TestOldCluster:

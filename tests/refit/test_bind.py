@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from refit import bind, runner
+from refit import bind, cluster, runner
 from refit import plan as plans
 from refit.command import main
 from refit.config import Settings
 from refit.data import synthetic
+from refit.runtime import pod
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = """\
@@ -39,9 +40,16 @@ class Place:
         self.workspace = root / "workspace" / "mine"
         self.error = ""
 
-    def bind(self, run_id: str = "r1", text: str = PIPELINE, conf: dict[str, Any] | None = None) -> int:
+    def bind(
+        self,
+        run_id: str = "r1",
+        text: str = PIPELINE,
+        conf: dict[str, Any] | None = None,
+        profile: dict[str, Any] | None = None,
+    ) -> int:
         file = self.root / "mine.yaml"
-        request = plans.bind_request(file, text, run_id, conf or {}, Settings.from_env(), nonce=os.urandom(4).hex())
+        nonce = os.urandom(4).hex()
+        request = plans.bind_request(file, text, run_id, conf or {}, Settings.from_env(), nonce=nonce, profile=profile)
         stage = Path(request["paths"]["stage"])
         (stage / "specs").mkdir(parents=True, exist_ok=True)
         (stage / "specs" / "bind.yaml").write_text(request["files"]["bind.yaml"])
@@ -222,6 +230,53 @@ def test_the_same_data_elsewhere_has_the_same_keys(
     assert [s["key"] for s in place.plan["stages"]] == keys
 
 
+KUBERNETES = PIPELINE + "runtime: kubernetes\nresources: {stages: {train: {gpus: 1}}}\n"
+
+
+def test_a_run_in_pods_is_told_what_each_pod_asks_for(place: Place) -> None:
+    assert place.bind(text=KUBERNETES) == 0
+    assert (place.summary["cluster"], place.summary["model"]) == ("kubernetes", "mine")
+    assert len(json.dumps(place.summary)) < 2048  # the most that travels in a result
+    requests = {s["name"]: s for s in place.plan["stages"]}
+    assert [name for name, _ in place.summary["pods"]["stages"]] == list(requests)  # a stage's folder has its number
+    for name, request in requests.items():
+        names = {"pipeline": "mine", "run": "r1", "plan": place.summary["plan"], "model": "mine"}
+        assert pod.unpack(place.summary["pods"], name, **names) == pod.PodStage.of(request, plan=place.summary["plan"])
+    assert "pods" not in _local(place)
+
+
+def _local(place: Place) -> dict[str, Any]:
+    place.bind("r2")
+    return place.summary
+
+
+def test_the_profile_comes_along_where_its_file_is_not(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = cluster.load("kubernetes", Settings.from_env())
+    sent = found.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    monkeypatch.setenv("REFIT_CLUSTERS", str(place.root / "nothing"))
+    assert place.bind("r1", KUBERNETES) == 2
+    assert "no such cluster profile" in place.error
+    assert place.bind("r2", KUBERNETES, profile=sent) == 0
+    assert place.bind("r3", KUBERNETES, profile={**sent, "namespase": "x"}) == 2
+    assert "cluster profile kubernetes" in place.error
+    assert "namespase: unknown key; did you mean 'namespace'?" in place.error
+
+
+def test_a_pinned_image_is_the_environment_of_the_key(place: Place) -> None:
+    data = cluster.load("kubernetes", Settings.from_env()).model_dump(mode="json", by_alias=True)
+
+    def keys(run: str, image: str) -> dict[str, str]:
+        assert place.bind(run, KUBERNETES, profile={**data, "images": {**data["images"], "cpu": {"image": image}}}) == 0
+        return {s["name"]: s["key"] for s in place.plan["stages"]}
+
+    tagged = keys("r1", "refit-cpu:1")
+    assert keys("r2", "elsewhere/refit-cpu:2") == tagged  # a tag says nothing; the lock of the environment counts
+    pinned = keys("r3", "refit-cpu@sha256:" + "0" * 64)
+    assert pinned["train"] != tagged["train"]
+    assert keys("r4", "elsewhere/refit-cpu:2@sha256:" + "0" * 64) == pinned
+    assert keys("r5", "refit-cpu@sha256:" + "1" * 64)["train"] != pinned["train"]
+
+
 def test_code_version_follows_the_source(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     source = tmp_path / "p" / "a.py"
@@ -232,7 +287,6 @@ def test_code_version_follows_the_source(tmp_path: Path) -> None:
     assert bind.code_version(tmp_path, "p") != before
 
 
-def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REFIT_IMAGE_DIGEST", raising=False)
+def test_a_missing_lock_is_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"images/cpu/requirements\.txt: the lock of environment cpu cannot be read"):
         bind.environment_digest(Settings.from_env({"REFIT_REPOSITORY": str(tmp_path)}), "cpu")

@@ -65,7 +65,15 @@ def test_a_minimal_file_makes_the_whole_chain(tmp_path: Path) -> None:
         ("release: {model: a/b}\n", "mine.yaml:5: release.model: String should match pattern"),
         ("release: {triton: {url: 'http://user:pw@host', repository: m}}\n", "release.triton.url"),
         ("name: other\n", "mine.yaml:5: name: is 'other' but the file is mine.yaml"),
-        ("runtime: kubernetes\n", "mine.yaml:5: runtime: kubernetes is not built yet"),
+        (
+            "resources: {default: {gpu_type: a100}}\n",
+            "mine.yaml:5: resources.default.gpu_type: the local runtime has no",
+        ),
+        (
+            "resources: {stages: {train: {gpu_type: a100}}}\n",
+            "resources.stages.train.gpu_type: the local runtime has no kinds of GPU; leave it out",
+        ),
+        ("resources: {default: {nodes: 2}}\n", "mine.yaml:5: resources.default.nodes: 2 is not a choice; use 1"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, extra: str, expected: str) -> None:
@@ -108,6 +116,13 @@ def test_retrain_is_as_train_but_for_what_it_names(tmp_path: Path) -> None:
 def test_without_prune_there_is_no_retrain(tmp_path: Path) -> None:
     stages = pipelines.load(write(tmp_path, MINIMAL + "stages: {prune: false, train: {epochs: 2}}\n")).stages
     assert stages.retrain is None
+
+
+def test_the_profile_is_named_as_the_runtime_unless_another_is(tmp_path: Path) -> None:
+    kubernetes = MINIMAL + "runtime: kubernetes\n"
+    assert pipelines.load(write(tmp_path, MINIMAL)).profile == "local"
+    assert pipelines.load(write(tmp_path, kubernetes)).profile == "kubernetes"
+    assert pipelines.load(write(tmp_path, kubernetes + "cluster: workstation\n")).profile == "workstation"
 
 
 def test_overrides_are_judged_like_the_file(tmp_path: Path) -> None:

@@ -39,9 +39,10 @@ def test_stage_install_configure(repository: ModelRepository, tmp_path: Path) ->
     repository.install("m", 3)
     assert repository.versions("m") == [3]
     assert repository.read_config("m") is None
-    repository.write_config("m", b"one")
+    desk = repository.locks
+    repository.write_config("m", b"one", desk)
     inode = (repository.root / "m" / "config.pbtxt").stat().st_ino
-    repository.write_config("m", b"two")
+    repository.write_config("m", b"two", desk)
     assert repository.read_config("m") == b"two"
     assert (repository.root / "m" / "config.pbtxt").stat().st_ino != inode  # replaced, not written into
     assert sorted(p.name for p in (repository.root / "m").iterdir()) == ["3", "config.pbtxt"]
