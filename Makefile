@@ -2,13 +2,14 @@
 #
 #   make run [PIPELINE=specs/pipelines/x.yaml] [DATA=folder] [ONCE=1]
 #   make test [ARGS="-k name"]      make lint      make setup      make lock      make clean
+#   make e2e [ARGS="-k name"]       on a Kubernetes cluster
 #
 # Ports: AIRFLOW_PORT, TRITON_HTTP_PORT, TRITON_GRPC_PORT, TRITON_METRICS_PORT. Everything made lies below REFIT_HOME
 # (default .refit).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format lock clean dags
+.PHONY: help setup run test e2e lint format lock clean dags
 
 export PYTHONPATH := $(CURDIR)
 REFIT_HOME ?= $(CURDIR)/.refit
@@ -19,7 +20,7 @@ ENVS := $(REFIT_ENVS)
 SETUP := sh bin/setup
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 setup:
 	@$(SETUP)
@@ -31,7 +32,20 @@ run:
 
 test:
 	@$(SETUP) --quiet --tests airflow tools cpu triton
+	@$(SETUP) --quiet helm || echo "tests/helm is left out: it needs Python 3.12"
 	@$(ENVS)/tools/bin/python -m refit.embedded.suite $(ARGS)
+
+# The tests that need a cluster: that of ../shared/cluster (started here, left running), else the one that KUBECONFIG
+# names where REFIT_E2E=1 says that it is for tests. A part of them: make e2e E2E=tests/e2e ARGS="-k two_pipelines".
+CLUSTER := $(CURDIR)/../shared/cluster/up
+E2E ?= tests/images tests/pods tests/helm/test_cluster.py tests/e2e
+e2e:
+	@if [ -x '$(CLUSTER)' ]; then export REFIT_E2E=1; cluster=$$('$(CLUSTER)') || exit 1; eval "$$cluster"; fi; \
+	if [ "$$REFIT_E2E" != 1 ]; then \
+	  echo "e2e: skipped: there is no ../shared/cluster; set KUBECONFIG to a cluster for tests, and REFIT_E2E=1"; exit 0; \
+	fi; \
+	$(SETUP) --quiet --tests airflow tools helm cluster && \
+	exec $(ENVS)/tools/bin/python -m refit.embedded.suite -o faulthandler_timeout=1200 $(E2E) $(ARGS)
 
 # The lint needs what it judges: types of the cpu environment, nothing of the others.
 lint:

@@ -18,17 +18,22 @@ from refit.embedded import installer
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     "images/airflow/requirements.in": "requirements.txt",
+    "images/airflow/cluster.in": "images/airflow/cluster.txt",
     "images/tools/requirements.in": "images/tools/requirements.txt",
     "images/cpu/requirements.in": "images/cpu/requirements.txt",
     "images/triton/requirements.in": "images/triton/requirements.txt",
     "images/lint/requirements.in": "images/lint/requirements.txt",
     "tests/requirements.in": "tests/requirements.txt",
+    "tests/helm/requirements.in": "tests/helm/requirements.txt",
 }
+PYTHONS = {"tests/helm/requirements.in": "3.12"}  # all others: 3.11
 # Locks that another must agree with: it is installed into them, or checks code that runs there.
 FOLLOWED = {
     "images/lint/requirements.in": ("images/tools/requirements.txt",),
     "tests/requirements.in": ("requirements.txt", "images/tools/requirements.txt", "images/cpu/requirements.txt"),
 }
+# A lock that takes the versions of another wherever they fit.
+LIKE = {"images/airflow/cluster.in": "requirements.txt"}
 # Its own dependencies are for a Python API that we do not use, and contradict what the server needs.
 WITHOUT_DEPENDENCIES = "nvidia-pytriton"
 
@@ -45,8 +50,10 @@ def main(options: list[str]) -> int:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "lock.txt"
             # uv keeps the versions it finds there; the CPU build has a version of its own
-            out.write_text(re.sub(r"^(torch==[^+\s]+)$", r"\1+cpu", old, flags=re.MULTILINE))
-            argv = [uv, "pip", "compile", "-", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_35"]
+            known = {**_pins(old), **(_pins((ROOT / LIKE[source]).read_text()) if source in LIKE else {})}
+            out.write_text(re.sub(r"^(torch==[^+\s]+)$", r"\1+cpu", "\n".join(known.values()), flags=re.MULTILINE))
+            argv = [uv, "pip", "compile", "-", "--python-version", PYTHONS.get(source, "3.11")]
+            argv += ["--python-platform", "x86_64-manylinux_2_35"]
             argv += ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
             argv += [word for tested in FOLLOWED.get(source, ()) for word in ("-c", tested)]
             argv += ["-o", str(out), *installer.torch_backend(old, env), *options]
@@ -57,6 +64,11 @@ def main(options: list[str]) -> int:
         (ROOT / lock).write_text("".join(f"{line}\n" for line in alone) + new)
         print(f"{lock}: {'unchanged' if (ROOT / lock).read_text() == old else 'changed'}")
     return 0
+
+
+def _pins(lock: str) -> dict[str, str]:
+    """A lock's lines by package."""
+    return {line.partition("==")[0]: line for line in lock.splitlines() if "==" in line}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A real cluster for tests: kubectl, a namespace that goes away, and small pods that do one thing.
 
 `REFIT_E2E=1` and a KUBECONFIG with an administrator's rights turn these tests on: they create and delete objects, so
-no KUBECONFIG that happens to be set is taken for an invitation. The images come from `../shared/cluster/image` where
-that is, else they must be in the cluster already (`REFIT_IMAGES=present`), as tag 0.1.0.
+no KUBECONFIG that happens to be set is taken for an invitation (`make e2e` sets both where `../shared/cluster` is). The
+images come from `../shared/cluster/image` where that is, else they must be in the cluster already
+(`REFIT_IMAGES=present`). Their tag is 0.1.0, or REFIT_IMAGES_TAG where several checkouts share a cluster.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILDER = ROOT.parent / "shared" / "cluster" / "image"
-TAG = "0.1.0"
+TAG = os.environ.get("REFIT_IMAGES_TAG") or "0.1.0"
 # In the order in which they need one another.
 IMAGES = ("tools", "cpu", "triton", "release", "airflow")
 AIRFLOW_BASE = "apache/airflow:slim-3.3.2-python3.11"
@@ -101,10 +102,10 @@ def build(image: str) -> str:
     if image == "airflow" and not os.environ.get("REFIT_AIRFLOW_IMAGE"):
         # The official image cannot be pulled here.
         _build(AIRFLOW_BASE, ROOT / "tests" / "images" / "airflow-base")
+    options = []
     if image == "release":
-        build("tools")
-        build("triton")
-    _build(name, ROOT, "-f", str(ROOT / "images" / image / "Dockerfile"))
+        options = [f"--build-arg={base.upper()}_IMAGE={build(base)}" for base in ("tools", "triton")]
+    _build(name, ROOT, "-f", str(ROOT / "images" / image / "Dockerfile"), *options)
     return name
 
 

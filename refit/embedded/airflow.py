@@ -70,6 +70,9 @@ def configuration(place: Embedded) -> dict[str, dict[str, str | int | float | bo
             "task_instance_heartbeat_timeout": 60,
             "enable_health_check": False,
         },
+        # How often a task's supervisor looks whether the task's process has ended; 5 s by default. A task that deferred
+        # and is resumed before its first end was seen is taken for killed, and tried again.
+        "workers": {"min_heartbeat_interval": 1},
         "dag_processor": {
             "dag_bundle_config_list": json.dumps([{"name": BUNDLE, "classpath": BUNDLE_CLASS, "kwargs": bundle}]),
             "bundle_refresh_check_interval": 2,

@@ -15,7 +15,7 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 UV_VERSION = "0.13.8"
@@ -155,35 +155,37 @@ def _install_uv(home: Path, env: Mapping[str, str]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def find_python(uv: str, env: Mapping[str, str]) -> str:
-    """A Python 3.11 for the environments, fetched by uv when the machine has none.
+def find_python(uv: str, env: Mapping[str, str], version: str = PYTHON) -> str:
+    """A Python for environments, fetched by uv when the machine has none of that version.
 
-    Triton's Python backend is linked with ``libpython3.11.so.1.0``. When neither the Python found nor the machine
+    Triton's Python backend is linked with ``libpython3.11.so.1.0``. When neither the Python 3.11 found nor the machine
     has that library, uv's own build is preferred, which brings it: no root is needed. When that cannot be fetched,
     the one found is taken, and `refit.triton.installation` looks further for the library.
 
     Raises:
         SetupError: there is no such Python and it cannot be fetched.
     """
-    found = _uv_python(uv, env, [])
-    if found and has_libpython(found):
+    found = _uv_python(uv, env, version) or _pyenv_python(env, version)
+    if found and (version != PYTHON or has_libpython(found)):
         return found
-    what = f"{found} comes without {LIBPYTHON}, which Triton needs" if found else f"this machine has no Python {PYTHON}"
-    print(f"{what}; fetching a Python {PYTHON} that has it into {env['UV_PYTHON_INSTALL_DIR']}", flush=True)
-    argv = [uv, "python", "install", PYTHON, "--no-bin"]
+    what = f"this machine has no Python {version}"
+    if found:
+        what = f"{found} comes without {LIBPYTHON}, which Triton needs"
+    print(f"{what}; fetching a Python {version} into {env['UV_PYTHON_INSTALL_DIR']}", flush=True)
+    argv = [uv, "python", "install", version, "--no-bin"]
     fetched = subprocess.run(
         argv, check=False, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    own = _uv_python(uv, env, ["--managed-python"]) if fetched.returncode == 0 else None
+    own = _uv_python(uv, env, version, ["--managed-python"]) if fetched.returncode == 0 else None
     if own or found:
         return own or str(found)
     said = (fetched.stdout.strip().splitlines() or ["no message"])[-1].strip()
-    raise SetupError(f"{what}, and uv cannot fetch one ({said}): install Python {PYTHON}, or set HTTPS_PROXY")
+    raise SetupError(f"{what}, and uv cannot fetch one ({said}): install Python {version}, or set HTTPS_PROXY")
 
 
-def _uv_python(uv: str, env: Mapping[str, str], options: list[str]) -> str | None:
+def _uv_python(uv: str, env: Mapping[str, str], version: str, options: Sequence[str] = ()) -> str | None:
     asked = subprocess.run(
-        [uv, "python", "find", "--no-project", "--system", "--no-python-downloads", *options, PYTHON],
+        [uv, "python", "find", "--no-project", "--system", "--no-python-downloads", *options, version],
         check=False,
         env=dict(env),
         stdout=subprocess.PIPE,
@@ -192,6 +194,13 @@ def _uv_python(uv: str, env: Mapping[str, str], options: list[str]) -> str | Non
     )
     path = asked.stdout.strip()
     return os.path.realpath(path) if asked.returncode == 0 and path else None
+
+
+def _pyenv_python(env: Mapping[str, str], version: str) -> str | None:
+    """One that pyenv keeps without showing it: its shims on PATH are for the versions chosen with `pyenv global`."""
+    root = Path(env.get("PYENV_ROOT") or "~/.pyenv").expanduser()
+    found = [p for p in (root / "versions").glob(f"{version}.*/bin/python{version}") if os.access(p, os.X_OK)]
+    return str(max(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.parts[-3])])) if found else None
 
 
 def has_libpython(python: str) -> bool:

@@ -43,6 +43,7 @@ class Environment(NamedTuple):
     imports: tuple[str, ...]
     gib: float
     tested: bool = True  # tests run in it, so `--tests` installs pytest there
+    python: str = installer.PYTHON
 
 
 ENVIRONMENTS: dict[str, Environment] = {
@@ -52,14 +53,19 @@ ENVIRONMENTS: dict[str, Environment] = {
     # numpy first: onnxruntime hides the reason when numpy is broken.
     "triton": Environment("images/triton/requirements.txt", ("numpy", "onnxruntime"), 0.4, tested=False),
     "lint": Environment("images/lint/requirements.txt", ("grimp", "mypy"), 0.2, tested=False),
+    # Helm as a library exists for Python 3.12 only; its lock has pytest.
+    "helm": Environment("tests/helm/requirements.txt", ("helm_sdkpy", "pytest"), 0.2, tested=False, python="3.12"),
+    # The Airflow of images/airflow, which can use PostgreSQL.
+    "cluster": Environment("images/airflow/cluster.txt", ("airflow", "psycopg2", "kubernetes"), 0.6, tested=False),
 }
-RUN = ("airflow", "tools", "cpu", "triton")  # what `make run` needs; lint is for developers
+RUN = ("airflow", "tools", "cpu", "triton")  # what `make run` needs; the others are for developers and tests
 SPARE_GIB = 2.0  # downloads, data sets, runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make setup", description="Makes the environments of the embedded runtime.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"environments (default: {' '.join(RUN)}), or lint")
+    more = ", ".join(name for name in ENVIRONMENTS if name not in RUN)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"environments (default: {' '.join(RUN)}), or {more}")
     parser.add_argument("--tests", action="store_true", help="also what the tests need")
     parser.add_argument("--quiet", action="store_true", help="say nothing when there is nothing to do")
     args = parser.parse_args(argv)
@@ -171,14 +177,15 @@ class Setup:
         started = time.monotonic()
         env = installer.uv_environment(os.environ, installer.pip_settings(os.environ), self.home)
         uv = installer.find_uv(self.home, env)
-        python = installer.find_python(uv, env) if stale else ""
+        wanted = {self.environments[name].python for name in stale}
+        pythons = {version: installer.find_python(uv, env, version) for version in sorted(wanted)}
         jobs = list(dict.fromkeys([*stale, *untested]))
         if stale:
-            print(f"setting up {', '.join(stale)} below {self.envs} ({python})", flush=True)
+            print(f"setting up {', '.join(stale)} below {self.envs} ({', '.join(pythons.values())})", flush=True)
 
         def job(name: str) -> None:
             if name in stale:
-                self._build(name, uv, python, env)
+                self._build(name, uv, pythons[self.environments[name].python], env)
             if name in untested:
                 self._add_tests(name, uv, env)
 

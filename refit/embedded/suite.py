@@ -29,6 +29,11 @@ class Group:
 
     environment: str
     folders: tuple[str, ...] = ()
+    instead: str | None = None  # where the machine cannot have the environment: there the tests say why they skip
+
+    def python(self, envs: Path) -> Path:
+        own = envs / self.environment / "bin" / "python"
+        return envs / self.instead / "bin" / "python" if self.instead and not own.exists() else own
 
 
 REST = "tools"
@@ -37,9 +42,12 @@ GROUPS = {
     REST: Group("tools"),
     "cpu": Group("cpu", ("cpu", "postprocess")),
     "embedded": Group("tools", ("embedded",)),
-    "airflow": Group("airflow", ("operators", "dags", "plugins")),
+    "airflow": Group("airflow", ("operators", "dags", "plugins", "pods")),
+    "helm": Group("helm", ("helm", "e2e"), instead="tools"),
 }
 AT_ONCE = 2 if (os.cpu_count() or 1) < 4 else len(GROUPS)
+if os.environ.get("REFIT_E2E") == "1":
+    AT_ONCE = 1  # they share one cluster and its few GPUs
 HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
 NOTHING_COLLECTED = 5  # pytest's exit code
 TELL_SECONDS = 60
@@ -87,7 +95,7 @@ class Part:
         env |= self.settings.environment()
         env["PYTHONPATH"] = str(self.settings.repository)
         env["AIRFLOW_HOME"] = str(self.folder / f"{self.name}-airflow")  # importing Airflow makes files there
-        python = self.settings.envs / GROUPS[self.name].environment / "bin" / "python"
+        python = GROUPS[self.name].python(self.settings.envs)
         argv = [
             *(str(python), "-m", "pytest", "-rs", "--color=no"),
             *("-o", f"faulthandler_timeout={HANG_SECONDS}", f"--junit-xml={self.report}"),

@@ -237,7 +237,7 @@ def _labels(stage: PodStage, profile: KubernetesProfile) -> dict[str, str]:
     }
     if stage.model:
         labels[LABEL + "model"] = label_value(stage.model)
-    if stage.action == RELEASE:
+    if stage.action in (BIND, RELEASE):  # bind asks whether an earlier release still serves
         labels |= profile.triton.client_labels
     if profile.queue and stage.action != READ_BACK:
         labels["kueue.x-k8s.io/queue-name"] = profile.queue

@@ -137,6 +137,15 @@ class TritonClient:
         """A version is loaded. It says nothing about answers: those of a dead stub process are errors all the same."""
         return bool(self._call(lambda: self._client.is_model_ready(model, str(version))))
 
+    def versions(self, model: str) -> tuple[int, ...]:
+        """The versions of a model that the server offers, in order. Everybody may ask, whatever APIs are restricted.
+
+        Raises:
+            ModelNotServed: no version of it is loaded.
+        """
+        answer = self._call(lambda: self._client.get_model_metadata(model))
+        return tuple(sorted(int(version) for version in answer["versions"]))
+
     def config(self, model: str) -> Served:
         """The configuration that the server uses for a model.
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import helm_sdkpy
@@ -20,6 +17,7 @@ from tests import cluster
 from tests.cluster import get, kubectl, wait
 from tests.helm import apiserver
 from tests.helm.charts import CHART, render
+from tests.helm.release import Release
 
 REASON = cluster.reason_to_skip()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -141,57 +139,8 @@ sys.exit(subprocess.call(words))
 """
 
 
-@dataclass
-class Release:
-    """A release of the chart in a namespace of its own."""
-
-    namespace: str
-    config: Any
-    name: str = "refit"
-
-    def install(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return self._run(helm_sdkpy.Install(self.config).run(self.name, str(CHART), values=dict(values), timeout=180))
-
-    def upgrade(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return self._run(helm_sdkpy.Upgrade(self.config).run(self.name, str(CHART), values=dict(values), timeout=180))
-
-    def upgrade_or_roll_back(self, values: Mapping[str, Any]) -> None:
-        """An upgrade that Helm rolls back where it fails. (helm-sdkpy's own Rollback cannot work: it names no way of
-        waiting, and Helm 4 refuses that.) Raises helm_sdkpy.UpgradeError where it failed.
-        """
-        action = helm_sdkpy.Upgrade(self.config)
-        self._run(action.run(self.name, str(CHART), values=dict(values), timeout=15, rollback_on_failure=True))
-
-    def uninstall(self) -> None:
-        self._run(helm_sdkpy.Uninstall(self.config).run(self.name, timeout=120))
-
-    def test(self) -> dict[str, Any]:
-        """`helm test`. Raises helm_sdkpy.ChartError where it fails."""
-        return self._run(helm_sdkpy.ReleaseTest(self.config).run(self.name))
-
-    def servers(self) -> list[dict[str, Any]]:
-        """Triton's pods that are ready and not about to end."""
-        pods = get("pods", "-l", "app.kubernetes.io/component=triton", namespace=self.namespace)["items"]
-        return [
-            pod
-            for pod in pods
-            if "deletionTimestamp" not in pod["metadata"]
-            and any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
-        ]
-
-    def settled(self, count: int) -> list[dict[str, Any]]:
-        """Wait until there are so many servers, all of the newest revision, and no other."""
-        kubectl("rollout", "status", "deployment/refit-triton", "--timeout=120s", namespace=self.namespace, timeout=150)
-        return wait(f"{count} servers", lambda: (found := self.servers()) and len(found) == count and found)
-
-    @property
-    def service(self) -> str:
-        """The Service's address: the test cluster has no name server."""
-        return get("service", "refit-triton", namespace=self.namespace)["spec"]["clusterIP"]
-
-    def key(self) -> str:
-        data = get("secret", "refit-triton-control", namespace=self.namespace)["data"]
-        return base64.b64decode(data["control-key"]).decode()
+class SeededRelease(Release):
+    """A release with models of the tests' own, and clients for them."""
 
     def seed(self, model: str, *, good: bool = True) -> None:
         """Put a model into the repository, as a pod of the stages' account."""
@@ -226,18 +175,15 @@ class Release:
         finally:
             kubectl("delete", "pod", "load", "--ignore-not-found", namespace=self.namespace)
 
-    def _run(self, call: Any) -> Any:
-        return asyncio.run(call)
-
 
 @pytest.fixture(scope="module")
-def release() -> Iterator[Release]:
+def release() -> Iterator[SeededRelease]:
     """Installed, with one model loaded; what is left is taken away at the end."""
     for image in ("tools", "triton", "cpu", "release"):
         cluster.build(image)
     with cluster.namespace("refit-chart") as namespace:
         config = helm_sdkpy.Configuration(namespace=namespace, kubeconfig=os.environ["KUBECONFIG"])
-        found = Release(namespace, config)
+        found = SeededRelease(namespace, config)
         found.install(VALUES)
         try:
             found.seed("double")
@@ -281,14 +227,14 @@ def test_the_api_server_takes_it(name: str) -> None:
 class TestRelease:
     """In this order, on one release."""
 
-    def test_a_model_is_served_through_the_service(self, release: Release) -> None:
+    def test_a_model_is_served_through_the_service(self, release: SeededRelease) -> None:
         release.settled(1)
         assert release.ask([release.service], load=True) == {"good": 1, "bad": 0, "first": []}
 
-    def test_helm_test_passes(self, release: Release) -> None:
+    def test_helm_test_passes(self, release: SeededRelease) -> None:
         release.test()
 
-    def test_a_server_that_is_killed_serves_again(self, release: Release) -> None:
+    def test_a_server_that_is_killed_serves_again(self, release: SeededRelease) -> None:
         (before,) = release.settled(1)
         kubectl("delete", "pod", before["metadata"]["name"], "--grace-period=0", "--force", namespace=release.namespace)
         (after,) = release.settled(1)
@@ -296,7 +242,7 @@ class TestRelease:
         # Nobody loaded anything: it serves what lies in the repository.
         assert release.ask([release.service])["bad"] == 0
 
-    def test_a_container_that_ends_is_started_again_and_serves(self, release: Release) -> None:
+    def test_a_container_that_ends_is_started_again_and_serves(self, release: SeededRelease) -> None:
         (server,) = release.settled(1)
         name = server["metadata"]["name"]
         kubectl("exec", name, "--", "sh", "-c", "kill -TERM 1", namespace=release.namespace)
@@ -309,7 +255,7 @@ class TestRelease:
         wait("the container's second start", restarted)
         assert release.ask([release.service])["bad"] == 0
 
-    def test_two_servers_serve_the_same_without_a_load(self, release: Release) -> None:
+    def test_two_servers_serve_the_same_without_a_load(self, release: SeededRelease) -> None:
         kubectl("scale", "deployment/refit-triton", "--replicas=2", namespace=release.namespace)
         servers = release.settled(2)
         hosts = [s["status"]["podIP"] for s in servers]
@@ -317,7 +263,7 @@ class TestRelease:
         subsets = get("endpoints", "refit-triton-each", namespace=release.namespace)["subsets"]
         assert sorted(a["ip"] for s in subsets for a in s["addresses"]) == sorted(hosts)
 
-    def test_an_upgrade_fails_no_request_and_keeps_the_key(self, release: Release) -> None:
+    def test_an_upgrade_fails_no_request_and_keeps_the_key(self, release: SeededRelease) -> None:
         key, before = release.key(), {s["metadata"]["uid"] for s in release.settled(2)}
         with release.under_load(seconds=30) as counts:
             release.upgrade({**VALUES, "triton": {**VALUES["triton"], "replicas": 2, "logVerbose": 1}})
@@ -326,7 +272,7 @@ class TestRelease:
         assert counts["bad"] == 0, counts
         assert release.key() == key
 
-    def test_a_failed_upgrade_is_rolled_back_and_fails_no_request(self, release: Release) -> None:
+    def test_a_failed_upgrade_is_rolled_back_and_fails_no_request(self, release: SeededRelease) -> None:
         before = {s["metadata"]["uid"] for s in release.settled(2)}
         wrong = {**VALUES["triton"], "replicas": 2, "image": {"tag": "no-such-tag"}}
         with release.under_load(seconds=25) as counts, pytest.raises(helm_sdkpy.UpgradeError):
@@ -340,7 +286,7 @@ class TestRelease:
         assert image["image"] == f"refit-triton:{cluster.TAG}"
         release.test()
 
-    def test_a_release_in_a_pod_makes_a_champion(self, release: Release) -> None:
+    def test_a_release_in_a_pod_makes_a_champion(self, release: SeededRelease) -> None:
         """Refit's own release in refit-release, as a stage's pod has it."""
         hosts = [s["status"]["podIP"] for s in release.settled(2)]
         key = {"secretKeyRef": {"name": "refit-triton-control", "key": "control-key"}}
@@ -355,7 +301,7 @@ class TestRelease:
         said = cluster.run(manifest, release.namespace)
         assert "Triton serves version 1 of detector" in said
 
-    def test_a_broken_model_stops_no_other_and_helm_test_names_it(self, release: Release) -> None:
+    def test_a_broken_model_stops_no_other_and_helm_test_names_it(self, release: SeededRelease) -> None:
         release.seed("broken", good=False)
         kubectl("rollout", "restart", "deployment/refit-triton", namespace=release.namespace)
         release.settled(2)
@@ -366,7 +312,7 @@ class TestRelease:
         assert "model broken is not served" in kubectl("logs", "refit-test-serving", namespace=release.namespace)
         kubectl("delete", "pod", "refit-test-serving", namespace=release.namespace)
 
-    def test_grpc_needs_the_key_too(self, release: Release) -> None:
+    def test_grpc_needs_the_key_too(self, release: SeededRelease) -> None:
         words = ["python", "-c", GRPC, release.service]
         key = release.client("x", [])["spec"]["containers"][0]["env"]
         labels = {"refit/triton-client": "true"}
@@ -375,18 +321,18 @@ class TestRelease:
         assert "restricted" in refused
         assert "double" in allowed
 
-    def test_tensorboard_shows_the_runs_folders(self, release: Release) -> None:
+    def test_tensorboard_shows_the_runs_folders(self, release: SeededRelease) -> None:
         address = get("service", "refit-tensorboard", namespace=release.namespace)["spec"]["clusterIP"]
         work = f"import urllib.request as r; print(r.urlopen('http://{address}:6006/data/logdir', timeout=30).read())"
         image = f"refit-tools:{cluster.TAG}"
         said = cluster.run(cluster.pod("board", image, ["python", "-c", work]), release.namespace)
         assert "/workspace" in said
 
-    def test_every_image_was_pulled_before_a_stage_asked(self, release: Release) -> None:
+    def test_every_image_was_pulled_before_a_stage_asked(self, release: SeededRelease) -> None:
         status = get("daemonset", "refit-prepull", namespace=release.namespace)["status"]
         assert status["numberReady"] == status["desiredNumberScheduled"] > 0
 
-    def test_triton_has_no_token_and_cannot_write_its_models(self, release: Release) -> None:
+    def test_triton_has_no_token_and_cannot_write_its_models(self, release: SeededRelease) -> None:
         name = release.servers()[0]["metadata"]["name"]
         script = "ls /var/run/secrets/kubernetes.io 2>&1; touch /models/repository/x 2>&1; touch /opt/x 2>&1; id -u"
         said = kubectl("exec", name, "--", "sh", "-c", script, namespace=release.namespace).splitlines()
@@ -412,7 +358,7 @@ class TestRelease:
         ],
     )
     def test_airflow_may_start_pods_and_nothing_else(
-        self, release: Release, verb: str, resource: str, allowed: bool
+        self, release: SeededRelease, verb: str, resource: str, allowed: bool
     ) -> None:
         account = f"system:serviceaccount:{release.namespace}:airflow-scheduler"
         assert _may(verb, resource, account, release.namespace) is allowed
@@ -420,7 +366,7 @@ class TestRelease:
         assert _may(verb, resource, stage, release.namespace) is False
         assert _may(verb, resource, account, "default") is False
 
-    def test_an_uninstall_leaves_the_workspace_and_nothing_else(self, release: Release) -> None:
+    def test_an_uninstall_leaves_the_workspace_and_nothing_else(self, release: SeededRelease) -> None:
         label = "app.kubernetes.io/instance=refit"
         release.uninstall()
         kinds = "all,configmaps,secrets,serviceaccounts,persistentvolumeclaims,networkpolicies,roles,rolebindings"

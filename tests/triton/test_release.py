@@ -342,6 +342,31 @@ def test_wrong_control_key_touches_nothing(place: Place, monkeypatch: pytest.Mon
     assert not (place.repository / place.name).exists()
 
 
+def test_without_the_key_a_hidden_champion_is_known_by_its_version(
+    local_triton: Installation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the chart's Triton, which shows configurations to nobody without the key; bind has none."""
+    monkeypatch.setattr("refit.triton.server._RESTRICTED", "model-repository,model-config")
+    folders = (tmp_path / "models", tmp_path / "run")
+    with (
+        TritonServer(*folders, control_key="k", installation=local_triton, stop_seconds=0) as server,
+        TritonClient(server.url, control_key="k") as client,
+    ):
+        place = Place(server, client, tmp_path, "hidden")
+        reports = []
+        for folder, seed in (("a", 1), ("b", 5)):
+            monkeypatch.setenv("REFIT_SECRET_TRITON_CONTROL_KEY", "k")
+            out = tmp_path / f"out-{folder}"
+            out.mkdir()
+            write_report(place.release(place.model(folder, seed=seed)), out)
+            reports.append(out / "release.json")
+            monkeypatch.delenv("REFIT_SECRET_TRITON_CONTROL_KEY")
+            assert still_serving(reports[-1], url=server.url)
+        assert not still_serving(reports[0], url=server.url)
+        client.unload("hidden")
+        assert not still_serving(reports[1], url=server.url)
+
+
 def test_another_repository_than_tritons(place: Place) -> None:
     place.release(place.model("a"))
     elsewhere = place.folder / "elsewhere"
