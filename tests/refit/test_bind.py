@@ -3,16 +3,90 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from refit import bind, runner
+from refit import plan as plans
+from refit.command import main
 from refit.config import Settings
-from tests.refit.bind_helpers import PIPELINE, Place
+from refit.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = """\
+dataset:
+  source: inbox/mine
+  format: kitti
+  classes: [cross, ring, triangle]
+  split: {val: 0.3}
+toolkit: cpu
+network: {input_width: 320, input_height: 192}
+stages:
+  train: {epochs: 2, batch_size: 4}
+  quantize: {images: 5}
+"""
+
+
+class Place:
+    """A workspace, a data folder, and a way to bind a run there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.data = root / "data" / "inbox" / "mine"
+        self.workspace = root / "workspace" / "mine"
+        self.error = ""
+
+    def bind(self, run_id: str = "r1", text: str = PIPELINE, conf: dict[str, Any] | None = None) -> int:
+        file = self.root / "mine.yaml"
+        request = plans.bind_request(file, text, run_id, conf or {}, Settings.from_env(), nonce=os.urandom(4).hex())
+        stage = Path(request["paths"]["stage"])
+        (stage / "specs").mkdir(parents=True, exist_ok=True)
+        (stage / "specs" / "bind.yaml").write_text(request["files"]["bind.yaml"])
+        self.out = stage / "out"
+        code = main("refit.bind", bind.ACTIONS, ["bind", "-e", str(stage / "specs" / "bind.yaml"), "-r", str(self.out)])
+        last = json.loads((self.out / "status.json").read_text().splitlines()[-1])
+        self.error = last["message"] if last["status"] == "FAILURE" else ""
+        return code
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return dict(json.loads((self.out / "summary.json").read_text()))
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        return dict(json.loads(Path(self.summary["plan"]).read_text()))
+
+    def finish(self, name: str) -> Path:
+        """Leave a good result of a stage, as the runner does."""
+        stage = next(s for s in self.plan["stages"] if s["name"] == name)
+        folder = Path(stage["paths"]["stage"])
+        (folder / "out").mkdir(parents=True)
+        outputs = {}
+        for output in stage["outputs"]:
+            path = folder / "out" / output["path"]
+            path.write_text("{}" * 600)
+            size, digest = runner.measure(str(path))
+            outputs[output["name"]] = {"path": output["path"], "bytes": size, "sha256": digest}
+        result = {"schema": 1, "outcome": "succeeded", "key": stage["key"], "outputs": outputs}
+        (folder / "result.json").write_text(json.dumps(result))
+        publish = Path(stage["publish"])
+        publish.parent.mkdir(exist_ok=True)
+        publish.write_text(json.dumps({"stage_dir": str(folder)}))
+        return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    for name in list(os.environ):
+        if name.startswith("REFIT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("REFIT_HOME", str(tmp_path))
+    made = Place(tmp_path)
+    synthetic.make(made.data, train=12, val=4, shifted=0, seed=3)
+    return made
 
 
 def test_a_plan_is_written_with_the_snapshot_it_is_bound_to(place: Place) -> None:

@@ -18,7 +18,7 @@ from refit import plan as plans
 from refit.collect import Collection, Rules
 from refit.data import snapshot, synthetic
 from refit.triton.ledger import Ledger, Record
-from tests.refit.bind_helpers import Place
+from tests.refit.test_bind import Place
 
 NOTHING = Rules(keep_runs=0, keep_days=0)
 
