@@ -52,7 +52,7 @@ def disk(settings: Settings) -> Finding:
         if not os.access(there, os.W_OK):
             return Finding(Level.FAIL, "workspace", f"{settings.workspace} cannot be made", "set REFIT_WORKSPACE")
     level, name, text, fix = probe.room(str(there))
-    return Finding(Level(level), f"workspace {name}", f"{settings.workspace}: {text}", fix if level != probe.OK else "")
+    return Finding(Level(level), f"workspace {name}", f"{settings.workspace}: {text}", fix)
 
 
 def ports() -> Iterator[Finding]:

@@ -72,7 +72,7 @@ def _is_ready(node: Mapping[str, Any]) -> bool:
 
 def cluster(place: Place) -> Iterator[Finding]:
     version = json.loads(place.kubectl.ask("version", "-o", "json"))["serverVersion"]["gitVersion"]
-    yield Finding(OK, "cluster", f"Kubernetes {version}, {len(place.nodes)} nodes take pods")
+    yield Finding(OK, "cluster", f"Kubernetes {version}, nodes that take pods: {len(place.nodes)}")
 
 
 def namespace(place: Place) -> Iterator[Finding]:

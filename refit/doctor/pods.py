@@ -121,7 +121,8 @@ def _run(place: Place, token: str, probes: Sequence[Probe], wait_seconds: float)
             yield Finding(Level.FAIL, probe.title, verdict.reason, verdict.advice)
         else:
             open_[probe.name] = probe
-    patience = Patience(schedule=60, start=wait_seconds, certain=5, likely=20, unknown=60)
+    waits = {"likely": min(20, wait_seconds), "unknown": min(60, wait_seconds)}
+    patience = Patience(schedule=60, start=wait_seconds, certain=5, **waits)
     until = time.monotonic() + 60 + 2 * wait_seconds
     while open_ and time.monotonic() < until:
         time.sleep(1)

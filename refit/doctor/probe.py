@@ -151,7 +151,8 @@ def room(workspace: str) -> Row:
     advice = "refit gc --dry-run; or enlarge the volume"
     sizes = run_bytes(workspace)
     if not sizes or not sum(sizes):
-        return (OK if free > 2 * GIB else WARN, "room", text + "; no run yet to forecast from", advice)
+        text += "; no run yet to forecast from"
+        return (OK, "room", text, "") if free > 2 * GIB else (WARN, "room", text, advice)
     mean = sum(sizes) / float(len(sizes))
     fits = int(free / mean)
     text += "; the last %d runs took %.2f GiB each, so %s more fit" % (len(sizes), mean / GIB, "{:,}".format(fits))
