@@ -138,7 +138,8 @@ def _interrupt(signum: int, frame: types.FrameType | None) -> None:
 
 
 def _uninstall(release: Any) -> None:
-    """Also the priority classes, which belong to no namespace."""
+    """Also the priority classes, which belong to no namespace. A claim stays while a pod of a broken run uses it."""
+    kubectl("delete", "pods", "-l", "refit/stage", "--grace-period=1", namespace=release.namespace)
     if kubectl("get", "secrets", "-l", "owner=helm", "-o", "name", namespace=release.namespace):
         release.uninstall()
 

@@ -62,3 +62,17 @@ def test_without_a_folder_uv_is_told_to_take_the_cpu_build():
 def test_nothing_is_said_about_torch_where_it_is_not_needed_or_chosen():
     assert installer.torch_backend("torch-pruning==1.6.1\n", {}) == []
     assert installer.torch_backend(LOCK, {"UV_TORCH_BACKEND": "cu128"}) == []
+
+
+def test_a_python_that_pyenv_hides_is_found(tmp_path):
+    uv = tmp_path / "uv"
+    uv.write_text("#!/bin/sh\nexit 2\n")  # finds none and fetches none
+    uv.chmod(0o755)
+    for version in ("3.12.9", "3.12.10", "3.13.0"):
+        python = tmp_path / "versions" / version / "bin" / f"python{version.rpartition('.')[0]}"
+        python.parent.mkdir(parents=True)
+        python.touch(0o755)
+    env = {"PYENV_ROOT": str(tmp_path), "UV_PYTHON_INSTALL_DIR": str(tmp_path / "fetched")}
+    assert installer.find_python(str(uv), env, "3.12") == str(tmp_path / "versions/3.12.10/bin/python3.12")
+    with pytest.raises(installer.SetupError, match=r"install Python 3\.14"):
+        installer.find_python(str(uv), env, "3.14")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refit.embedded.suite import divide, read_report
+from refit.embedded.suite import Group, divide, read_report
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = "def test_good(): assert True\n"
@@ -77,6 +77,16 @@ def test_every_folder_of_tests_belongs_to_a_group(repository):
     assert paths == {"cpu": ["tests/cpu"], "airflow": ["tests/operators"], "tools": ["tests/refit"]}
     assert options == []
     assert divide(repository / "tests", ["tests"]) == (paths, [])
+
+
+def test_where_an_environment_cannot_be_had_another_one_says_what_is_left_out(tmp_path):
+    group = Group("helm", ("helm",), instead="tools")
+    assert group.python(tmp_path) == tmp_path / "tools" / "bin" / "python"
+    own = tmp_path / "helm" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert group.python(tmp_path) == own
+    assert Group("cpu").python(tmp_path) == tmp_path / "cpu" / "bin" / "python"
 
 
 def test_the_report_of_pytest_is_read(tmp_path):
