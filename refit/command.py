@@ -8,6 +8,7 @@ status.json, and the exit code says what kind of failure it was.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import signal
 import sys
@@ -98,11 +99,18 @@ def main(prog: str, actions: Mapping[str, Action], argv: Sequence[str] | None = 
     except MemoryError:
         return _fail(status, "out of memory (MemoryError); give the stage more or lower the batch size", FAILED)
     except OSError as exc:
-        return _fail(status, f"{exc.filename or ''}: {exc.strerror or exc}".lstrip(": "), FAILED)
+        return _fail(status, _told(exc, out), FAILED)
     except Exception as exc:  # a fault of ours: the log gets all, the result one line
         traceback.print_exc()
         return _fail(status, f"{type(exc).__name__}: {exc}", FAILED)
     return OK
+
+
+def _told(exc: OSError, out: Path) -> str:
+    """What went wrong with which file; a write to a full disk names none, but all are written below `out`."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{exc.strerror}: {exc.filename or out}"
+    return f"{exc.filename or ''}: {exc.strerror or exc}".lstrip(": ")
 
 
 def _fail(status: StatusWriter, message: str, code: int) -> int:

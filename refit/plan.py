@@ -107,7 +107,8 @@ def overrides(pipeline: Pipeline, conf: Mapping[str, Any]) -> tuple[dict[str, An
     known = {f.key: f for f in params(pipeline)}
     unknown = [k for k in conf if k not in known]
     if unknown:
-        hints = [f"{k!r}{did_you_mean(k, list(known))}" for k in sorted(unknown)]
+        named = {f.path: f"; its name here is {f.key!r}" for f in known.values() if f.path}
+        hints = [f"{k!r}{named.get(k) or did_you_mean(k, list(known))}" for k in sorted(unknown)]
         raise ConfError(f"unknown params: {', '.join(hints)}; this pipeline takes {', '.join(sorted(known))}")
     changed, switches = {}, {}
     for key, value in conf.items():

@@ -70,9 +70,9 @@ class OnlineAugmentation(Spec):
 
 
 class TrainParams(Spec):
-    epochs: int = Field(18, ge=1, le=10_000)
-    batch_size: int = Field(8, ge=1, le=1024)
-    learning_rate: float = Field(3e-3, gt=0, le=1)
+    epochs: int = Field(18, ge=1, le=10_000, description="passes over the train split")
+    batch_size: int = Field(8, ge=1, le=1024, description="images per step; at most the train split's")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="the highest, after the warm-up")
     weight_decay: float = Field(1e-2, ge=0, le=1, description="decoupled (AdamW), on weights but not on biases")
     warmup_epochs: float = Field(1.0, ge=0)
     evaluate_every: int = Field(5, ge=1, description="epochs between evaluations on the val split")
@@ -87,8 +87,8 @@ class TrainParams(Spec):
 class RetrainParams(TrainParams):
     """After pruning: what is not named comes from `train`, but for these two."""
 
-    epochs: int = Field(8, ge=1, le=10_000)
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    epochs: int = Field(8, ge=1, le=10_000, description="passes over the train split, after pruning")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="the highest, after the warm-up")
 
 
 class EvaluateParams(Spec):
@@ -121,7 +121,9 @@ class QuantizeParams(Spec):
         "percentile",
         description="of choosing ranges; entropy is slow, and cuts too much off pictures with flat grounds",
     )
-    images: int = Field(100, ge=1, le=10_000, description="taken from the train split only, spread over the classes")
+    images: int = Field(
+        100, ge=1, le=10_000, description="at most so many, of the train split only, spread over the classes"
+    )
     percentile: float = Field(99.99, gt=50, le=100)
     per_channel: bool = True
     activation: Literal["uint8", "int8"] = Field("uint8", description="int8 for TensorRT, uint8 is faster on a CPU")

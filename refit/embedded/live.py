@@ -119,6 +119,8 @@ class Session:
                     self.view.say("that run found nothing new and was skipped")
                     code = self._follow(self._trigger(source))
                 self._summary()
+                if not once:
+                    self.view.say(self._goes_on())
                 while not once:
                     self._check()
                     time.sleep(POLL)
@@ -298,6 +300,14 @@ class Session:
         if not answer["detections"]:
             say("  nothing found")
         say(f"  drawn: {picture}")
+
+    def _goes_on(self) -> str:
+        """What can be done while everything stays up."""
+        dataset = self.pipeline.dataset
+        marker = f", {dataset.arrival.marker} last," if dataset.arrival.marker else ""
+        inbox = self.place.refit.data_path(dataset.source)
+        new = f"new data in {inbox}{marker} starts the next run; " if self.pipeline.schedule == "on_arrival" else ""
+        return f"\neverything stays up: {new}Ctrl-C ends it"
 
     def _login(self) -> str:
         return f"{self.place.airflow_url}  login {airflow.USER}, password {airflow.password(self.place)}"

@@ -129,7 +129,7 @@ class Services:
             raise ServiceError("ports", taken)
         self._launch(self.triton)
         airflow.prepare(self.place)
-        for child in self.children[1:]:
+        for child in (self.api, self.processor, self.triggerer):
             self._launch(child)
         client = Airflow(self.place.airflow_url, airflow.USER, airflow.password(self.place))
         waiting: dict[str, Callable[[], bool]] = {
@@ -146,7 +146,9 @@ class Services:
                         del waiting[name]
                         say("ready", service=name, seconds=round(time.monotonic() - began, 1))
                         if name == "api-server":
+                            # Only now: a task that is started earlier cannot reach the API, and fails.
                             self._make_pools(client)
+                            self._launch(self.scheduler)
             self._check(0.2)
             if time.monotonic() - began > START_SECONDS:
                 name = next(iter(waiting))

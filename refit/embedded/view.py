@@ -34,7 +34,7 @@ def figures(step: Step) -> str:
     if step.state in ("done", "reused"):
         return _reached(step)
     if step.state == "retrying":
-        return f"failed; attempt {step.attempt + 1} follows"
+        return f"attempt {step.attempt} failed"
     if step.state != "running":
         return {"off": "switched off", "blocked": "not run"}.get(step.state, "")
     words = []

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from refit.cluster import LocalProfile, Profile
 from refit.cpu.specs import (
@@ -55,8 +55,12 @@ class Stages(Spec):
             own = {}
         if not isinstance(own, dict):
             return {**data, "retrain": own}
-        train = data.get("train")
-        shared = {k: v for k, v in (train if isinstance(train, dict) else {}).items() if k not in OWN_IN_RETRAIN}
+        train = data.get("train") or {}
+        try:
+            TrainParams.model_validate(train)
+        except ValidationError:  # it is reported where it stands, not in `retrain` as well
+            return {**data, "retrain": own}
+        shared = {k: v for k, v in train.items() if k not in OWN_IN_RETRAIN}
         return {**data, "retrain": {**shared, **own}}
 
 
@@ -128,13 +132,8 @@ class CpuToolkit:
         if pipeline.stages.train.batch_size > train:
             yield (
                 ("stages", "train", "batch_size"),
-                f"{pipeline.stages.train.batch_size} is more than the {train} images of the train split; lower it",
-            )
-        quantize = pipeline.stages.quantize
-        if quantize and quantize.images > train:
-            yield (
-                ("stages", "quantize", "images"),
-                f"{quantize.images} calibration images are wanted, the train split has {train}; lower it",
+                f"{pipeline.stages.train.batch_size} is more than the {train} images of the train split; "
+                f"use {train} or less, or bring more images",
             )
         for i, split in enumerate(pipeline.stages.evaluate.splits):
             if not splits.get(split):

@@ -80,7 +80,7 @@ def test_a_retry_starts_its_bar_again(run):
     (run.folder / "02-prune" / "request.json").write_text("{}")
     status.running("Epoch 3 of 18", epoch=3, max_epoch=18, loss=1.0)
     run.update([task("prune", "up_for_retry")])
-    assert view.figures(run.steps["prune"]) == "failed; attempt 2 follows"
+    assert view.figures(run.steps["prune"]) == "attempt 1 failed"
     status.started()
     run.update([task("prune", "running", attempt=2)])
     assert (run.steps["prune"].done, run.steps["prune"].loss) == (0, None)

@@ -3,10 +3,11 @@
 import os
 import socket
 import stat
+import subprocess
 
 import pytest
 
-from refit.config import ConfigError
+from refit.config import ConfigError, Settings
 from refit.embedded.settings import PORTS, Embedded, listener, secret, taken_port, write_private
 
 
@@ -103,3 +104,23 @@ def test_tritons_key_lies_where_the_local_runtime_looks(tmp_path):
     key = place.control_key()
     assert (tmp_path / "home" / "secrets" / "TRITON_CONTROL_KEY").read_text().strip() == key
     assert key not in place.environment().values()
+
+
+@pytest.mark.parametrize(
+    ("env", "url"),
+    [
+        ({}, "none"),
+        ({"TRITON_HTTP_PORT": "9000"}, "http://127.0.0.1:9000"),
+        ({"TRITON_HTTP_PORT": "9000", "REFIT_TRITON_URL": "http://gpu:8000"}, "http://gpu:8000"),
+    ],
+)
+def test_the_command_line_releases_to_the_triton_that_make_run_moved(tmp_path, env, url):
+    python = tmp_path / "tools" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho ${REFIT_TRITON_URL-none}\n")
+    python.chmod(0o755)
+    path = {"PATH": os.environ["PATH"], "REFIT_ENVS": str(tmp_path)}
+    done = subprocess.run(
+        [Settings.from_env({}).repository / "bin" / "refit"], env=path | env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == url

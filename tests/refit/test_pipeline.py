@@ -113,6 +113,14 @@ def test_retrain_is_as_train_but_for_what_it_names(tmp_path: Path) -> None:
     assert (stages.retrain.epochs, stages.retrain.batch_size, stages.retrain.learning_rate) == (4, 3, 0.001)
 
 
+def test_a_fault_in_train_is_told_once(tmp_path: Path) -> None:
+    text = MINIMAL + "stages:\n  train:\n    batch_size: eight\n    epoch: 3\n  retrain: {epochs: 4}\n"
+    assert [line.split(": ")[:2] for line in errors(write(tmp_path, text)).splitlines()] == [
+        ["mine.yaml:7", "stages.train.batch_size"],
+        ["mine.yaml:8", "stages.train.epoch"],
+    ]
+
+
 def test_without_prune_there_is_no_retrain(tmp_path: Path) -> None:
     stages = pipelines.load(write(tmp_path, MINIMAL + "stages: {prune: false, train: {epochs: 2}}\n")).stages
     assert stages.retrain is None

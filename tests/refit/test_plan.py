@@ -170,6 +170,7 @@ def test_conf_becomes_overrides() -> None:
     ("conf", "message"),
     [
         ({"train_epoch": 3}, "'train_epoch'; did you mean 'train_epochs'"),
+        ({"stages.train.epochs": 3}, "'stages.train.epochs'; its name here is 'train_epochs'"),
         ({"reuse": "no"}, "reuse is 'no'; use true or false"),
     ],
 )
