@@ -17,7 +17,7 @@ from refit.config import Settings
 from refit.embedded import airflow as embedded
 from refit.embedded.api import Airflow as Client
 from refit.embedded.api import ApiError
-from refit.embedded.processes import Child
+from refit.embedded.processes import Child, descendants, send
 from refit.embedded.settings import Embedded, write_private
 from tests.cluster import ROOT, wait
 
@@ -71,6 +71,13 @@ class Airflow:
         log = self.place.logs / f"{name}.log"
         self.children[name] = Child(name, (self.python, "-m", "airflow", *COMPONENTS[name]), log, self.env, ROOT)
         self.children[name].start()
+
+    def kill_component(self, name: str) -> None:
+        """SIGKILL for a component and its children, as when the machine takes it away."""
+        child = self.children.pop(name)
+        assert child.process is not None
+        send([child.pid, *descendants(child.pid)], signal.SIGKILL)
+        child.process.wait(10)
 
     def close(self) -> None:
         for child in self.children.values():

@@ -63,6 +63,8 @@ class House:
     release: Any
     airflow: Any
     pipelines: Path
+    profiles: Path
+    database: Any
 
     def add_pipeline(self, name: str) -> str:
         """Write a pipeline file; its DAG's id, once Airflow has it."""
@@ -91,7 +93,13 @@ class House:
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def airflow_variables() -> dict[str, str]:
+    """Further variables of Airflow, for tests that want another one."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory, airflow_variables: dict[str, str]) -> Iterator[House]:
     import helm_sdkpy
 
     from tests.e2e.airflow import Airflow
@@ -115,7 +123,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         # The test cluster has no name server.
         overrides = {"triton": {"url": f"http://{release.service}:8000"}, "poll_seconds": 1, "log_seconds": 5}
         release.upgrade({**VALUES, "profile": {"overrides": overrides}})
-        inbox = _folder_of("refit-inbox", namespace)
+        inbox = folder_of("refit-inbox", namespace)
         profile = get("configmap", "refit-cluster-profile", namespace=namespace)["data"]["kubernetes.yaml"]
         for part in ("clusters", "pipelines"):
             (folder / part).mkdir()
@@ -125,12 +133,13 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "REFIT_PIPELINES": str(folder / "pipelines"),
             "REFIT_DATA_ROOTS": str(inbox),
         }
-        env = {"KUBECONFIG": str(_limited(folder / "kubeconfig", namespace)), "REFIT_GPUS": str(GPUS)}
-        address = stack.enter_context(database())
-        airflow = Airflow(folder / "home", address, settings, env)
+        kubeconfig = str(_limited(folder / "kubeconfig", namespace))
+        env = {"KUBECONFIG": kubeconfig, "REFIT_GPUS": str(GPUS), **airflow_variables}
+        server = stack.enter_context(database())
+        airflow = Airflow(folder / "home", server.address, settings, env)
         stack.callback(airflow.close)
         airflow.start()
-        yield House(namespace, release, airflow, folder / "pipelines")
+        yield House(namespace, release, airflow, folder / "pipelines", folder / "clusters", server)
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:
@@ -144,7 +153,7 @@ def _uninstall(release: Any) -> None:
         release.uninstall()
 
 
-def _folder_of(claim: str, namespace: str) -> Path:
+def folder_of(claim: str, namespace: str) -> Path:
     """Where a claim's volume lies on this machine; the test is skipped where it does not."""
     volume = wait(claim, lambda: get("pvc", claim, namespace=namespace)["spec"].get("volumeName"))
     path = get("pv", volume)["spec"].get("hostPath", {}).get("path")

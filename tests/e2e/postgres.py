@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.cluster import wait
 
@@ -49,57 +50,71 @@ def _find() -> Path | None:
     return next(iter(newest_first), Path(on_path).parent if on_path else None)
 
 
-@contextmanager
-def database() -> Iterator[str]:
-    """Run a server, its files in a temporary folder, until the end; its address as SQLAlchemy writes it."""
-    with tempfile.TemporaryDirectory(prefix="refit-postgres-") as folder:
-        yield from _serve(Path(folder))
+class Postgres:
+    """A server in `folder`. address: as SQLAlchemy writes it; it stays the same after `kill` and `start`."""
 
-
-def _serve(folder: Path) -> Iterator[str]:
-    binaries = programs()
-    password = secrets.token_hex(16)
-    account = {"user": USER, "extra_groups": []} if os.geteuid() == 0 else {}
-    file = folder / "password"
-    file.write_text(password)
-    if account:
-        owner = pwd.getpwnam(USER)
-        for path in (folder, file):
-            os.chown(path, owner.pw_uid, owner.pw_gid)
-    file.chmod(0o600)
-    log = folder / "log"
-    words = [str(binaries / "initdb"), "-D", str(folder / "data"), "-U", "airflow", "-E", "UTF8", "--locale=C", "-N"]
-    done = subprocess.run(
-        [*words, "-A", "scram-sha-256", f"--pwfile={file}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        **account,
-    )
-    assert done.returncode == 0, done.stderr
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "fsync": "off"}
-    with open(log, "wb") as out:
-        server = subprocess.Popen(
-            [str(binaries / "postgres"), "-D", str(folder / "data"), *(f"--{k}={v}" for k, v in options.items())],
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "log"
+        self._binaries = programs()
+        self._account: dict[str, Any] = {"user": USER, "extra_groups": []} if os.geteuid() == 0 else {}
+        password = secrets.token_hex(16)
+        file = folder / "password"
+        file.write_text(password)
+        if self._account:
+            owner = pwd.getpwnam(USER)
+            for path in (folder, file):
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+        file.chmod(0o600)
+        words = [self._binaries / "initdb", "-D", folder / "data", "-U", "airflow", "-E", "UTF8", "--locale=C", "-N"]
+        done = subprocess.run(
+            [*words, "-A", "scram-sha-256", f"--pwfile={file}"],
             cwd=folder,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            **account,
+            capture_output=True,
+            text=True,
+            check=False,
+            **self._account,
         )
-    try:
-        wait("PostgreSQL", lambda: _answers(port, server, log), 60)
-        yield f"postgresql+psycopg2://airflow:{password}@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)  # "fast": open sessions are ended
-        server.wait(60)
+        assert done.returncode == 0, done.stderr
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"postgresql+psycopg2://airflow:{password}@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        options = {"listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "fsync": "off"}
+        with open(self.log, "wb") as out:
+            self.server = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self.folder / "data", *(f"--{k}={v}" for k, v in options.items())],
+                cwd=self.folder,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                **self._account,
+            )
+        wait("PostgreSQL", self._answers, 60)
+
+    def kill(self) -> None:
+        """SIGKILL for the server and its sessions."""
+        os.killpg(self.server.pid, signal.SIGKILL)
+        self.server.wait(60)
+
+    def stop(self) -> None:
+        self.server.send_signal(signal.SIGINT)  # "fast": open sessions are ended
+        self.server.wait(60)
+
+    def _answers(self) -> bool:
+        assert self.server.poll() is None, self.log.read_text()
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0 and "ready to accept" in self.log.read_text()
 
 
-def _answers(port: int, server: subprocess.Popen[bytes], log: Path) -> bool:
-    assert server.poll() is None, log.read_text()
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0 and "ready to accept" in log.read_text()
+@contextmanager
+def database() -> Iterator[Postgres]:
+    """Run a server, its files in a temporary folder, until the end."""
+    with tempfile.TemporaryDirectory(prefix="refit-postgres-") as folder:
+        server = Postgres(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
