@@ -48,8 +48,9 @@ def read(pipeline: str, conf: Mapping[str, Any], where: Settings) -> Pipeline:
     file = pipeline_file(pipeline, where)
     try:
         document = read_document(file, shown(file, where))
-        changed, _ = plans.overrides(pipelines.from_document(document, pipeline), conf)
-        made: Pipeline = pipelines.from_document(document, pipeline, changed)
+        attached = pipelines.attachments(document, file.parent)
+        changed, _ = plans.overrides(pipelines.from_document(document, pipeline, attached=attached), conf)
+        made: Pipeline = pipelines.from_document(document, pipeline, changed, attached)
     except SpecError as exc:
         raise BadInput(str(exc)) from None
     except plans.ConfError as exc:

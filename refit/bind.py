@@ -25,7 +25,7 @@ from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
 from refit.runtime import pod
-from refit.specs import Document, Spec, SpecError, parse_yaml
+from refit.specs import Document, Problem, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
 
@@ -41,6 +41,7 @@ class BindSpec(Spec):
     run_id: str
     conf: dict[str, Any] = Field(default_factory=dict, description="params of a manual run")
     data: str | None = Field(None, description="a folder in place of dataset.source")
+    attached: dict[str, str] = Field(default_factory=dict, description="files that it names -> their content then")
     profile: dict[str, Any] | None = Field(None, description="the cluster profile, where its file is not at hand")
     workspace: str = Field(description="the pipeline's folder in the workspace")
     run: str = Field(description="the run's folder")
@@ -57,8 +58,10 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
         snapshot = _take_data(pipeline, spec, settings, workspace, status)
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
-        faults = toolkits.get(pipeline.toolkit).preflight(pipeline, dataset)
-        problems = [pipelines.of_param(doc.problem(key, text), changed) for key, text in faults]
+        faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
+        problems = [
+            pipelines.of_param(f if isinstance(f, Problem) else doc.problem(f[0], f[1]), changed) for f in faults
+        ]
         if problems:
             raise SpecError(problems)
         bound = plans.Bound(
@@ -107,14 +110,14 @@ def _environments(profile: cluster.Profile, settings: Settings) -> dict[str, str
 
 def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[str, bool]]:
     """The pipeline with the run's conf applied, what that changed by dotted path, and the run's switches."""
-    unchanged = pipelines.from_document(doc, spec.name)
+    unchanged = pipelines.from_document(doc, spec.name, attached=spec.attached)
     try:
         changed, switches = plans.overrides(unchanged, spec.conf)
     except plans.ConfError as exc:
         raise BadSpec(f"conf of this run: {exc}") from None
     if spec.data is not None:
         changed["dataset.source"] = spec.data
-    return pipelines.from_document(doc, spec.name, changed), changed, switches
+    return pipelines.from_document(doc, spec.name, changed, spec.attached), changed, switches
 
 
 def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter) -> Path:

@@ -22,12 +22,12 @@ from typing import Any
 
 import yaml
 
-from refit import cluster
+from refit import cluster, toolkits
 from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.config import ConfigError, Settings
 from refit.data.cli import add_check, run_check
-from refit.specs import SpecError, did_you_mean
+from refit.specs import Problem, SpecError, did_you_mean, read_document
 from refit.triton.errors import TritonError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
@@ -65,12 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def validate(args: argparse.Namespace, settings: Settings) -> int:
-    """Check pipeline files; every fault of every file is shown."""
+    """Check pipeline files, and the specs that their stages would get; every fault of every file is shown."""
     bad = 0
     for file in args.files:
         try:
-            pipeline = pipelines.load(file)
-            cluster.of_pipeline(pipeline, settings)
+            doc = read_document(file)
+            attached = pipelines.attachments(doc, Path(file).parent)
+            pipeline = pipelines.from_document(doc, pipelines.peek_name(file), attached=attached)
+            profile = cluster.of_pipeline(pipeline, settings)
+            faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, None)
+            problems = [f if isinstance(f, Problem) else doc.problem(f[0], f[1]) for f in faults]
+            if problems:
+                raise SpecError(problems)
         except SpecError as exc:
             bad += 1
             for problem in exc.problems:

@@ -91,6 +91,19 @@ class Image(Spec):
         return self.image.partition("@")[2] or None
 
 
+class TaoImages(Spec):
+    """NVIDIA TAO's containers: one repository, a tag for each family (specs/tao/releases.yaml)."""
+
+    repository: str = Field("nvidia/tao/tao-toolkit", min_length=1, description="with the registry's host before it")
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    python: AbsolutePath | Literal["python", "python3"] | None = Field("python3", description="null: one is brought")
+
+    def image(self, name: str) -> Image:
+        """The image of a tag, or of a whole name; its commands need root (they write below /opt and /root)."""
+        whole = name if "/" in name or ":" in name else f"{self.repository}:{name}"
+        return Image(image=whole, pull_policy=self.pull_policy, python=self.python, root=True)
+
+
 class Volume(Spec):
     claim: Name = Field(description="the PersistentVolumeClaim")
     sub_path: str = Field("", pattern=r"^[^/].*$|^$", description='folder of the volume; "": all of it')
@@ -170,6 +183,7 @@ class KubernetesProfile(Profile):
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict, description="on every stage pod")
     annotations: dict[str, str] = Field(default_factory=dict, description="on every stage pod")
     images: dict[str, Image] = Field(description="by environment (tools, cpu, ...) or by action (release)")
+    tao: TaoImages = TaoImages()
     image_pull_secrets: list[Name] = Field(default_factory=list)
     volumes: Volumes
     security: Security = Security()
@@ -200,7 +214,12 @@ class KubernetesProfile(Profile):
         return self
 
     def image(self, environment: str, action: str, override: str | None = None) -> Image:
-        """The image of a stage: its own, else that of its action, else that of its environment. Raises KeyError."""
+        """The image of a stage: its own, else that of its action, else that of its environment. Raises KeyError.
+
+        `override` may be the tag of one of TAO's containers, where the environment is one of theirs (tao_...).
+        """
+        if override is not None and environment.startswith("tao_") and environment not in self.images:
+            return self.tao.image(override)
         known = self.images.get(action) or self.images.get(environment)
         if override is not None:
             return (known or Image(image=override)).model_copy(update={"image": override})

@@ -7,17 +7,17 @@ The blocks `network` and `stages` belong to the toolkit (`refit.toolkits`), all 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PrivateAttr, field_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from refit.data.settings import Dataset
-from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, read_document
+from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, near_file, read_document
 from refit.specs import load as load_spec
 
 NAME = re.compile(r"^[a-z][a-z0-9_-]{0,62}$")
@@ -165,6 +165,13 @@ class Pipeline(Spec):
             f"{value!r} is no schedule; use on_arrival, a cron expression such as '0 3 * * 1', or null{hint}"
         )
 
+    _attached: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def attached(self) -> Mapping[str, str]:
+        """The spec files that this file names (`stages.<stage>.spec`) -> their content."""
+        return self._attached
+
     def check(self) -> Iterable[tuple[Key, str]]:
         """Faults that only show between blocks: (key, message) pairs. Toolkits add theirs."""
         if self.runtime == "local":
@@ -194,12 +201,34 @@ def load(path: str | Path, shown_as: str | None = None) -> Any:
 
     `shown_as` is what errors call the file. Raises SpecError with every fault found.
     """
-    return from_document(read_document(path, shown_as), peek_name(path))
+    doc = read_document(path, shown_as)
+    return from_document(doc, peek_name(path), attached=attachments(doc, Path(path).parent))
 
 
-def from_document(doc: Document, name: str, overrides: dict[str, Any] | None = None) -> Any:
+def attachments(doc: Document, folder: Path) -> dict[str, str]:
+    """The spec files that a pipeline file names, relative to its folder -> their content. Raises SpecError."""
+    stages = doc.data.get("stages")
+    found, problems = {}, []
+    for stage, block in (stages if isinstance(stages, dict) else {}).items():
+        name = block.get("spec") if isinstance(block, dict) else None
+        if not isinstance(name, str):
+            continue
+        try:
+            found[name] = (folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+            near = near_file(folder / name)
+            problems.append(doc.problem(("stages", stage, "spec"), f"{name} cannot be read: {reason}{near}"))
+    if problems:
+        raise SpecError(problems)
+    return found
+
+
+def from_document(
+    doc: Document, name: str, overrides: dict[str, Any] | None = None, attached: Mapping[str, str] | None = None
+) -> Any:
     """Validate a parsed pipeline file. `overrides` maps dotted paths ("stages.train.epochs") to values that replace
-    the file's (params of a manual run); a fault in one is reported under its path."""
+    the file's (params of a manual run); a fault in one is reported under its path. `attached`: see `attachments`."""
     from refit import toolkits  # here, because the toolkits' models derive from Pipeline
 
     if not NAME.match(name):
@@ -229,6 +258,7 @@ def from_document(doc: Document, name: str, overrides: dict[str, Any] | None = N
         pipeline = load_spec(toolkits.get(wanted).model, doc, data)
     except SpecError as exc:
         raise SpecError([of_param(p, overrides or {}) for p in exc.problems]) from None
+    pipeline._attached = dict(attached or {})
     problems = [doc.problem(key, message) for key, message in pipeline.check()]
     if pipeline.name not in (None, name):
         problems.append(doc.problem(("name",), f"is {pipeline.name!r} but the file is {name}.yaml; make them equal"))

@@ -3,7 +3,8 @@
 Two steps. While Airflow parses, `skeleton` and `params` give the shape of the DAG and of the trigger form. In a run,
 `bind_request` makes the request of the first stage, and `make_plan` (called by it, in `refit.bind`) turns the
 toolkit's stages into requests for the runner, each with the key that decides whether an earlier result is reused.
-Nothing here reads or writes a file, and nothing imports Airflow: a plan can be printed, compared and tested.
+Nothing here writes a file (bind_request reads the spec files that a pipeline names), and nothing imports Airflow: a
+plan can be printed, compared and tested.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from refit import toolkits
-from refit.cluster import LocalProfile, Profile
+from refit.cluster import Profile
 from refit.config import Settings
-from refit.pipeline import Pipeline, Resources, peek_name
-from refit.specs import did_you_mean
+from refit.pipeline import Pipeline, Resources, attachments, peek_name
+from refit.specs import did_you_mean, parse_yaml
 from refit.toolkits.base import Output, ParamField, Stage, command, spec_text
+from refit.toolkits.chain import NO_PROFILE
 
 SCHEMA = 1
 BIND = "bind"
 GROUP = "stages"
-_STRUCTURE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 
 
 class ConfError(ValueError):
@@ -51,7 +52,7 @@ class Node:
 
 def skeleton(pipeline: Pipeline) -> list[Node]:
     """The tasks after bind, in an order in which they can run."""
-    stages = toolkits.get(pipeline.toolkit).stages(pipeline, _STRUCTURE)
+    stages = toolkits.get(pipeline.toolkit).stages(pipeline, NO_PROFILE)
     return [
         Node(s.name, s.title, s.action, None if s.action == "release" else GROUP, s.upstream, s.resources.gpus)
         for s in stages
@@ -201,9 +202,11 @@ def bind_request(
     name = peek_name(pipeline_file)
     workspace = settings.workspace / name
     run = workspace / "runs" / run_folder(run_id)
+    attached = attachments(parse_yaml(text, str(pipeline_file)), pipeline_file.parent)
     spec = {
         "file": str(pipeline_file),
         "text": text,
+        "attached": attached,
         "name": name,
         "run_id": run_id,
         "conf": dict(conf),
@@ -353,6 +356,12 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
     }
 
 
+def _dialect(stage: Stage) -> dict[str, Any]:
+    """How the command's success and figures are told: only commands that are not Refit's own need it."""
+    said = {"success": stage.success, "metrics": stage.metrics, "classes": list(stage.classes)}
+    return {name: value for name, value in said.items() if value}
+
+
 def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
     """sha256 (hex) of all that decides a stage's result; two equal keys mean that a result can stand for the other."""
     return _sha(
@@ -368,6 +377,7 @@ def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
             "data": bound.fingerprint if stage.reads_snapshot else None,
             "secrets": sorted(stage.secrets),
             "upstream": {name: keys[name] for name in stage.inputs},
+            **_dialect(stage),
         }
     )
 
@@ -408,7 +418,8 @@ def _request(
         "inputs": {name: str(folders[name]) for name in stage.inputs},
         "input_keys": {name: keys[name] for name in stage.inputs},
         "outputs": [o.to_json() for o in stage.outputs],
-        "status": "status.json",
+        "status": stage.status,
+        **_dialect(stage),
         "summary": stage.summary,
         "watch": dict(stage.watch) if stage.watch else None,
         "timeout_seconds": stage.resources.timeout_hours * 3600,

@@ -160,7 +160,7 @@ def read_document(path: str | Path, name: str | None = None) -> Document:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = _near_file(Path(path))
+        near = near_file(Path(path))
         raise SpecError([Problem(name, 0, "", f"no such file{near}")]) from None
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
@@ -174,7 +174,8 @@ def did_you_mean(word: str, choices: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _near_file(path: Path) -> str:
+def near_file(path: Path) -> str:
+    """ "; did you mean 'x'?" for the nearest file of the folder, or ""."""
     try:
         names = [p.name for p in path.parent.iterdir()]
     except OSError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from refit.toolkits.base import Toolkit
 
-NAMES = ("cpu",)
+NAMES = ("cpu", "tao")
 
 
 def get(name: str) -> Toolkit:
@@ -16,4 +16,8 @@ def get(name: str) -> Toolkit:
         from refit.toolkits.cpu import TOOLKIT
 
         return TOOLKIT
+    if name == "tao":
+        from refit.toolkits import tao
+
+        return tao.TOOLKIT
     raise KeyError(name)

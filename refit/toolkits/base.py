@@ -14,7 +14,7 @@ import yaml
 
 from refit.cluster import Profile
 from refit.pipeline import Pipeline, Resources
-from refit.specs import Key
+from refit.specs import Key, Problem
 
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 OUR_EXIT_CODES: Mapping[str, str] = {"2": "bad_spec", "3": "bad_data", "4": "rejected"}
@@ -29,6 +29,7 @@ class Output:
     format: str = "any"
     kind: str = "file"
     min_bytes: int = 1
+    pick: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -37,6 +38,7 @@ class Output:
             "kind": self.kind,
             "format": self.format,
             "min_bytes": self.min_bytes,
+            **({"pick": self.pick} if self.pick else {}),
         }
 
 
@@ -46,6 +48,7 @@ class Stage:
 
     `inputs` are the stages whose outputs it reads, `after` those that must merely have ended well before it.
     `files` are specs to write: text, or a mapping that becomes YAML.
+    `status` is the status file in out/; `success`, `metrics` and `classes` say how to read a command that is not ours.
     `code` names the packages of `refit` whose source decides the result (part of the key).
     """
 
@@ -64,6 +67,10 @@ class Stage:
     secrets: tuple[str, ...] = ()
     watch: Mapping[str, Any] | None = None
     summary: str | None = None
+    status: str = "status.json"
+    success: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] | None = None
+    classes: tuple[str, ...] = ()
     reads_snapshot: bool = False
     image: str | None = None
     exit_codes: Mapping[str, str] = field(default_factory=lambda: dict(OUR_EXIT_CODES))
@@ -108,8 +115,11 @@ class Toolkit(Protocol):
     def params(self, pipeline: Any) -> Iterable[tuple[str, str, str]]:
         """(section, key, dotted path) of the stage values that a manual run may change."""
 
-    def preflight(self, pipeline: Any, dataset: Mapping[str, Any]) -> Iterable[tuple[Key, str]]:
-        """Faults between the pipeline and the data: (key, message); `dataset` is the snapshot's dataset.json."""
+    def preflight(
+        self, pipeline: Any, profile: Profile, dataset: Mapping[str, Any] | None
+    ) -> Iterable[Problem | tuple[Key, str]]:
+        """What can be known before anything runs: of the specs that the stages will get, and, with a `dataset` (the
+        snapshot's dataset.json), between them and the data. A fault of the pipeline file is (key, message)."""
 
 
 def spec_text(spec: str | Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from refit.cluster import LocalProfile, Profile
+from refit.cluster import Profile
 from refit.cpu.specs import (
     AugmentParams,
     ConvertParams,
@@ -23,9 +23,10 @@ from refit.cpu.specs import (
     RetrainParams,
     TrainParams,
 )
-from refit.pipeline import OffOr, Pipeline, Resources
+from refit.pipeline import OffOr, Pipeline
 from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits.base import Output, Stage, command
+from refit.toolkits.chain import NO_PROFILE, Chain
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -79,7 +80,7 @@ class CpuPipeline(Pipeline):
                 yield ("network", key), message
         if stages.retrain is not None and stages.prune is None:
             yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
-        names = {s.name for s in TOOLKIT.stages(self, _NO_PROFILE)}
+        names = {s.name for s in TOOLKIT.stages(self, NO_PROFILE)}
         for name in self.resources.stages:
             if name not in names:
                 hint = did_you_mean(name, sorted(names)) or f"; known here: {', '.join(sorted(names))}"
@@ -91,7 +92,6 @@ class CpuPipeline(Pipeline):
                 yield ("stages", "evaluate", "splits", i), f"the data set has no split {split!r} to evaluate on{hint}"
 
 
-_NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 MODEL = Output("model", "model.pth", "pth", min_bytes=1000)
 ONNX = (
     Output("model", "model.onnx", "onnx", min_bytes=1000),
@@ -126,7 +126,11 @@ class CpuToolkit:
             yield "INT8", "quantize_method", "stages.quantize.method"
             yield "INT8", "quantize_images", "stages.quantize.images"
 
-    def preflight(self, pipeline: CpuPipeline, dataset: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    def preflight(
+        self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None
+    ) -> Iterator[tuple[Key, str]]:
+        if dataset is None:
+            return
         splits: Mapping[str, int] = dataset["splits"]
         train = splits.get("train", 0)
         if pipeline.stages.train.batch_size > train:
@@ -143,11 +147,12 @@ class CpuToolkit:
 TOOLKIT = CpuToolkit()
 
 
-class _Chain:
+class _Chain(Chain):
     """The chain of one pipeline: dataset_convert, augment, train, evaluate, gate, prune, ... release."""
 
     def __init__(self, pipeline: CpuPipeline, profile: Profile) -> None:
-        self.p, self.profile = pipeline, profile
+        super().__init__(pipeline, profile)
+        self.p = pipeline
 
     def stages(self) -> Iterator[Stage]:
         p, s = self.p, self.p.stages
@@ -209,16 +214,7 @@ class _Chain:
             yield from self._judge("quantized", "quantize", judged)
             last, judged = "quantize", "quantized"
         if p.release:
-            yield self._release(last, judged)
-
-    def _resources(self, name: str) -> Resources:
-        return self.p.resources.stages.get(name, self.p.resources.default)
-
-    def _light(self, name: str) -> Resources:
-        """Of a stage that only compares files or talks to a server: no GPU, unless it is named to have one."""
-        default = self.p.resources.default
-        light = default.model_copy(update={"gpus": 0, "gpu_type": None, "cpus": min(1.0, default.cpus)})
-        return self.p.resources.stages.get(name, light)
+            yield self.release(last, judged)
 
     def _cpu(self, name: str, spec: Mapping[str, Any], *, title: str, action: str | None = None, **more: Any) -> Stage:
         """A stage whose command is one of the cpu toolkit's."""
@@ -233,7 +229,7 @@ class _Chain:
             files={file: {"seed": self.p.seed, **spec}},
             env={"OMP_WAIT_POLICY": "passive"},
             code=CPU_CODE,
-            resources=self._resources(name),
+            resources=self.resources(name),
             **more,
         )
 
@@ -276,67 +272,8 @@ class _Chain:
             inputs=(model, "dataset_convert"),
             outputs=RESULTS,
         )
-        gate = self.p.gates.quality
-        limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
-        results = f"{{input:evaluate_{name}.results}}"
-        spec = {
-            "model": name,
-            "metric": gate.metric,
-            "candidate": results,
-            "baseline": f"{{input:evaluate_{baseline}.results}}" if baseline else None,
-            # A model that is still to be pruned, retrained or quantized is held to the floor where it starts and ends.
-            "floor": gate.floor if name in ("trained", "quantized") or self._is_last(name) else None,
-            "max_drop": limit if baseline else None,
-            "policy": gate.policy,
-        }
-        yield Stage(
-            name=f"gate_{name}",
-            action="gate",
-            title=f"Gate: is the {name} model good enough?",
-            environment="tools",
-            argv=command("refit.gates", "quality", "quality.yaml"),
-            files={"quality.yaml": spec},
-            inputs=(f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ())),
-            outputs=(Output("verdict", "verdict.json", "json"),),
-            summary="summary.json",
-            code=("refit/gates", "refit/specs.py"),
-            resources=self._light(f"gate_{name}"),
-        )
+        # A model that is still to be pruned, retrained or quantized is held to the floor where it starts and ends.
+        yield self.gate(name, baseline, floor=name in ("trained", "quantized") or self._is_last(name))
 
     def _is_last(self, name: str) -> bool:
         return (not self.p.stages.quantize and name != "trained") or not self.p.stages.prune
-
-    def _release(self, model: str, judged: str) -> Stage:
-        release = self.p.release
-        assert release is not None
-        target = release.triton or self.profile.triton
-        secret = self.profile.triton.control_key_secret if release.triton is None else None
-        spec = {
-            "model_path": f"{{input:{model}.model}}",
-            "results": f"{{input:evaluate_{judged}.results}}",
-            "model": release.model or self.p.name,
-            "url": target.url,
-            "repository": target.repository,
-            "ledger": "{workspace}/releases",
-            "keep_versions": release.keep_versions,
-            "timeout_seconds": release.timeout_seconds,
-            "tolerance": release.tolerance.model_dump(),
-            "reference_images": release.images,
-            "prove": "auto" if release.prove else "never",
-        }
-        return Stage(
-            name="release",
-            action="release",
-            title="Release to Triton",
-            environment="tools",
-            argv=command("refit.triton", "release", "release.yaml"),
-            files={"release.yaml": spec},
-            inputs=(model, f"evaluate_{judged}"),
-            after=(f"gate_{judged}",),
-            outputs=(Output("release", "release.json", "json"),),
-            summary="summary.json",
-            secrets=(secret,) if secret else (),
-            env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
-            code=("refit/triton", "refit/postprocess", "refit/specs.py"),
-            resources=self._light("release"),
-        )

@@ -84,7 +84,7 @@ def test_a_mistake_is_named(tmp_path: Path, extra: str, expected: str) -> None:
     ("text", "expected"),
     [
         (MINIMAL.replace("cpu", "tao"), "TAO runs in NVIDIA's containers only"),
-        (MINIMAL.replace("cpu", "cpuu"), "'cpuu' is not a choice; use cpu; did you mean 'cpu'?"),
+        (MINIMAL.replace("cpu", "cpuu"), "'cpuu' is not a choice; use cpu, tao; did you mean 'cpu'?"),
         (MINIMAL.replace("toolkit: cpu\n", ""), "toolkit: is missing"),
         (MINIMAL.replace("[a, b]", "[a, a]"), "classes holds a twice"),
         (MINIMAL.replace("[a, b]", "[a, b]\n  class_map: {Van: car}"), "class_map leads to car"),

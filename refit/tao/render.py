@@ -1,0 +1,126 @@
+"""From a pipeline to the command line and the spec files of one TAO stage.
+
+A spec begins as the network's template, or as the user's own file, and values are set in it: what the pipeline gives
+(`set` in network.yaml), what Refit must control (`control`: paths, the data, the model to start from), and last the
+user's `set`. In a spec of the user's own, `set` touches only what the pipeline names, and each change is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from refit.specs import Key, Problem, SpecError
+from refit.tao import networks, tree
+from refit.tao.networks import Network, SpecFile, StageFact, fill, names_in
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One spec file of a stage.
+
+    Attributes:
+        file: its name in the stage's specs folder.
+        own: the user's file that it was made from; "": the network's template.
+        changed: what was changed in the user's file, a line each.
+        origins: path in the spec -> the pipeline's key that gave its value.
+    """
+
+    file: str
+    tree: tree.Tree
+    own: str = ""
+    changed: tuple[str, ...] = ()
+    origins: Mapping[str, Key] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a spec is made from.
+
+    Attributes:
+        scope: name -> value for `${name}`.
+        keys: name -> the pipeline's key, for those that the pipeline gives.
+        own: (path, text) of the user's spec, None for the template.
+        own_key: the pipeline's key that names it.
+        set: the user's path -> value.
+        set_key: the pipeline's key of `set`.
+    """
+
+    scope: Mapping[str, Any]
+    keys: Mapping[str, Key]
+    own: tuple[str, str] | None = None
+    own_key: Key = ()
+    set: Mapping[str, Any] = field(default_factory=dict)
+    set_key: Key = ()
+
+
+def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
+    """The command line; words whose value is None are left out, and so are those behind a `when` that is not true."""
+    out: list[str] = []
+    for word in fact.argv:
+        if isinstance(word, dict):
+            if scope[word["when"]]:
+                out += [str(fill(w, dict(scope))) for w in word["words"]]
+            continue
+        value = fill(word, dict(scope))
+        if value is not None:
+            out.append(str(value))
+    return tuple(out)
+
+
+def spec(name: str, network: Network, network_name: str, source: Source) -> Rendered:
+    """Make one of a network's spec files. Raises SpecError: the user's spec is faulty, or a path of `set` is."""
+    facts = network.specs[name]
+    scope = dict(source.scope)
+    if source.own is None:
+        made = tree.parse(networks.template(network_name, facts.file), network.format, f"{network_name}/{facts.file}")
+        given = dict(facts.set)
+    else:
+        path, text = source.own
+        made = tree.parse(text, network.format, path)
+        given = {p: v for p, v in facts.set.items() if names_in(v) & set(source.keys)}
+    before = tree.parse(source.own[1], network.format, source.own[0]) if source.own else None
+    origins: dict[str, Key] = {}
+    for path, value in {**given, **facts.control}.items():
+        filled = fill(value, scope)
+        if filled is None or (isinstance(filled, list | dict) and not filled):
+            continue
+        made.put(path, filled)
+        for used in names_in(value) & set(source.keys):
+            origins[path] = source.keys[used]
+    for path in facts.drop:
+        made.drop(path)
+    for path, value in source.set.items():
+        try:
+            made.put(path, value)
+        except KeyError as exc:
+            raise SpecError([Problem("", 0, ".".join(map(str, source.set_key)), f"{exc.args[0]}")]) from None
+        origins[path] = (*source.set_key, path)
+    return Rendered(
+        file=file_name(name, facts),
+        tree=made,
+        own=source.own[0] if source.own else "",
+        changed=tuple(tree.changes(before, made)) if before else (),
+        origins=origins,
+    )
+
+
+def file_name(name: str, facts: SpecFile) -> str:
+    return f"{name}.{facts.file.rpartition('.')[2]}"
+
+
+def origin(rendered: Rendered, path: str) -> Key | None:
+    """The pipeline's key behind a place in a spec, None where the template or the user's file says it."""
+    best = max((p for p in rendered.origins if path == p or path.startswith((f"{p}.", f"{p}["))), key=len, default=None)
+    return rendered.origins[best] if best is not None else None
+
+
+def flat(prefix: str, block: Any) -> Iterator[tuple[str, Any]]:
+    """("train.epochs", 3), ("train.augmentation.hflip", 0.5), ... of a parameter block."""
+    for name in type(block).model_fields:
+        value = getattr(block, name)
+        if hasattr(type(value), "model_fields"):
+            yield from flat(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,91 @@
+"""What the chains of all toolkits have in common: the quality gate after an evaluation, and the release."""
+
+from __future__ import annotations
+
+from refit.cluster import LocalProfile, Profile
+from refit.pipeline import Pipeline, Resources
+from refit.toolkits.base import Output, Stage, command
+
+NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+
+
+class Chain:
+    """The stages of one pipeline in one place."""
+
+    def __init__(self, pipeline: Pipeline, profile: Profile) -> None:
+        self.pipeline, self.profile = pipeline, profile
+
+    def resources(self, name: str) -> Resources:
+        block = self.pipeline.resources
+        return block.stages.get(name, block.default)
+
+    def light(self, name: str) -> Resources:
+        """Of a stage that only compares files or talks to a server: no GPU, unless it is named to have one."""
+        default = self.pipeline.resources.default
+        light = default.model_copy(update={"gpus": 0, "gpu_type": None, "cpus": min(1.0, default.cpus)})
+        return self.pipeline.resources.stages.get(name, light)
+
+    def gate(
+        self, name: str, baseline: str | None, *, floor: bool, results: str = "{{input:evaluate_{}.results}}"
+    ) -> Stage:
+        """The quality gate on the figures of evaluate_<name>; `results` is the form of the token for them."""
+        gate = self.pipeline.gates.quality
+        limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
+        spec = {
+            "model": name,
+            "metric": gate.metric,
+            "candidate": results.format(name),
+            "baseline": results.format(baseline) if baseline else None,
+            "floor": gate.floor if floor else None,
+            "max_drop": limit if baseline else None,
+            "policy": gate.policy,
+        }
+        return Stage(
+            name=f"gate_{name}",
+            action="gate",
+            title=f"Gate: is the {name} model good enough?",
+            environment="tools",
+            argv=command("refit.gates", "quality", "quality.yaml"),
+            files={"quality.yaml": spec},
+            inputs=(f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ())),
+            outputs=(Output("verdict", "verdict.json", "json"),),
+            summary="summary.json",
+            code=("refit/gates", "refit/specs.py"),
+            resources=self.light(f"gate_{name}"),
+        )
+
+    def release(self, model: str, judged: str, *, results: str = "{{input:evaluate_{}.results}}") -> Stage:
+        """The release of the `model` output of a stage, whose figures evaluate_<judged> made."""
+        release = self.pipeline.release
+        assert release is not None
+        target = release.triton or self.profile.triton
+        secret = self.profile.triton.control_key_secret if release.triton is None else None
+        spec = {
+            "model_path": f"{{input:{model}.model}}",
+            "results": results.format(judged),
+            "model": release.model or self.pipeline.name,
+            "url": target.url,
+            "repository": target.repository,
+            "ledger": "{workspace}/releases",
+            "keep_versions": release.keep_versions,
+            "timeout_seconds": release.timeout_seconds,
+            "tolerance": release.tolerance.model_dump(),
+            "reference_images": release.images,
+            "prove": "auto" if release.prove else "never",
+        }
+        return Stage(
+            name="release",
+            action="release",
+            title="Release to Triton",
+            environment="tools",
+            argv=command("refit.triton", "release", "release.yaml"),
+            files={"release.yaml": spec},
+            inputs=(model, f"evaluate_{judged}"),
+            after=(f"gate_{judged}",),
+            outputs=(Output("release", "release.json", "json"),),
+            summary="summary.json",
+            secrets=(secret,) if secret else (),
+            env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
+            code=("refit/triton", "refit/postprocess", "refit/specs.py"),
+            resources=self.light("release"),
+        )

@@ -1,0 +1,549 @@
+"""The tao toolkit: NVIDIA TAO's containers, stage by stage.
+
+What a network is stands in specs/networks/<name>/ (`refit.tao.networks`); here is the order of the stages, and what
+each of them works on. prepare and pretrained are Refit's own; all others are TAO's commands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+
+from refit.cluster import Profile
+from refit.pipeline import Pipeline
+from refit.specs import Key, Problem, SpecError, did_you_mean
+from refit.tao import networks, preflight, render
+from refit.tao.networks import Network, StageFact
+from refit.tao.params import BuildEngineParams, NetworkParams, RetrainParams, Stages, TrainParams
+from refit.toolkits.base import Output, Stage, command
+from refit.toolkits.chain import NO_PROFILE, Chain
+
+# A retraining has these of its own; it takes all else from `train`.
+OWN_IN_RETRAIN = ("epochs", "learning_rate", "min_learning_rate", "spec")
+RESULTS = "{{input:evaluate_{}}}/../result.json"
+SHARED = ("prepare", "release")
+
+
+class TaoStages(Stages):
+    @model_validator(mode="before")
+    @classmethod
+    def _retrain_like_train(cls, data: Any) -> Any:
+        """A pruned model is retrained unless that is refused; what `retrain` does not name is as in `train`."""
+        if not isinstance(data, dict) or data.get("prune") in (None, False):
+            return data
+        own = data.get("retrain")
+        if own is False:
+            return data
+        own = {} if own is None or own is True else own
+        train = data.get("train") or {}
+        if not isinstance(own, dict) or not isinstance(train, dict):
+            return data
+        try:
+            TrainParams.model_validate(train)
+        except ValidationError:  # it is reported where it stands, not in `retrain` as well
+            return {**data, "retrain": own}
+        return {**data, "retrain": {**{k: v for k, v in train.items() if k not in OWN_IN_RETRAIN}, **own}}
+
+
+class TaoPipeline(Pipeline):
+    toolkit: Literal["tao"]
+    runtime: Literal["local", "kubernetes"] = "kubernetes"
+    network: NetworkParams
+    stages: TaoStages = TaoStages()
+
+    @property
+    def facts(self) -> Network:
+        return networks.load(self.network.name)
+
+    def check(self) -> Iterable[tuple[Key, str]]:
+        yield from super().check()
+        known = networks.known()
+        if self.network.name not in known:
+            hint = did_you_mean(self.network.name, list(known)) or f"; there is {', '.join(known)}"
+            yield ("network", "name"), f"there is no network {self.network.name!r}{hint}"
+            return
+        yield from _check_network(self.network, self.facts)
+        yield from _check_stages(self, self.facts)
+        names = {s.name for s in TOOLKIT.stages(self, NO_PROFILE)}
+        for name in self.resources.stages:
+            if name not in names:
+                hint = did_you_mean(name, sorted(names)) or f"; known here: {', '.join(sorted(names))}"
+                yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
+
+
+def _check_network(network: NetworkParams, facts: Network) -> Iterator[tuple[Key, str]]:
+    if network.backbone is not None and network.backbone not in facts.backbones:
+        hint = did_you_mean(network.backbone, list(facts.backbones)) or f"; use one of {', '.join(facts.backbones)}"
+        yield ("network", "backbone"), f"{network.name} has no backbone {network.backbone!r}{hint}"
+    step = facts.input.multiple_of
+    for key, value in (("input_width", network.input_width), ("input_height", network.input_height)):
+        if value is not None and value % step:
+            near = max(step, round(value / step) * step)
+            yield ("network", key), f"{value} is no multiple of {step}, which {network.name} needs; use {near}"
+    if network.channels not in facts.input.channels:
+        only = " or ".join(map(str, facts.input.channels))
+        yield ("network", "channels"), f"{network.name} takes images of {only} channels, not {network.channels}"
+    if network.key_secret and not facts.encrypted:
+        yield ("network", "key_secret"), f"{network.name} has no encrypted models; leave it out"
+    if network.pretrained is True:
+        backbone = network.backbone or next(iter(facts.backbones))
+        if backbone in facts.backbones and not facts.backbones[backbone].get("ngc"):
+            yield ("network", "pretrained"), f"no weights of {backbone} are known on NGC; name them: {{ngc: ...}}"
+    all_releases = networks.releases()
+    if network.release is not None:
+        known = [name for name, r in all_releases.releases.items() if facts.family in r.images]
+        if network.release not in known:
+            hint = did_you_mean(network.release, known) or f"; use one of {', '.join(known)}"
+            yield ("network", "release"), f"TAO {network.release} has no image for {network.name}{hint}"
+
+
+# The pipeline's block -> the network's stage that must be there for it.
+_NEEDS = {"prune": "prune", "retrain": "prune", "quantize": "quantize", "distill": "distill", "inference": "inference"}
+_BLOCKS = ("dataset_convert", "train", "distill", "evaluate", "prune", "retrain", "export", "quantize", "build_engine")
+
+
+def _check_stages(pipeline: TaoPipeline, facts: Network) -> Iterator[tuple[Key, str]]:
+    stages, name = pipeline.stages, pipeline.network.name
+    for block, action in _NEEDS.items():
+        if getattr(stages, block) is not None and action not in facts.stages:
+            yield ("stages", block), f"{name} has no {action}; it has {', '.join(facts.stages)}. Leave {block} out"
+    if stages.retrain is not None and stages.prune is None:
+        yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
+    for block in _BLOCKS:
+        given = getattr(stages, block)
+        action = "train" if block == "retrain" else block
+        if given is None or action not in facts.stages:
+            continue
+        useful = {n.removeprefix(f"{action}.") for a in facts.stages for n in facts.parameters(a)}
+        for key in _given(given):
+            if key not in useful and key.partition(".")[0] not in ("spec", "set", *_ALWAYS.get(block, ())):
+                text = f"{name} has no such parameter; set it by its path in the spec, under stages.{block}.set"
+                yield ("stages", block, *key.split(".")), text
+    for weights in ("train", "retrain", "distill"):
+        block = getattr(stages, weights)
+        for label in block.class_weights if block else ():
+            if label not in pipeline.dataset.classes:
+                hint = did_you_mean(label, pipeline.dataset.classes)
+                yield ("stages", weights, "class_weights", label), f"is no class of the data set{hint}"
+    engine = stages.build_engine
+    if engine is not None and engine.precision == "int8":
+        yield from _check_int8(pipeline, facts, engine)
+
+
+# Parameters that Refit itself uses.
+_ALWAYS: dict[str, tuple[str, ...]] = {
+    "train": ("qat", "amp", "class_weights"),
+    "retrain": ("qat", "amp", "class_weights"),
+    "distill": ("qat", "amp", "class_weights", "teacher", "teacher_backbone"),
+    "evaluate": ("iou", "min_width", "min_height", "score_threshold"),
+    "prune": ("max_kept",),
+    "quantize": ("images",),
+    "build_engine": ("precision", "int8", "gpu_types", "calibration_batches", "calibration_batch_size"),
+}
+
+
+def _given(block: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of what a block of the file says."""
+    for name in sorted(block.model_fields_set):
+        value = getattr(block, name)
+        if hasattr(type(value), "model_fields"):
+            yield from _given(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _check_int8(pipeline: TaoPipeline, facts: Network, engine: BuildEngineParams) -> Iterator[tuple[Key, str]]:
+    name, last = pipeline.network.name, pipeline.stages.retrain or pipeline.stages.train
+    key: Key = ("stages", "build_engine", "int8")
+    ways = ", ".join(f"{k} ({v})" for k, v in facts.int8.items()) or "none"
+    if engine.int8 != "auto" and engine.int8 not in facts.int8:
+        yield key, f"{name} has no way {engine.int8!r} to INT8; it has {ways}"
+    if not facts.int8:
+        yield ("stages", "build_engine", "precision"), f"{name} has no way to INT8; use fp16"
+    if engine.int8 == "qat" and not last.qat:
+        yield key, "qat needs a model that was trained for it; set stages.train.qat: true"
+    if last.qat and engine.int8 in ("ptq", "qdq"):
+        yield key, f"the model is trained with qat: true, which {engine.int8} would throw away; use qat or auto"
+    if last.qat and "qat" not in facts.int8:
+        yield ("stages", "train", "qat"), f"{name} has no quantization-aware training; its ways to INT8 are {ways}"
+    if engine.int8 == "qdq" and pipeline.stages.quantize is None:
+        yield key, "qdq needs the stage quantize; add stages.quantize"
+
+
+@dataclass(frozen=True)
+class TaoToolkit:
+    name: str = "tao"
+    model: type[Pipeline] = TaoPipeline
+
+    def stages(self, pipeline: TaoPipeline, profile: Profile) -> list[Stage]:
+        return list(TaoChain(pipeline, profile).stages())
+
+    def params(self, pipeline: TaoPipeline) -> Iterator[tuple[str, str, str]]:
+        stages = pipeline.stages
+        yield "Data", "seed", "seed"
+        for name in ("epochs", "batch_size", "learning_rate"):
+            yield "Train", f"train_{name}", f"stages.train.{name}"
+        if stages.prune:
+            yield "Prune and retrain", "prune_threshold", "stages.prune.threshold"
+        if stages.retrain:
+            for name in ("epochs", "learning_rate"):
+                yield "Prune and retrain", f"retrain_{name}", f"stages.retrain.{name}"
+        if stages.build_engine:
+            yield "Engine", "engine_precision", "stages.build_engine.precision"
+            yield "Engine", "calibration_batches", "stages.build_engine.calibration_batches"
+
+    def preflight(
+        self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None
+    ) -> Iterator[Problem | tuple[Key, str]]:
+        yield from preflight.faults(TaoChain(pipeline, profile), dataset)
+
+
+TOOLKIT = TaoToolkit()
+
+
+class TaoChain(Chain):
+    """The chain of one pipeline. `specs` and `own_changes` show what the stages will read, before anything runs."""
+
+    def __init__(self, pipeline: TaoPipeline, profile: Profile) -> None:
+        super().__init__(pipeline, profile)
+        self.p, self.facts = pipeline, networks.load(pipeline.network.name)
+
+    # -- the order --
+
+    def stages(self) -> Iterator[Stage]:
+        s = self.p.stages
+        yield self._prepare()
+        if self.p.network.pretrained:
+            yield self._pretrained()
+        if "dataset_convert" in self.facts.stages:
+            for split in ("train", "val"):
+                yield self.tao(f"dataset_convert_{split}", "dataset_convert", inputs=("prepare",), split=split)
+        first = "distill" if s.distill else "train"
+        yield self.tao(first, first, inputs=(*self._data, *(("pretrained",) if self.p.network.pretrained else ())))
+        yield from self._judge("trained", first, first, None)
+        last, judged = first, "trained"
+        if s.prune:
+            yield self.tao("prune", "prune", inputs=(first,), after=(f"gate_{judged}",), trained=first, model=first)
+            last, name = "prune", "pruned"
+            if s.retrain:
+                yield self.tao("retrain", "train", inputs=(*self._data, "prune"), trained="retrain", model="prune")
+                last, name = "retrain", "retrained"
+            yield from self._judge(name, last, "retrain" if s.retrain else first, judged)
+            judged = name
+        trained = "retrain" if s.retrain else first
+        yield self.tao(
+            "export", "export", inputs=(*self._data, last), after=(f"gate_{judged}",), trained=trained, model=last
+        )
+        last = "export"
+        if s.build_engine:
+            yield self.tao("build_engine", "build_engine", inputs=(*self._data, last), trained=trained, model=last)
+            last = "build_engine"
+            yield from self._judge("quantized", last, trained, judged, action="evaluate_engine")
+            judged = "quantized"
+        yield self._package(last)
+        if self.p.release:
+            yield self.release("package", judged, results=RESULTS)
+
+    def _judge(
+        self, name: str, model: str, trained: str, baseline: str | None, action: str = "evaluate"
+    ) -> Iterator[Stage]:
+        yield self.tao(f"evaluate_{name}", action, inputs=(*self._data, model), trained=trained, model=model)
+        final = name == "quantized" or (
+            not self.p.stages.build_engine and (name != "trained" or not self.p.stages.prune)
+        )
+        yield self.gate(name, baseline, floor=name == "trained" or final, results=RESULTS)
+
+    @cached_property
+    def _data(self) -> tuple[str, ...]:
+        converted = "dataset_convert" in self.facts.stages
+        return ("prepare", *(("dataset_convert_train", "dataset_convert_val") if converted else ()))
+
+    # -- TAO's commands --
+
+    def tao(
+        self,
+        name: str,
+        action: str,
+        *,
+        inputs: tuple[str, ...],
+        after: tuple[str, ...] = (),
+        trained: str = "train",
+        model: str | None = None,
+        split: str = "train",
+    ) -> Stage:
+        """A stage whose command is TAO's.
+
+        Args:
+            action: the network's name of it.
+            trained: the stage whose parameters stand in the specs: train, retrain or distill.
+            model: the stage whose `model` it works on.
+            split: of the data, for dataset_convert.
+        """
+        fact = self.facts.stages[action]
+        scope = self.scope(name, action, trained, model, split)
+        family = "deploy" if fact.image == "deploy" else fact.image
+        dog = self.p.watchdog
+        training = action in ("train", "distill")
+        secret = self.p.network.key_secret
+        return Stage(
+            name=name,
+            action="retrain" if name == "retrain" else action,
+            title=fact.title if name != "retrain" else "Retrain the pruned model",
+            environment=f"tao_{family}",
+            image=self._image(fact),
+            argv=render.words(fact, scope),
+            files=_Files(self, name, action, trained, model, split),
+            outputs=tuple(
+                Output(o.name, str(networks.fill(o.path, scope)), o.format, o.kind, o.min_bytes, o.pick)
+                for o in fact.outputs
+            ),
+            resources=self.resources(name) if fact.gpu else self.light(name),
+            code=(f"specs/networks/{self.p.network.name}",),
+            inputs=inputs,
+            after=after,
+            secrets=(secret,) if secret and "key" in networks.names_in(fact.argv) else (),
+            status=str(networks.fill(fact.status, scope)),
+            success=fact.success.model_dump(exclude_defaults=True) or None,
+            metrics={k: self._metric(m, scope) for k, m in fact.metrics.items()} or None,
+            classes=tuple(self.p.dataset.classes),
+            exit_codes={},
+            grace_seconds=60,
+            resumes=fact.resumes,
+            watch={
+                "stall_seconds": dog.stall_minutes * 60,
+                "loss_factor": dog.loss_factor,
+                "zero_metric": "mAP50",
+                "zero_evaluations": dog.zero_evaluations,
+            }
+            if training
+            else None,
+        )
+
+    @staticmethod
+    def _metric(metric: networks.Metric, scope: dict[str, Any]) -> dict[str, Any]:
+        filled: dict[str, Any] = networks.fill(metric.model_dump(exclude_defaults=True), scope)
+        return filled
+
+    def _image(self, fact: StageFact) -> str:
+        own = self.p.network.images.get(fact.image)
+        if own:
+            return own
+        all_releases = networks.releases()
+        release = self.p.network.release or all_releases.default[self.facts.family]
+        return all_releases.releases[release].images[fact.image]
+
+    def scope(self, name: str, action: str, trained: str, model: str | None, split: str) -> dict[str, Any]:
+        """What `${...}` may name in the command line of a stage."""
+        return {**self._scope(trained, model, split), **dict(render.flat("", self._block(action, name)))} | {
+            "gpus": max(1, self.resources(name).gpus)
+        }
+
+    def rendered(self, name: str, action: str, trained: str, model: str | None, split: str) -> list[render.Rendered]:
+        """The spec files of a stage."""
+        scope = self.scope(name, action, trained, model, split)
+        out = []
+        for spec in self.facts.stages[action].specs:
+            owner = self._owner(spec, action, trained)
+            block = self._block(owner, trained if owner == "train" else name)
+            key: Key = ("stages", trained if owner == "train" else owner)
+            keys = {f"{owner}.{n}": (*key, *n.split(".")) for n in _given(block)}
+            keys |= {n: (*key, *n.split(".")) for n in _given(block)}
+            keys |= {f"network.{n}": ("network", n) for n in self.p.network.model_fields_set}
+            for other in type(self.p.stages).model_fields:
+                shared = getattr(self.p.stages, other)
+                if shared is not None and other != owner:
+                    keys |= {f"{other}.{n}": ("stages", other, *n.split(".")) for n in _given(shared)}
+            own = getattr(block, "spec", None)
+            user_set, set_key = getattr(block, "set", {}), (*key, "set")
+            if owner != action:
+                further = getattr(self._block(action, name), "set", {})
+                user_set, set_key = {**user_set, **further}, ("stages", action, "set") if further else set_key
+            out.append(
+                render.spec(
+                    spec,
+                    self.facts,
+                    self.p.network.name,
+                    render.Source(
+                        scope={**scope, **dict(render.flat("", block)), "gpus": scope["gpus"]},
+                        keys=keys,
+                        own=(own, self.p.attached[own]) if own else None,
+                        own_key=(*key, "spec"),
+                        set=user_set,
+                        set_key=set_key,
+                    ),
+                )
+            )
+        return out
+
+    def _owner(self, spec: str, action: str, trained: str) -> str:
+        """The stage whose parameters, own file and `set` a spec has: several commands read the training's."""
+        return "train" if spec == "train" and action != trained else action
+
+    def _block(self, action: str, name: str) -> Any:
+        s = self.p.stages
+        if name == "retrain":
+            return s.retrain
+        named = {"evaluate_engine": s.evaluate, "train": s.train}.get(action)
+        return named if named is not None else getattr(s, action, None) or s.evaluate
+
+    def _scope(self, trained: str, model: str | None, split: str) -> dict[str, Any]:
+        p, facts, classes = self.p, self.facts, self.p.dataset.classes
+        network = p.network
+        backbone = network.backbone or next(iter(facts.backbones))
+        last = p.stages.retrain if trained == "retrain" and p.stages.retrain else p.stages.train
+        engine = p.stages.build_engine or BuildEngineParams()
+        scope: dict[str, Any] = {"name": p.name, "seed": p.seed, "split": split}
+        for block in type(p.stages).model_fields:
+            scope |= dict(render.flat(f"{block}.", getattr(p.stages, block))) if getattr(p.stages, block) else {}
+        scope |= {f"network.{n}": getattr(network, n) for n in type(network).model_fields}
+        scope |= {f"backbone.{n}": v for facts_ in facts.backbones.values() for n, v in dict.fromkeys(facts_).items()}
+        scope |= {f"backbone.{n}": v for n, v in facts.backbones[backbone].items()}
+        way, retraining = self.way_to_int8, trained == "retrain"
+        ordered = sorted(classes, key=str.lower)
+        return scope | {
+            "network.name": network.name,
+            "network.backbone": backbone,
+            "network.input_width": network.input_width or facts.input.width,
+            "network.input_height": network.input_height or facts.input.height,
+            "grayscale": network.channels == 1,
+            "classes": list(classes),
+            "num_classes": len(classes),
+            "num_classes_and_background": len(classes) + 1,
+            "each.classes": [
+                {"class": c, "index": i, "number": i + 1, "class_weight": last.class_weights.get(c, 1.0)}
+                for i, c in enumerate(classes)
+            ],
+            "classes_sorted": ordered,
+            "key": f"{{secret:{network.key_secret}}}" if network.key_secret else None,
+            "model": f"{{input:{model}.model}}" if model else None,
+            "pruned": "{input:prune.model}" if retraining else None,
+            "pretrained": (weights := "{input:pretrained.weights}" if network.pretrained and not retraining else None),
+            "start": "{input:prune.model}" if retraining else weights,
+            "retraining": retraining,
+            "data": "{input:prepare}",
+            "extension": p.stages.prepare.convert or network.image_extension,
+            "qat": last.qat,
+            "amp": last.amp,
+            "precision": engine.precision,
+            "int8_ptq": engine.precision == "int8" and way == "ptq",
+            "int8_qat": engine.precision == "int8" and way == "qat",
+            "calibration_images": engine.calibration_batches * engine.calibration_batch_size,
+            "workspace_mib": int(engine.workspace_gib * 1024),
+            "evaluate.score_threshold": p.stages.evaluate.score_threshold,
+        }
+
+    @property
+    def way_to_int8(self) -> str | None:
+        """ptq, qat or qdq: the one that the pipeline names, else what its training and the network allow."""
+        engine, last = self.p.stages.build_engine, self.p.stages.retrain or self.p.stages.train
+        if engine is None or engine.precision != "int8":
+            return None
+        if engine.int8 != "auto":
+            return engine.int8
+        if last.qat:
+            return "qat"
+        if self.p.stages.quantize is not None:
+            return "qdq"
+        return "ptq" if "ptq" in self.facts.int8 else next(iter(self.facts.int8), None)
+
+    # -- Refit's own commands around them --
+
+    def _prepare(self) -> Stage:
+        prepare, engine = self.p.stages.prepare, self.p.stages.build_engine
+        spec: dict[str, Any] = {
+            "snapshot": "{snapshot}",
+            "form": self.facts.data.form,
+            "convert": prepare.convert,
+            "resize": prepare.resize,
+        }
+        if self.facts.data.form == "coco":
+            spec["first_id"] = self.facts.data.first_id
+        if engine is not None and self.way_to_int8 == "ptq":
+            spec["calibration"] = {
+                "images": engine.calibration_batches * engine.calibration_batch_size,
+                "batch_size": engine.calibration_batch_size,
+                "seed": self.p.seed,
+            }
+        return Stage(
+            name="prepare",
+            action="prepare",
+            title="Write the data set as TAO reads it",
+            environment="tools",
+            argv=command("refit.data", "prepare", "prepare.yaml"),
+            files={"prepare.yaml": spec},
+            outputs=(Output("prepare", "prepare.json", "json"),),
+            resources=self.light("prepare"),
+            code=("refit/data", "refit/specs.py"),
+            reads_snapshot=True,
+        )
+
+    def _pretrained(self) -> Stage:
+        given = self.p.network.pretrained
+        backbone = self.facts.backbones[self.p.network.backbone or next(iter(self.facts.backbones))]
+        secret = None if given is True else given.secret  # type: ignore[union-attr]
+        if given is True:
+            spec: dict[str, Any] = {"model": backbone["ngc"], "path": None, "file": backbone.get("ngc_file")}
+        else:
+            spec = {"model": given.ngc, "path": given.path, "file": given.file}  # type: ignore[union-attr]
+        return Stage(
+            name="pretrained",
+            action="pretrained",
+            title="Fetch pretrained weights",
+            environment="tools",
+            argv=command("refit.ngc", "download", "download.yaml"),
+            files={"download.yaml": {**spec, "cache": "{workspace}/ngc"}},
+            outputs=(Output("weights", "weights/*"),),
+            resources=self.light("pretrained"),
+            code=("refit/ngc", "refit/specs.py"),
+            secrets=(secret,) if secret else (),
+            env={"NGC_API_KEY": f"{{secret:{secret}}}"} if secret else {},
+        )
+
+    def _package(self, last: str) -> Stage:
+        scope = self._scope("retrain" if self.p.stages.retrain else "train", last, "val")
+        spec = {
+            "model": f"{{input:{last}.model}}",
+            "sidecar": networks.fill(self.facts.sidecar, scope),
+            "tensors": networks.fill(dict(self.facts.tensors), scope),
+            "deepstream": networks.fill(self.facts.deepstream, scope),
+            "classes": self.p.dataset.classes,
+        }
+        return Stage(
+            name="package",
+            action="package",
+            title="Put the model's files together",
+            environment="tools",
+            argv=command("refit.package", "package", "package.yaml"),
+            files={"package.yaml": spec},
+            inputs=(last,),
+            outputs=(Output("model", "model/model.*"),),
+            resources=self.light("package"),
+            code=("refit/package", "refit/postprocess", "refit/specs.py"),
+        )
+
+
+class _Files(Mapping[str, str]):
+    """A stage's specs, made when they are first looked at: Airflow's parsing needs names only."""
+
+    def __init__(self, chain: TaoChain, *which: Any) -> None:
+        self._chain, self._which = chain, which
+
+    @cached_property
+    def _made(self) -> dict[str, str]:
+        return {r.file: r.tree.text() for r in self._chain.rendered(*self._which)}
+
+    def __getitem__(self, name: str) -> str:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+__all__ = ["SHARED", "TOOLKIT", "RetrainParams", "SpecError", "TaoChain", "TaoPipeline"]
