@@ -72,6 +72,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             code=lambda package: code_version(settings.repository, package),
             environments=_environments(profile, settings),
             find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
+            dataset=dataset,
             off=frozenset(() if switches.get("release", True) else ("release",)),
         )
         plan = plans.make_plan(pipeline, profile, bound)

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Union
 
 import yaml
 
@@ -310,9 +310,11 @@ def schema(args: argparse.Namespace, settings: Settings) -> int:
 
 def pipeline_schema() -> str:
     """JSON Schema (text) of a pipeline file; specs/pipeline.schema.json is this."""
-    from refit import toolkits
+    from pydantic import Field, TypeAdapter
 
-    made = toolkits.get("cpu").model.model_json_schema()
+    models = tuple(toolkits.get(name).model for name in toolkits.NAMES)
+    either: Any = Annotated[Union[models], Field(discriminator="toolkit")]  # noqa: UP007 - of a tuple
+    made = TypeAdapter(either).json_schema()
     made["title"] = "Refit pipeline"
     made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     # Python's escapes for control characters are not those of ECMAScript, which editors use.

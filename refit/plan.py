@@ -313,7 +313,7 @@ class Bound:
 
     `code` gives the sha256 of a package's source, `environments` the digest of each environment (and
     of the actions that have an image of their own), `find` the folder
-    of an earlier good result for a key (or None).
+    of an earlier good result for a key (or None). `dataset` is the snapshot's dataset.json.
     """
 
     run: str
@@ -324,13 +324,14 @@ class Bound:
     environments: Mapping[str, str]
     find: Callable[[Stage, str], Path | None]
     off: frozenset[str] = frozenset()
+    dataset: Mapping[str, Any] | None = None
 
 
 def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, Any]:
     """plan.json: {"schema", "pipeline", "run", "fingerprint", "stages": [request, ...], "reused": {name: folder},
     "off": [names]}. A stage is reused where an earlier result has its key; its request stays in the plan, so that a
     task that is cleared by hand can still run it."""
-    stages = toolkits.get(pipeline.toolkit).stages(pipeline, profile)
+    stages = toolkits.get(pipeline.toolkit).stages(pipeline, profile, bound.dataset)
     run_dir = bound.workspace / "runs" / bound.run
     keys: dict[str, str] = {}
     folders: dict[str, Path] = {}

@@ -101,6 +101,10 @@ class StageFact(Spec):
     image: ImageKind
     argv: list[str | dict[str, Any]] = Field(description="words; {when: NAME, words: [...]} only where NAME is true")
     specs: list[str] = Field(default_factory=list, description="names in `specs` that it reads")
+    omit: list[str] = Field(
+        default_factory=list,
+        description="paths that this command does not read: left out, so that a change there does not run it again",
+    )
     outputs: list[OutputFact]
     status: str = Field("status.json", description="the status file, in out/")
     success: Success = Success()

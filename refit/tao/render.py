@@ -45,6 +45,7 @@ class Source:
         own_key: the pipeline's key that names it.
         set: the user's path -> value.
         set_key: the pipeline's key of `set`.
+        omit: paths that the command does not read.
     """
 
     scope: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Source:
     own_key: Key = ()
     set: Mapping[str, Any] = field(default_factory=dict)
     set_key: Key = ()
+    omit: tuple[str, ...] = ()
 
 
 def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
@@ -97,6 +99,8 @@ def spec(name: str, network: Network, network_name: str, source: Source) -> Rend
         except KeyError as exc:
             raise SpecError([Problem("", 0, ".".join(map(str, source.set_key)), f"{exc.args[0]}")]) from None
         origins[path] = (*source.set_key, path)
+    for path in source.omit:
+        made.drop(path)
     return Rendered(
         file=file_name(name, facts),
         tree=made,

@@ -109,8 +109,8 @@ class Toolkit(Protocol):
     def model(self) -> type[Pipeline]:
         """The pipeline model with this toolkit's `network` and `stages` blocks."""
 
-    def stages(self, pipeline: Any, profile: Profile) -> list[Stage]:
-        """The stages in an order in which they can run; names are unique."""
+    def stages(self, pipeline: Any, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
+        """The stages in an order in which they can run; names are unique. `dataset`: of the snapshot, in a run."""
 
     def params(self, pipeline: Any) -> Iterable[tuple[str, str, str]]:
         """(section, key, dotted path) of the stage values that a manual run may change."""

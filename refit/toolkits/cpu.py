@@ -107,7 +107,7 @@ class CpuToolkit:
     name: str = "cpu"
     model: type[Pipeline] = CpuPipeline
 
-    def stages(self, pipeline: CpuPipeline, profile: Profile) -> list[Stage]:
+    def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
         return list(_Chain(pipeline, profile).stages())
 
     def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:

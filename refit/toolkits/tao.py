@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
@@ -179,8 +179,8 @@ class TaoToolkit:
     name: str = "tao"
     model: type[Pipeline] = TaoPipeline
 
-    def stages(self, pipeline: TaoPipeline, profile: Profile) -> list[Stage]:
-        return list(TaoChain(pipeline, profile).stages())
+    def stages(self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
+        return list(TaoChain(pipeline, profile, dataset).stages())
 
     def params(self, pipeline: TaoPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages
@@ -199,7 +199,7 @@ class TaoToolkit:
     def preflight(
         self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None
     ) -> Iterator[Problem | tuple[Key, str]]:
-        yield from preflight.faults(TaoChain(pipeline, profile), dataset)
+        yield from preflight.faults(TaoChain(pipeline, profile, dataset), dataset)
 
 
 TOOLKIT = TaoToolkit()
@@ -208,8 +208,9 @@ TOOLKIT = TaoToolkit()
 class TaoChain(Chain):
     """The chain of one pipeline. `specs` and `own_changes` show what the stages will read, before anything runs."""
 
-    def __init__(self, pipeline: TaoPipeline, profile: Profile) -> None:
+    def __init__(self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
         super().__init__(pipeline, profile)
+        self.dataset = dataset
         self.p, self.facts = pipeline, networks.load(pipeline.network.name)
 
     # -- the order --
@@ -239,6 +240,10 @@ class TaoChain(Chain):
             "export", "export", inputs=(*self._data, last), after=(f"gate_{judged}",), trained=trained, model=last
         )
         last = "export"
+        if s.quantize:
+            source = last if s.quantize.backend == "modelopt.onnx" else trained
+            yield self.tao("quantize", "quantize", inputs=(*self._data, source), trained=trained, model=source)
+            last = "quantize"
         if s.build_engine:
             yield self.tao("build_engine", "build_engine", inputs=(*self._data, last), trained=trained, model=last)
             last = "build_engine"
@@ -311,6 +316,7 @@ class TaoChain(Chain):
             metrics={k: self._metric(m, scope) for k, m in fact.metrics.items()} or None,
             classes=tuple(self.p.dataset.classes),
             exit_codes={},
+            env={"TELEMETRY_OPT_OUT": "yes"},
             grace_seconds=60,
             resumes=fact.resumes,
             watch={
@@ -339,7 +345,8 @@ class TaoChain(Chain):
     def scope(self, name: str, action: str, trained: str, model: str | None, split: str) -> dict[str, Any]:
         """What `${...}` may name in the command line of a stage."""
         return {**self._scope(trained, model, split), **dict(render.flat("", self._block(action, name)))} | {
-            "gpus": max(1, self.resources(name).gpus)
+            "gpus": (gpus := max(1, self.resources(name).gpus)),
+            "gpu_ids": list(range(gpus)),
         }
 
     def rendered(self, name: str, action: str, trained: str, model: str | None, split: str) -> list[render.Rendered]:
@@ -368,12 +375,13 @@ class TaoChain(Chain):
                     self.facts,
                     self.p.network.name,
                     render.Source(
-                        scope={**scope, **dict(render.flat("", block)), "gpus": scope["gpus"]},
+                        scope={**scope, **dict(render.flat("", block))},
                         keys=keys,
                         own=(own, self.p.attached[own]) if own else None,
                         own_key=(*key, "spec"),
                         set=user_set,
                         set_key=set_key,
+                        omit=tuple(self.facts.stages[action].omit),
                     ),
                 )
             )
@@ -398,11 +406,13 @@ class TaoChain(Chain):
         engine = p.stages.build_engine or BuildEngineParams()
         scope: dict[str, Any] = {"name": p.name, "seed": p.seed, "split": split}
         for block in type(p.stages).model_fields:
-            scope |= dict(render.flat(f"{block}.", getattr(p.stages, block))) if getattr(p.stages, block) else {}
+            scope |= dict(_block_scope(p.stages, block))
         scope |= {f"network.{n}": getattr(network, n) for n in type(network).model_fields}
         scope |= {f"backbone.{n}": v for facts_ in facts.backbones.values() for n, v in dict.fromkeys(facts_).items()}
         scope |= {f"backbone.{n}": v for n, v in facts.backbones[backbone].items()}
         way, retraining = self.way_to_int8, trained == "retrain"
+        token = f"{{input:{model}.model}}" if model else None
+        splits = (self.dataset or {}).get("splits", {})
         ordered = sorted(classes, key=str.lower)
         return scope | {
             "network.name": network.name,
@@ -419,7 +429,11 @@ class TaoChain(Chain):
             ],
             "classes_sorted": ordered,
             "key": f"{{secret:{network.key_secret}}}" if network.key_secret else None,
-            "model": f"{{input:{model}.model}}" if model else None,
+            "model": token,
+            # One spec may serve commands of which each reads its own of these.
+            "checkpoint": token if model not in ("export", "quantize", "build_engine") else None,
+            "onnx": token if model in ("export", "quantize") else None,
+            "engine": token if model == "build_engine" else None,
             "pruned": "{input:prune.model}" if retraining else None,
             "pretrained": (weights := "{input:pretrained.weights}" if network.pretrained and not retraining else None),
             "start": "{input:prune.model}" if retraining else weights,
@@ -429,6 +443,12 @@ class TaoChain(Chain):
             "qat": last.qat,
             "amp": last.amp,
             "precision": engine.precision,
+            "precision_upper": engine.precision.upper(),
+            "quantizing": p.stages.quantize is not None,
+            "train_images": splits.get("train"),
+            "val_images": splits.get("val"),
+            "gpus": 1,
+            "gpu_ids": [0],
             "int8_ptq": engine.precision == "int8" and way == "ptq",
             "int8_qat": engine.precision == "int8" and way == "qat",
             "calibration_images": engine.calibration_batches * engine.calibration_batch_size,
@@ -524,6 +544,17 @@ class TaoChain(Chain):
             resources=self.light("package"),
             code=("refit/package", "refit/postprocess", "refit/specs.py"),
         )
+
+
+def _block_scope(stages: Stages, name: str) -> Iterator[tuple[str, Any]]:
+    """("train.epochs", 3), ...; None for each parameter of a block that is left out."""
+    block = getattr(stages, name)
+    if block is not None:
+        yield from render.flat(f"{name}.", block)
+        return
+    for model in get_args(type(stages).model_fields[name].annotation):
+        for field in getattr(model, "model_fields", ()):
+            yield f"{name}.{field}", None
 
 
 class _Files(Mapping[str, str]):

@@ -147,5 +147,7 @@ def test_the_published_schema_is_the_model(tmp_path: Path) -> None:
     published = (ROOT / "specs" / "pipeline.schema.json").read_text()
     assert published.strip() == pipeline_schema(), "run: bin/refit schema > specs/pipeline.schema.json"
     schema = json.loads(published)
-    assert schema["additionalProperties"] is False
-    assert schema["properties"]["schedule"]["description"]
+    for name in ("CpuPipeline", "TaoPipeline"):
+        assert schema["$defs"][name]["additionalProperties"] is False
+        assert schema["$defs"][name]["properties"]["schedule"]["description"]
+    assert schema["discriminator"]["propertyName"] == "toolkit"
