@@ -215,11 +215,22 @@ def _write(
             "classes": list(classes),
             "splits": dict(sorted(splits.items(), key=lambda kv: (kv[0] != "train", kv[0] != "val", kv[0]))),
             "objects": {c: objects[c] for c in classes},
+            "images": _image_facts(rows),
             "issues": counts(faults),
             "provenance": dict(provenance),
         },
     )
     files.sync_folder(staging / "images")
+
+
+def _image_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all images have in common: how many of each ending, and the smallest and largest sides, pixels."""
+    endings = Counter(PurePosixPath(str(r["file"])).suffix.lower() for r in rows)
+    facts: dict[str, Any] = {"extensions": dict(endings.most_common())}
+    for side in ("width", "height"):
+        sides = [int(r[side]) for r in rows]
+        facts[side] = [min(sides), max(sides)] if sides else []
+    return facts
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -28,6 +28,12 @@ Family = Literal["tf1", "tf2", "pyt"]
 ImageKind = Literal["tf1", "tf2", "pyt", "deploy", "data_services"]
 
 
+Role = Literal[
+    "key", "width", "height", "channels", "extension", "mapping", "classes", "num_classes", "epochs", "batch_size",
+    "evaluation_batch_size", "evaluate_every", "evaluate_from", "qat", "boxes", "iou", "start", "outputs",
+]  # fmt: skip
+
+
 class Input(Spec):
     """What images the network takes."""
 
@@ -59,6 +65,9 @@ class SpecFile(Spec):
         default_factory=dict, description="path -> value that Refit must set, in a spec of the user's own as well"
     )
     drop: list[str] = Field(default_factory=list, description="paths that must not be there")
+    roles: dict[Role, list[str]] = Field(
+        default_factory=dict, description="what `refit.tao.preflight` compares -> where it stands in this spec"
+    )
 
 
 class OutputFact(Spec):

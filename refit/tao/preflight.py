@@ -1,18 +1,291 @@
-"""What is wrong with the specs of a pipeline, found before a GPU is touched."""
+"""What is wrong with the specs of a pipeline, found before a GPU is touched.
+
+Three looks at the spec files that the stages will read: each against NVIDIA's schema (`refit.tao.schema`), all against
+each other (a model trained at one size and pruned for another cannot be compared), and against the data. Where a value
+stands in a spec is the network's fact (`roles` in network.yaml); the five systems that Refit replaces each had one of
+these faults and found it after hours of GPU time.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from refit.specs import Key, Problem
+from refit.specs import Key, Problem, did_you_mean
+from refit.tao import render
+from refit.tao.networks import Role
 
 if TYPE_CHECKING:
     from refit.toolkits.tao import TaoChain
 
+Fault = Problem | tuple[Key, str]
 
-def faults(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Problem | tuple[Key, str]]:
+
+def faults(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     """Every fault of the specs that the stages will read; with `dataset` (dataset.json), of the data too."""
-    for stage in chain.stages():
-        stage.files.items()
-    yield from ()
+    seen: set[tuple[Any, ...]] = set()
+    for fault in _all(chain, dataset):
+        mark = (fault.file, fault.line, fault.key, fault.message) if isinstance(fault, Problem) else fault
+        if mark not in seen:
+            seen.add(mark)
+            yield fault
+
+
+def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
+    from refit.tao import schema
+
+    looks = [Look(chain, stage, action, spec) for stage, action, spec in chain.specs()]
+    for look in looks:
+        for problem in schema.check(chain.p.network.name, look.action, look.spec.tree):
+            yield look.told(problem.key, problem.message) if problem.key else problem
+    for look in looks:
+        yield from _alone(look)
+        if dataset is not None:
+            yield from _with_data(look, dataset)
+    for one in looks[1:]:
+        yield from _together(looks[0], one)
+    yield from _batches(chain, looks, dataset)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A spec file of a stage, and where in it things stand."""
+
+    chain: TaoChain
+    stage: str
+    action: str
+    spec: render.Rendered
+
+    @cached_property
+    def roles(self) -> Mapping[Role, list[str]]:
+        return self.chain.facts.specs[self.spec.name].roles
+
+    def found(self, role: Role) -> list[tuple[str, Any]]:
+        """(path, value) of each place of a role that is in the spec."""
+        return [(p, self.spec.tree.value(p)) for p in self.roles.get(role, ()) if self.spec.tree.has(p)]
+
+    def told(self, path: str, message: str) -> Fault:
+        """A fault at a path: in the pipeline file where that gave the value, else in the spec file."""
+        key = render.origin(self.spec, path)
+        if key is not None:
+            return key, f"{message} (in the spec of {self.stage}: {path})"
+        return self.spec.tree.problem(path, message)
+
+
+# --- one spec ---------------------------------------------------------------------------------------------------------
+
+
+def _alone(look: Look) -> Iterator[Fault]:
+    yield from _key(look)
+    yield from _size(look)
+    yield from _classes(look)
+    yield from _validation(look)
+    yield from _qat(look)
+    yield from _paths(look)
+
+
+def _key(look: Look) -> Iterator[Fault]:
+    for path, value in look.found("key"):
+        if value:
+            yield look.told(
+                path,
+                "an encryption key stands here in plain text; take it out, revoke it, and name the secret that holds "
+                "the new one: network.key_secret",
+            )
+
+
+def _size(look: Look) -> Iterator[Fault]:
+    facts, network = look.chain.facts, look.chain.p.network
+    for role in ("width", "height"):
+        for path, value in look.found(role):
+            if isinstance(value, int) and value > 0 and value % facts.input.multiple_of:
+                step = facts.input.multiple_of
+                near = max(step, round(value / step) * step)
+                yield look.told(path, f"{value} is no multiple of {step}, which {network.name} needs; use {near}")
+    for path, value in look.found("channels"):
+        if value not in facts.input.channels:
+            only = " or ".join(map(str, facts.input.channels))
+            yield look.told(path, f"{network.name} takes images of {only} channels, not {value}")
+
+
+def _classes(look: Look) -> Iterator[Fault]:
+    tree, classes = look.spec.tree, look.chain.p.dataset.classes
+    mapped: dict[str, str] = {}
+    for path in look.roles.get("mapping", ()):
+        for label in tree.keys(path):
+            mapped[label] = str(tree.value(f"{path}[{label}].value", ""))
+        for label, target in mapped.items():
+            if not target:
+                yield look.told(f"{path}[{label}]", f"{label!r} is mapped to nothing; name a class, or take it out")
+        for name in classes:
+            if tree.has(path) and name not in mapped:
+                hint = did_you_mean(name, list(mapped))
+                yield look.told(
+                    path, f"class {name!r} of the data set is mapped to nothing{hint}; its boxes would be lost"
+                )
+    targets = set(mapped.values()) or set(classes)
+    for path, value in ((p, tree.keys(p)) for p in look.roles.get("classes", ()) if tree.has(p)):
+        for name in sorted(targets - set(value)):
+            yield look.told(
+                path, f"has nothing for class {name!r}{did_you_mean(name, value)}; it has {', '.join(value)}"
+            )
+        for name in sorted(set(value) - targets):
+            hint = did_you_mean(name, sorted(targets))
+            yield look.told(f"{path}[{name}]", f"{name!r} is no class of the mapping{hint}")
+    wanted = len(classes) + look.chain.facts.data.first_id
+    for path, value in look.found("num_classes"):
+        if value != wanted:
+            first = look.chain.facts.data.first_id
+            yield look.told(
+                path,
+                f"is {value}; {len(classes)} classes with ids from {first} make {wanted}, and an id beyond it ends "
+                "in a CUDA assertion",
+            )
+
+
+def _validation(look: Look) -> Iterator[Fault]:
+    epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
+    if not epochs or look.action not in ("train", "distill"):
+        return
+    for role, what in (("evaluate_every", "every"), ("evaluate_from", "first after")):
+        for path, value in look.found(role):  # type: ignore[arg-type]
+            if isinstance(value, int) and value > epochs[0]:
+                text = f"{what} {value} epochs, and the training has {epochs[0]}: it would never come; use at most"
+                yield look.told(path, f"{text} {epochs[0]}")
+
+
+def _qat(look: Look) -> Iterator[Fault]:
+    p = look.chain.p
+    wanted = (p.stages.retrain or p.stages.train).qat
+    for path, value in look.found("qat"):
+        if bool(value) != wanted:
+            is_, should = ("on", "off") if value else ("off", "on")
+            yield look.told(
+                path,
+                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.train.qat); make "
+                "them agree",
+            )
+
+
+def _paths(look: Look) -> Iterator[Fault]:
+    """Places of another machine, and outputs that are there already."""
+    outputs = set(look.roles.get("outputs", ()))
+    for path, scalar in look.spec.tree.leaves():
+        value = scalar.value
+        if not isinstance(value, str) or not value.startswith("/"):
+            continue
+        if path in outputs and os.path.lexists(value):
+            yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
+        elif not any(value.startswith(f"{root}/") for root in look.chain.roots):
+            roots = " or ".join(look.chain.roots)
+            yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}")
+    if look.stage == "retrain":
+        for path in look.roles.get("start", ()):
+            value = look.spec.tree.value(path)
+            if value != "{input:prune.model}":
+                named = f"names {value!r}" if value else "names no model"
+                yield look.told(path, f"{named}: the retraining must begin with the pruned model; leave it to Refit")
+
+
+# --- several specs ----------------------------------------------------------------------------------------------------
+
+
+def _together(first: Look, other: Look) -> Iterator[Fault]:
+    for role, what, why in (
+        ("width", "the input's width", ""),
+        ("height", "the input's height", ""),
+        ("channels", "the number of channels", ""),
+        ("extension", "the images' extension", ""),
+        ("mapping", "the mapping of classes", ""),
+        ("boxes", "the boxes that count in the evaluation", ": mAP before and after could not be compared"),
+        ("iou", "the overlap that counts as found", ": mAP before and after could not be compared"),
+        ("qat", "quantization-aware training", ""),
+    ):
+        theirs = [(look, p, v) for look in (first, other) for p, v in _values(look, role)]  # type: ignore[arg-type]
+        if len(theirs) > 1:
+            look, path, value = theirs[0]
+            for last, there, other_value in theirs[1:]:
+                if _plain(other_value) != _plain(value):
+                    text = (
+                        f"{what} is {_short(other_value)} here, and {_short(value)} in {look.spec.tree.file} ({path})"
+                    )
+                    yield last.told(there, f"{text}{why}; make them equal")
+
+
+def _values(look: Look, role: Role) -> Iterator[tuple[str, Any]]:
+    if role in ("mapping", "boxes", "iou"):
+        for path in look.roles.get(role, ()):
+            nodes = look.spec.tree.values(path)
+            if nodes:
+                yield path, nodes if len(nodes) > 1 or isinstance(nodes[0], dict) else nodes[0]
+    else:
+        yield from look.found(role)
+
+
+def _plain(value: Any) -> Any:
+    """Lists of map entries in one order."""
+    return sorted(value, key=repr) if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+def _with_data(look: Look, dataset: Mapping[str, Any]) -> Iterator[Fault]:
+    p, facts = look.chain.p, look.chain.facts
+    images: Mapping[str, Any] = dataset.get("images") or {}
+    endings = {e.lstrip("."): n for e, n in (images.get("extensions") or {}).items()}
+    if facts.data.form == "kitti" and endings and p.stages.prepare.convert is None:
+        for path, value in look.found("extension"):
+            others = {e: n for e, n in endings.items() if e != str(value).lstrip(".")}
+            if others:
+                listed = ", ".join(f"{n} .{e}" for e, n in others.items())
+                yield look.told(
+                    path,
+                    f"is {value!r}, and the data set has {listed} images, which {p.network.name} would not find; "
+                    f"set network.image_extension, or let stages.prepare.convert make them all one kind",
+                )
+    if not facts.input.resizes and p.stages.prepare.resize is None:
+        for role in ("width", "height"):
+            sides = images.get(role)
+            for path, value in look.found(role):
+                if sides and isinstance(value, int) and sides != [value, value]:
+                    yield look.told(
+                        path,
+                        f"is {value}, and the images are {sides[0]} to {sides[1]} pixels; {p.network.name} does "
+                        "not resize them: set stages.prepare.resize",
+                    )
+
+
+def _batches(chain: TaoChain, looks: list[Look], dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
+    splits: Mapping[str, int] = (dataset or {}).get("splits", {})
+    for look in looks:
+        if look.action not in ("train", "distill") or not splits:
+            continue
+        gpus = max(1, chain.resources(look.stage).gpus)
+        for path, value in look.found("batch_size"):
+            if isinstance(value, int) and value * gpus > splits.get("train", 0):
+                times = f" x {gpus} GPUs" if gpus > 1 else ""
+                yield look.told(
+                    path,
+                    f"{value}{times} is more than the {splits.get('train', 0)} images of the train split; use less",
+                )
+        for path, value in look.found("evaluation_batch_size"):
+            if isinstance(value, int) and value > splits.get("val", 0):
+                yield look.told(path, f"{value} is more than the {splits.get('val', 0)} images of the val split")
+    engine = chain.p.stages.build_engine
+    if engine is not None and chain.way_to_int8 == "ptq" and splits:
+        wanted = engine.calibration_batches * engine.calibration_batch_size
+        if wanted > splits.get("train", 0):
+            yield (
+                ("stages", "build_engine", "calibration_batches"),
+                f"{engine.calibration_batches} batches of {engine.calibration_batch_size} are {wanted} images, and the "
+                f"train split has {splits.get('train', 0)}; use fewer",
+            )

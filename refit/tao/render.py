@@ -21,12 +21,14 @@ class Rendered:
     """One spec file of a stage.
 
     Attributes:
+        name: its name in the network's `specs`.
         file: its name in the stage's specs folder.
         own: the user's file that it was made from; "": the network's template.
         changed: what was changed in the user's file, a line each.
         origins: path in the spec -> the pipeline's key that gave its value.
     """
 
+    name: str
     file: str
     tree: tree.Tree
     own: str = ""
@@ -102,6 +104,7 @@ def spec(name: str, network: Network, network_name: str, source: Source) -> Rend
     for path in source.omit:
         made.drop(path)
     return Rendered(
+        name=name,
         file=file_name(name, facts),
         tree=made,
         own=source.own[0] if source.own else "",

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
-from refit.cluster import Profile
+from refit.cluster import KubernetesProfile, Profile
 from refit.pipeline import Pipeline
 from refit.specs import Key, Problem, SpecError, did_you_mean
 from refit.tao import networks, preflight, render
@@ -212,6 +212,21 @@ class TaoChain(Chain):
         super().__init__(pipeline, profile)
         self.dataset = dataset
         self.p, self.facts = pipeline, networks.load(pipeline.network.name)
+
+    def specs(self) -> Iterator[tuple[str, str, render.Rendered]]:
+        """(stage, action, spec) of every spec file that TAO's commands will read."""
+        for stage in self.stages():
+            if isinstance(stage.files, _Files):
+                for rendered in stage.files.rendered:
+                    yield stage.name, stage.files.action, rendered
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders that a stage sees."""
+        if isinstance(self.profile, KubernetesProfile):
+            volumes = self.profile.volumes
+            return tuple(v.mount_path for v in (volumes.workspace, volumes.inbox) if v is not None)
+        return ()
 
     # -- the order --
 
@@ -560,12 +575,17 @@ def _block_scope(stages: Stages, name: str) -> Iterator[tuple[str, Any]]:
 class _Files(Mapping[str, str]):
     """A stage's specs, made when they are first looked at: Airflow's parsing needs names only."""
 
-    def __init__(self, chain: TaoChain, *which: Any) -> None:
-        self._chain, self._which = chain, which
+    def __init__(self, chain: TaoChain, name: str, action: str, *which: Any) -> None:
+        self.action = action
+        self._chain, self._which = chain, (name, action, *which)
+
+    @cached_property
+    def rendered(self) -> list[render.Rendered]:
+        return self._chain.rendered(*self._which)
 
     @cached_property
     def _made(self) -> dict[str, str]:
-        return {r.file: r.tree.text() for r in self._chain.rendered(*self._which)}
+        return {r.file: r.tree.text() for r in self.rendered}
 
     def __getitem__(self, name: str) -> str:
         return self._made[name]

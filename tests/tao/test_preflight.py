@@ -1,0 +1,251 @@
+"""Every class of fault that costs a GPU its day is found before a pod starts, with file, line and advice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refit import pipeline as pipelines
+from refit.config import Settings
+from refit.cluster import Profile, load
+from refit.specs import Problem, SpecError, parse_yaml
+from refit.tao import networks, schema
+from refit.tao.tree import parse
+from refit.toolkits.tao import TOOLKIT, TaoChain
+
+PIPELINE = """\
+dataset:
+  source: inbox/cars
+  classes: [car, person]
+  format: kitti
+toolkit: tao
+network:
+  name: NETWORK
+stages:
+  train:
+    epochs: 20
+    batch_size: 4
+"""
+DATASET: dict[str, Any] = {
+    "splits": {"train": 100, "val": 20},
+    "images": {"extensions": {".jpg": 120}, "width": [1920, 1920], "height": [1080, 1080]},
+}
+
+pytestmark = pytest.mark.skipif(
+    not schema.installed(), reason="NVIDIA's schema is not installed in this environment; make setup installs it"
+)
+
+
+@pytest.fixture
+def profile() -> Profile:
+    return load("kubernetes", Settings.from_env({}))
+
+
+def found(
+    text: str,
+    profile: Profile,
+    attached: dict[str, str] | None = None,
+    dataset: dict[str, Any] | None = None,
+) -> list[str]:
+    """What validate or bind would say of a pipeline, a line each."""
+    doc = parse_yaml(text, "cars.yaml")
+    try:
+        pipeline = pipelines.from_document(doc, "cars", attached=attached)
+    except SpecError as exc:
+        return [str(p) for p in exc.problems]
+    faults = TOOLKIT.preflight(pipeline, profile, dataset)
+    return [str(f if isinstance(f, Problem) else doc.problem(f[0], f[1])) for f in faults]
+
+
+def pipeline(network: str = "detectnet_v2", more: str = "", **blocks: str) -> str:
+    text = PIPELINE.replace("NETWORK", network) + more
+    for name, block in blocks.items():
+        assert f"\n{name}:" not in text
+        text += f"{name}: {block}\n"
+    return text
+
+
+def own(network: str, profile: Profile, *edits: tuple[str, str], stage: str = "train") -> str:
+    """A spec of the user's own: what Refit would make, as a file, with some text changed."""
+    made = pipelines.from_document(parse_yaml(pipeline(network, "  prune: true\n" if prunes(network) else ""), "x"), "x")
+    spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == stage)
+    text = spec.tree.text()
+    for old, new in edits:
+        assert text.count(old) >= 1, f"{old!r} is not in\n{text}"
+        text = text.replace(old, new, 1)
+    return text
+
+
+def prunes(network: str) -> bool:
+    return "prune" in networks.load(network).stages
+
+
+def line_of(text: str, word: str) -> int:
+    return next(i for i, line in enumerate(text.splitlines(), 1) if word in line)
+
+
+@pytest.mark.parametrize("network", networks.known())
+def test_a_good_pipeline_has_no_faults(network: str, profile: Profile) -> None:
+    more = "  prune: true\n" if prunes(network) else ""
+    assert found(pipeline(network, more), profile, dataset=DATASET) == []
+
+
+@pytest.mark.parametrize("network", networks.known())
+def test_what_refit_makes_is_good_as_a_spec_of_ones_own(network: str, profile: Profile) -> None:
+    text = own(network, profile)
+    name = "my.txt" if networks.load(network).format == "prototxt" else "my.yaml"
+    assert found(pipeline(network, f"    spec: {name}\n"), profile, {name: text}, DATASET) == []
+
+
+# (the fault, network, what is changed in the spec that Refit would make, the place, words of the message)
+IN_SPEC = [
+    ("misspelt key", "detectnet_v2", ("num_epochs:", "num_epoch:"), "num_epoch:", "did you mean 'num_epochs'"),
+    ("misspelt key", "rtdetr", ("num_queries:", "num_query:"), "num_query:", "did you mean 'num_queries'"),
+    ("wrong type", "detectnet_v2", ("checkpoint_interval: 10", 'checkpoint_interval: "ten"'), "ten", "ten"),
+    ("wrong type", "rtdetr", ("num_queries: 300", "num_queries: many"), "many", "many"),
+    ("out of range", "detectnet_v2", ("checkpoint_interval: 10", "checkpoint_interval: -1"), "-1", "-1"),
+    ("bad choice", "detectnet_v2", ("type: L1", "type: L3"), "L3", "L1"),
+    ("bad choice", "rtdetr", ("optimizer: AdamW", "optimizer: Adam"), "optimizer: Adam", "AdamW"),
+    ("classes differ", "detectnet_v2", ('name: "person"', 'name: "human"'), "cost_function_config", "person"),
+    ("class mapped to nothing", "ssd", ('value: "person"', 'value: ""'), 'value: ""', "mapped to nothing"),
+    ("class without mapping", "ssd", ('key: "person"', 'key: "people"'), "", "'person'"),
+    ("size against the stride", "detectnet_v2", ("output_image_width: 960", "output_image_width: 961"), "961", "use 960"),
+    ("size against the stride", "yolo_v4", ("output_height: 384", "output_height: 400"), "400", "multiple of 32"),
+    ("validation that never comes", "detectnet_v2",
+     ("validation_period_during_training: 10", "validation_period_during_training: 50"), ": 50", "never come"),
+    ("QAT half on", "detectnet_v2", ("enable_qat: false", "enable_qat: true"), "enable_qat", "stages.train.qat"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fault", "network", "edit", "place", "message"), IN_SPEC, ids=lambda v: str(v)[:40]
+)
+def test_a_fault_in_a_spec_of_ones_own(
+    fault: str, network: str, edit: tuple[str, str], place: str, message: str, profile: Profile
+) -> None:
+    name = "my.txt" if networks.load(network).format == "prototxt" else "my.yaml"
+    text = own(network, profile, edit)
+    told = found(pipeline(network, f"    spec: {name}\n"), profile, {name: text}, DATASET)
+    assert told, f"{fault}: nothing was found"
+    assert any(message in line and line.startswith(f"{name}:") for line in told), told
+    if place in text and place.strip() and ":" in place:
+        assert any(line.startswith(f"{name}:{line_of(text, place)}:") for line in told), told
+
+
+def test_a_size_in_the_pipeline_that_the_stride_does_not_divide(profile: Profile) -> None:
+    text = pipeline().replace("  name: detectnet_v2", "  name: detectnet_v2\n  input_width: 961")
+    assert found(text, profile) == [
+        "cars.yaml:8: network.input_width: 961 is no multiple of 16, which detectnet_v2 needs; use 960"
+    ]
+
+
+def test_an_encryption_key_in_plain_text(profile: Profile) -> None:
+    text = own("rtdetr", profile).replace("results_dir:", "encryption_key: tlt_encode\nresults_dir:", 1)
+    told = found(pipeline("rtdetr", "    spec: my.yaml\n"), profile, {"my.yaml": text})
+    assert told[0].startswith("my.yaml:1: encryption_key: an encryption key stands here in plain text")
+    assert "tlt_encode" not in "".join(told)
+
+
+def test_num_classes_against_the_ids(profile: Profile) -> None:
+    told = found(pipeline("rtdetr", "    set: {dataset.num_classes: 80}\n"), profile)
+    assert any("is 80; 2 classes with ids from 0 make 2" in line and line.startswith("cars.yaml:12:") for line in told)
+    told = found(pipeline("dino", "    set: {dataset.num_classes: 2}\n"), profile)
+    assert any("2 classes with ids from 1 make 3" in line for line in told)
+
+
+def test_sizes_and_boxes_that_differ_between_train_and_retrain(profile: Profile) -> None:
+    """The old pipeline counted boxes from 5x5 before pruning and from 20x10 after it: nothing could be compared."""
+    first = own("detectnet_v2", profile)
+    second = own(
+        "detectnet_v2",
+        profile,
+        ("minimum_height: 0", "minimum_height: 20"),
+        ("output_image_width: 960", "output_image_width: 640"),
+        ('image_extension: "jpg"', 'image_extension: "png"'),
+        stage="retrain",
+    )
+    more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
+    told = found(pipeline(more=more), profile, {"a.txt": first, "b.txt": second})
+    boxes = [t for t in told if "boxes that count" in t]
+    assert len(boxes) == 1
+    assert boxes[0].startswith("b.txt:")
+    assert "could not be compared" in boxes[0]
+    assert any("width is 640 here, and 960 in a.txt" in t and t.startswith("b.txt:") for t in told)
+
+
+def test_an_extension_that_the_data_does_not_have(profile: Profile) -> None:
+    data = {**DATASET, "images": {**DATASET["images"], "extensions": {".png": 100, ".jpg": 20}}}
+    told = found(pipeline(), profile, dataset=data)
+    assert len(told) == 1
+    assert "100 .png images, which detectnet_v2 would not find" in told[0]
+    converted = pipeline().replace("stages:\n", "stages:\n  prepare: {convert: jpg}\n")
+    assert found(converted, profile, dataset=data) == []
+
+
+def test_batches_larger_than_the_data(profile: Profile) -> None:
+    text = pipeline(resources="{default: {gpus: 2}}").replace("batch_size: 4", "batch_size: 64")
+    told = found(text, profile, dataset=DATASET)
+    assert told == [
+        "cars.yaml:11: stages.train.batch_size: 64 x 2 GPUs is more than the 100 images of the train split; use less "
+        "(in the spec of train: training_config.batch_size_per_gpu)"
+    ]
+    few = {**DATASET, "splits": {"train": 40, "val": 20}}
+    assert any("10 batches of 8 are 80 images, and the train split has 40" in t for t in found(pipeline(), profile, None, few))
+
+
+def test_a_retraining_that_does_not_begin_with_the_pruned_model(profile: Profile) -> None:
+    more = "  prune: true\n  retrain: {set: {model_config.pretrained_model_file: /workspace/cars/old.hdf5}}\n"
+    told = found(pipeline(more=more), profile)
+    assert any("names '/workspace/cars/old.hdf5': the retraining must begin with the pruned model" in t for t in told)
+
+
+def test_qat_is_for_all_or_none(profile: Profile) -> None:
+    assert any(
+        "needs a model that was trained for it" in t
+        for t in found(pipeline(more="  build_engine: {int8: qat}\n"), profile)
+    )
+    told = found(pipeline("rtdetr", "    qat: true\n"), profile)
+    assert any("rtdetr has no quantization-aware training" in t for t in told)
+
+
+def test_the_other_format(profile: Profile) -> None:
+    prototxt, yaml = own("detectnet_v2", profile), own("rtdetr", profile)
+    told = found(pipeline("rtdetr", "    spec: my.yaml\n"), profile, {"my.yaml": prototxt})
+    assert any("protobuf text, and YAML is expected" in t for t in told)
+    told = found(pipeline("detectnet_v2", "    spec: my.txt\n"), profile, {"my.txt": yaml})
+    assert any(t.startswith("my.txt:") and "is this YAML?" in t for t in told)
+
+
+def test_an_output_that_is_there(profile: Profile, tmp_path: Any) -> None:
+    there = tmp_path / "model.onnx"
+    there.write_text("x")
+    told = found(pipeline("rtdetr", f"  export: {{set: {{export.onnx_file: {there}}}}}\n"), profile)
+    assert any("is there already" in t for t in told)
+
+
+def test_a_place_of_another_machine(profile: Profile) -> None:
+    told = found(pipeline("rtdetr", "    set: {model.pretrained_backbone_path: /home/me/weights.pth}\n"), profile)
+    assert any("/home/me/weights.pth is no place that a stage sees; put it below /workspace or /inbox" in t for t in told)
+
+
+def test_a_network_and_a_stage_that_do_not_go_together(profile: Profile) -> None:
+    told = found(pipeline("rtdetr", "  prune: true\n"), profile)
+    assert any("rtdetr has no prune" in t and "Leave prune out" in t for t in told)
+    told = found(pipeline("detectnet_v2", "  quantize: true\n"), profile)
+    assert any("detectnet_v2 has no quantize" in t for t in told)
+    told = found(pipeline("detectnet").replace("NETWORK", "detectnet"), profile)
+    assert told == ["cars.yaml:7: network.name: there is no network 'detectnet'; did you mean 'detectnet_v2'?"]
+
+
+def test_own_specs_keep_what_refit_does_not_control(profile: Profile) -> None:
+    text = own("detectnet_v2", profile, ("cov_radius_x: 0.4", "cov_radius_x: 0.7"))
+    doc = parse_yaml(pipeline(more="    spec: my.txt\n"), "cars.yaml")
+    made = pipelines.from_document(doc, "cars", attached={"my.txt": text})
+    spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == "train")
+    assert spec.changed == (), "nothing that the pipeline says differs"
+    assert "cov_radius_x: 0.7" in spec.tree.text()
+    other = parse(text.replace("num_epochs: 20", "num_epochs: 99"), "prototxt", "my.txt").text()
+    made = pipelines.from_document(doc, "cars", attached={"my.txt": other})
+    spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == "train")
+    assert [c.partition(" ")[2] for c in spec.changed] == ["training_config.num_epochs: 99 -> 20"]
