@@ -34,8 +34,8 @@ FOLLOWED = {
 }
 # A lock that takes the versions of another wherever they fit.
 LIKE = {"images/airflow/cluster.in": "requirements.txt"}
-# Its own dependencies are for a Python API that we do not use, and contradict what the server needs.
-WITHOUT_DEPENDENCIES = "nvidia-pytriton"
+# Their own dependencies are for what we do not use of them, and contradict what the environment needs.
+WITHOUT_DEPENDENCIES = ("nvidia-pytriton", "nvidia-tao-core", "nvidia-tao-deploy")
 
 
 def main(options: list[str]) -> int:
