@@ -239,7 +239,7 @@ def from_document(
     wanted = data.get("toolkit")
     if wanted is None:
         raise SpecError([doc.problem(("toolkit",), f"is missing; use one of {', '.join(toolkits.NAMES)}")])
-    if wanted == "tao" and data.get("runtime", "local") == "local":
+    if wanted == "tao" and data.get("runtime") == "local":
         raise SpecError(
             [
                 doc.problem(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from refit.specs import Key, Problem, did_you_mean
+from refit.specs import Key, Problem, SpecError, did_you_mean
 from refit.tao import render
 from refit.tao.networks import Role
 
@@ -37,7 +37,11 @@ def faults(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault
 def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     from refit.tao import schema
 
-    looks = [Look(chain, stage, action, spec) for stage, action, spec in chain.specs()]
+    try:
+        looks = [Look(chain, stage, action, spec) for stage, action, spec in chain.specs()]
+    except SpecError as exc:
+        yield from exc.problems
+        return
     for look in looks:
         for problem in schema.check(chain.p.network.name, look.action, look.spec.tree):
             yield look.told(problem.key, problem.message) if problem.key else problem
@@ -45,8 +49,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         yield from _alone(look)
         if dataset is not None:
             yield from _with_data(look, dataset)
-    for one in looks[1:]:
-        yield from _together(looks[0], one)
+    yield from _together(looks)
     yield from _batches(chain, looks, dataset)
 
 
@@ -193,26 +196,27 @@ def _paths(look: Look) -> Iterator[Fault]:
 # --- several specs ----------------------------------------------------------------------------------------------------
 
 
-def _together(first: Look, other: Look) -> Iterator[Fault]:
-    for role, what, why in (
-        ("width", "the input's width", ""),
-        ("height", "the input's height", ""),
-        ("channels", "the number of channels", ""),
-        ("extension", "the images' extension", ""),
-        ("mapping", "the mapping of classes", ""),
-        ("boxes", "the boxes that count in the evaluation", ": mAP before and after could not be compared"),
-        ("iou", "the overlap that counts as found", ": mAP before and after could not be compared"),
-        ("qat", "quantization-aware training", ""),
-    ):
-        theirs = [(look, p, v) for look in (first, other) for p, v in _values(look, role)]  # type: ignore[arg-type]
-        if len(theirs) > 1:
-            look, path, value = theirs[0]
-            for last, there, other_value in theirs[1:]:
-                if _plain(other_value) != _plain(value):
-                    text = (
-                        f"{what} is {_short(other_value)} here, and {_short(value)} in {look.spec.tree.file} ({path})"
-                    )
-                    yield last.told(there, f"{text}{why}; make them equal")
+# What must be equal in all specs: the role, what to call it, and why it matters.
+_EQUAL: tuple[tuple[Role, str, str], ...] = (
+    ("width", "the input's width", ""),
+    ("height", "the input's height", ""),
+    ("channels", "the number of channels", ""),
+    ("extension", "the images' extension", ""),
+    ("mapping", "the mapping of classes", ""),
+    ("boxes", "the boxes that count in the evaluation", ": mAP before and after could not be compared"),
+    ("iou", "the overlap that counts as found", ": mAP before and after could not be compared"),
+    ("qat", "quantization-aware training", ""),
+)
+
+
+def _together(looks: list[Look]) -> Iterator[Fault]:
+    for role, what, why in _EQUAL:
+        places = [(look, path, value) for look in looks for path, value in _values(look, role)]
+        for look, path, value in places[1:]:
+            first, there, wanted = places[0]
+            if _plain(value) != _plain(wanted):
+                text = f"{what} is {_short(value)} here, and {_short(wanted)} in {first.spec.tree.file} ({there})"
+                yield look.told(path, f"{text}{why}; make them equal")
 
 
 def _values(look: Look, role: Role) -> Iterator[tuple[str, Any]]:

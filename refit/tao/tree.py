@@ -327,7 +327,8 @@ class _Parser:
             match = _TOKEN.match(text, at)
             if not match:
                 rest = text[at:].split("\n", 1)[0][:40]
-                raise self._error(line, f"cannot be read as protobuf text at {rest!r}")
+                hint = "; is this YAML?" if rest.startswith("- ") else ""
+                raise self._error(line, f"cannot be read as protobuf text at {rest!r}{hint}")
             kind = str(match.lastgroup)
             if kind == "line":
                 line += 1

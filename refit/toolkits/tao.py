@@ -66,8 +66,10 @@ class TaoPipeline(Pipeline):
             hint = did_you_mean(self.network.name, list(known)) or f"; there is {', '.join(known)}"
             yield ("network", "name"), f"there is no network {self.network.name!r}{hint}"
             return
-        yield from _check_network(self.network, self.facts)
-        yield from _check_stages(self, self.facts)
+        found = [*_check_network(self.network, self.facts), *_check_stages(self, self.facts)]
+        yield from found
+        if found:
+            return  # such a chain cannot even be listed
         names = {s.name for s in TOOLKIT.stages(self, NO_PROFILE)}
         for name in self.resources.stages:
             if name not in names:
