@@ -25,6 +25,7 @@ LOCKS = {
     "images/lint/requirements.in": "images/lint/requirements.txt",
     "tests/requirements.in": "tests/requirements.txt",
     "tests/helm/requirements.in": "tests/helm/requirements.txt",
+    "tests/tao/oracle/requirements.in": "tests/tao/oracle/requirements.txt",
 }
 PYTHONS = {"tests/helm/requirements.in": "3.12"}  # all others: 3.11
 # Locks that another must agree with: it is installed into them, or checks code that runs there.

@@ -55,6 +55,8 @@ ENVIRONMENTS: dict[str, Environment] = {
     "lint": Environment("images/lint/requirements.txt", ("grimp", "mypy"), 0.2, tested=False),
     # Helm as a library exists for Python 3.12 only; its lock has pytest.
     "helm": Environment("tests/helm/requirements.txt", ("helm_sdkpy", "pytest"), 0.2, tested=False, python="3.12"),
+    # Where tests/tao/oracle runs NVIDIA's parsers: a protobuf that loads what an old protoc generated.
+    "oracle": Environment("tests/tao/oracle/requirements.txt", ("hydra", "google.protobuf"), 0.05, tested=False),
     # The Airflow of images/airflow, which can use PostgreSQL.
     "cluster": Environment("images/airflow/cluster.txt", ("airflow", "psycopg2", "kubernetes"), 0.6, tested=False),
 }
