@@ -144,7 +144,7 @@ _ALWAYS: dict[str, tuple[str, ...]] = {
     "evaluate": ("iou", "min_width", "min_height", "score_threshold"),
     "prune": ("max_kept",),
     "quantize": ("images",),
-    "build_engine": ("precision", "int8", "gpu_types", "calibration_batches", "calibration_batch_size"),
+    "build_engine": ("precision", "int8", "gpu_types", "calibration_batches", "calibration_batch_size", "workspace_gib"),
 }
 
 
