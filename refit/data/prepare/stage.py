@@ -257,6 +257,7 @@ def _report(
             "renamed": sum(w.file != f.name for f, w in zip(found, made, strict=True)),
         },
         "resize": spec.resize and spec.resize.model_dump(),
+        "issues": dict(snapshot.issues),
         "not_held": dict(lost),
         "notes": notes,
         "calibration": chosen and {k: v for k, v in chosen.items() if k not in ("schema", "files")},
