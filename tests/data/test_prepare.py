@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -34,7 +33,6 @@ from refit.data.snapshot import Snapshot, read_annotations
 from refit.status import StatusWriter
 
 BCCD = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd"
-NVIDIA = os.environ.get("REFIT_NVIDIA_SOURCES", "")
 
 
 @pytest.fixture
@@ -153,56 +151,6 @@ def test_real_photographs(tmp_path: Path) -> None:
     assert min(report["calibration"]["images_with"].values()) >= 40  # each image of 48 shows nearly all
     prepare(taken, tmp_path / "coco", form="coco")
     assert coco_back(tmp_path / "coco/annotations/train.json") == objects([r for r in rows if r["split"] == "train"])
-
-
-@pytest.mark.skipif(not NVIDIA, reason="REFIT_NVIDIA_SOURCES names no folder with checkouts of NVIDIA's sources")
-def test_nvidias_own_converter_reads_every_object(snapshot: Snapshot, tmp_path: Path) -> None:
-    """`_add_targets` of the KITTI converter, taken out of its file, because TensorFlow 1 is not to be had."""
-    source = Path(NVIDIA) / "tao_tensorflow1_backend/nvidia_tao_tf1/cv/detectnet_v2/dataio/kitti_converter_lib.py"
-    if not source.is_file():
-        pytest.skip(f"there is no {source}")
-    prepare(snapshot, tmp_path / "out", form="kitti")
-    for split in ("train", "val"):
-        rows = [r for r in read_annotations(snapshot.path) if r["split"] == split]
-        read, skipped = nvidia_reads(source, tmp_path / "out" / split)
-        assert (read, skipped) == (objects(rows), {})
-
-
-def nvidia_reads(source: Path, root: Path) -> tuple[set[tuple[Any, ...]], dict[str, Any]]:
-    """The objects that NVIDIA's converter makes of a KITTI folder, and those that it skips."""
-    import ast
-    import logging
-    from types import SimpleNamespace
-
-    tree = ast.parse(source.read_text())
-    made = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_add_targets")
-
-    class Feature:
-        def __init__(self) -> None:
-            self.values: list[Any] = []
-
-        def MergeFrom(self, values: list[Any]) -> None:
-            self.values = values
-
-    class Features(dict[str, Feature]):
-        def __missing__(self, key: str) -> Feature:
-            return self.setdefault(key, Feature())
-
-    names = dict.fromkeys(("_bytes_feature", "_float_feature", "_int64_feature"), lambda *v: list(v))
-    space: dict[str, Any] = {"os": os, "logger": logging.getLogger("nvidia"), **names}
-    exec(compile(ast.Module([made], []), str(source), "exec"), space)
-    converter = SimpleNamespace(root_dir=str(root), labels_dir="labels", use_dali=False, class_map={}, log_warning={})
-    found = set()
-    for path in sorted((root / "images").iterdir()):
-        example = SimpleNamespace(features=SimpleNamespace(feature=Features()))
-        space["_add_targets"](converter, example, path.stem)
-        f = example.features.feature
-        sides = [f[f"target/coordinates_{side}"].values for side in ("x1", "y1", "x2", "y2")]
-        found |= {
-            (path.stem, c.decode(), *box)
-            for c, box in zip(f["target/object_class"].values, zip(*sides, strict=True), strict=True)
-        }
-    return found, converter.log_warning
 
 
 # ---- what the forms cannot hold

@@ -171,13 +171,18 @@ class _Files(_Handler):
         self.close_connection = end < len(data)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A stage that is killed hangs up in the middle: no news."""
+
+
 @contextmanager
 def serve(ngc: Ngc) -> Iterator[Ngc]:
     """Both servers, as long as the block lasts."""
     servers = []
     for handler in (_Api, _Files):
         bound = type(handler.__name__, (handler,), {"ngc": ngc})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), bound)
+        server = _Server(("127.0.0.1", 0), bound)
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)

@@ -24,6 +24,7 @@ from refit.command import main
 from refit.ngc.__main__ import ACTIONS
 
 RESNET18 = f"{MODEL}:resnet18"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Site:
@@ -104,6 +105,48 @@ def test_a_guest_gets_public_models(site: Site, ngc: Ngc, monkeypatch: pytest.Mo
 def test_a_private_registry_has_other_addresses(site: Site, ngc: Ngc) -> None:
     assert site.run(model="acme/cv/plates:v1.0") == 0
     assert ngc.paths() == ["/v2/org/acme/team/cv/models/plates/versions/v1.0/zip"]
+
+
+def test_as_a_stage_the_key_is_a_secret_of_the_runner(site: Site, ngc: Ngc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the wrong key, which the server repeats: not in the log, the result or any file; then with the right one."""
+    monkeypatch.delenv("NGC_API_KEY")
+    run = site.root / "ws" / "p" / "runs" / "r"
+    request = {
+        "schema": 1,
+        "pipeline": "p",
+        "run": "r",
+        "name": "pretrained",
+        "action": "pretrained",
+        "index": 1,
+        "toolkit": "tao",
+        "environment": "tools",
+        "key": "0" * 64,
+        "argv": ["{python}", "-m", "refit.ngc", "download", "-e", "{specs}/pretrained.yaml", "-r", "{out}"],
+        "env": {"NGC_API_KEY": "{secret:NGC_API_KEY}"},
+        "secrets": ["NGC_API_KEY"],
+        "files": {
+            "pretrained.yaml": yaml.safe_dump(
+                {"model": RESNET18, "file": "*.hdf5", "cache": "{workspace}/../.cache/ngc"}, width=1000
+            )
+        },
+        "paths": {"workspace": str(run.parents[1]), "run": str(run), "stage": str(run / "01-pretrained")},
+        "outputs": [{"name": "weights", "path": "weights/*", "kind": "file"}],
+        "status": "status.json",
+        "summary": "summary.json",
+    }
+    wrong = "nvapi-" + "x" * 64
+    for key, outcome in ((wrong, "toolkit_error"), (KEY, "succeeded")):
+        command = [sys.executable, str(ROOT / "refit" / "runner.py"), "--request", "-"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "REFIT_SECRET_NGC_API_KEY": key}
+        done = subprocess.run(
+            command, input=json.dumps(request), env=env, capture_output=True, text=True, check=False, timeout=60
+        )
+        result = json.loads((run / "01-pretrained" / "result.json").read_text())
+        assert result["outcome"] == outcome, done.stdout + done.stderr
+        assert key not in done.stdout + done.stderr
+        assert site.holds(key) == []
+    assert result["outputs"]["weights"]["sha256"] == result["summary"]["sha256"] == sha256(WEIGHTS).hexdigest()
+    assert (site.root / "ws" / ".cache" / "ngc" / MODEL / "resnet18" / "version.json").is_file()
 
 
 # ---- broken connections
