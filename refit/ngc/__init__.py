@@ -1,1 +1,1 @@
-"""Pretrained weights from NVIDIA NGC: listed, downloaded once for all pipelines, or taken from a folder."""
+"""Pretrained weights from NVIDIA NGC: listed, downloaded once for all runs, or taken from a folder."""

@@ -74,9 +74,11 @@ class DownloadSpec(Spec):
     path: Path | None = Field(
         None, description="in place of NGC: a file, a .zip as NGC gives it, or a folder; absolute, as the stage sees it"
     )
-    file: str = Field("*", min_length=1, description="which file of the version: a glob on its path or its name")
+    file: str | None = Field(
+        None, min_length=1, description="which file of the version: a glob on its path or its name; null: its only one"
+    )
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of that file; another one is refused")
-    cache: Path | None = Field(None, description="folder that all pipelines share")
+    cache: Path | None = Field(None, description="folder that keeps what was downloaded")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="without a byte from NGC")
 
     @field_validator("model")

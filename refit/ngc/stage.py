@@ -25,6 +25,7 @@ from refit.status import StatusWriter
 SCHEMA = 1
 _TELL_SECONDS = 10.0
 _NEAR = 5
+_ANY = "*"
 
 
 def run(spec: DownloadSpec, out: Path, status: StatusWriter) -> None:
@@ -34,7 +35,7 @@ def run(spec: DownloadSpec, out: Path, status: StatusWriter) -> None:
     folder.mkdir(parents=True)
     if spec.path:
         with no_space(out):
-            row = _from_path(spec.path, spec.file, folder)
+            row = _from_path(spec.path, spec.file or _ANY, folder)
     else:
         assert spec.model is not None
         assert spec.cache is not None
@@ -77,7 +78,7 @@ def _from_cache(model: Model, cache: Path, spec: DownloadSpec, folder: Path, sta
 
 
 def _choose(entry: Entry, spec: DownloadSpec, model: Model) -> Kept:
-    path = store.pick([f.path for f in entry.files], spec.file, str(model))
+    path = store.pick([f.path for f in entry.files], spec.file or _ANY, str(model))
     return next(f for f in entry.files if f.path == path)
 
 

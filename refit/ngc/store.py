@@ -1,4 +1,4 @@
-"""What was downloaded, kept once for all pipelines: `<cache>/<org>/<team>/<name>/<version>/`.
+"""What was downloaded, kept for all runs: `<cache>/<org>/<team>/<name>/<version>/`.
 
     files/...     what the version's zip holds
     version.json  {"schema": 1, "model", "zip_sha256", "files": [{"path", "bytes", "sha256"}]}

@@ -126,7 +126,7 @@ def test_as_a_stage_the_key_is_a_secret_of_the_runner(site: Site, ngc: Ngc, monk
         "secrets": ["NGC_API_KEY"],
         "files": {
             "pretrained.yaml": yaml.safe_dump(
-                {"model": RESNET18, "file": "*.hdf5", "cache": "{workspace}/../.cache/ngc"}, width=1000
+                {"model": RESNET18, "file": "*.hdf5", "cache": "{workspace}/ngc"}, width=1000
             )
         },
         "paths": {"workspace": str(run.parents[1]), "run": str(run), "stage": str(run / "01-pretrained")},
@@ -146,7 +146,7 @@ def test_as_a_stage_the_key_is_a_secret_of_the_runner(site: Site, ngc: Ngc, monk
         assert key not in done.stdout + done.stderr
         assert site.holds(key) == []
     assert result["outputs"]["weights"]["sha256"] == result["summary"]["sha256"] == sha256(WEIGHTS).hexdigest()
-    assert (site.root / "ws" / ".cache" / "ngc" / MODEL / "resnet18" / "version.json").is_file()
+    assert (run.parents[1] / "ngc" / MODEL / "resnet18" / "version.json").is_file()
 
 
 # ---- broken connections

@@ -4,7 +4,8 @@
     coco    <split>/images/*, annotations/<split>.json, classmap.txt, classmap_deploy.txt, label_map.yaml
     both    calibration/*, calibration.json, prepare.json
 
-Images are hard links to the snapshot's, or files of their own: never links that lead out of the mounted volume.
+Images are hard links to the snapshot's, or files of their own (a pod mounts snapshots apart, and no link leads from one
+mount to another): never links that lead out of the mounted volume.
 
 Category ids and class maps, as NVIDIA's sources read them (nvidia_tao_pytorch 6.25.11, nvidia_tao_tf2 6.0.0):
 - rtdetr: id = index of the logit, 0 to num_classes - 1 (rtdetr/model/criterion.py makes id num_classes the background,
