@@ -1,4 +1,6 @@
-"""The command line: `refit validate | plan | pod | run | status | shell | dataset check | gc | doctor | schema`.
+"""The command line.
+
+`refit validate | plan | pod | run | status | shell | dataset check | ngc list | gc | doctor | schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -25,8 +27,10 @@ import yaml
 from refit import cluster, toolkits
 from refit import pipeline as pipelines
 from refit import plan as plans
+from refit.command import StageError
 from refit.config import ConfigError, Settings
 from refit.data.cli import add_check, run_check
+from refit.ngc.cli import add_list, run_list
 from refit.specs import Problem, SpecError, did_you_mean, read_document
 from refit.triton.errors import TritonError
 
@@ -56,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CliError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.code
+    except StageError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C; what was finished is kept and will be reused", file=sys.stderr)
         return 130
@@ -258,6 +265,11 @@ def check_dataset(args: argparse.Namespace, settings: Settings) -> int:
     return run_check(args)
 
 
+def list_ngc(args: argparse.Namespace, settings: Settings) -> int:
+    """The models of NGC whose name fits a pattern; with the secret NGC_API_KEY, where one is set."""
+    return run_list(args, settings)
+
+
 def gc(args: argparse.Namespace, settings: Settings) -> int:
     """Remove old runs, checkpoints and snapshots; never what a kept run, a release or a reused result needs."""
     from refit import collect
@@ -364,6 +376,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_check(check)
     check.set_defaults(call=check_dataset)
+    ngc = commands.add_parser("ngc", help="look at NGC's models", description="Look at NGC's models.")
+    listing = ngc.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "list", help="those whose name fits a pattern", description=list_ngc.__doc__
+    )
+    add_list(listing)
+    listing.set_defaults(call=list_ngc)
     c = command("gc", gc)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
     c.add_argument("--dry-run", action="store_true", help="only say what would go")

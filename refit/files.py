@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
+
+_NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -45,3 +49,15 @@ def sha256(path: Path) -> str:
     """The hex sha256 of a file's bytes."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Put a file at a new place: a hard link, or a copy where there can be none. Gives whether it is a link."""
+    try:
+        os.link(source, target)
+    except OSError as exc:
+        if exc.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(source, target)  # a file system without hard links, another one, or too many links to one file
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""`python -m refit.data`: make the demo's data set, check a data set. See refit/data/cli.py."""
+"""`python -m refit.data`: make the demo's data set, check a data set, prepare one for TAO. See refit/data/cli.py."""
 
 import sys
 

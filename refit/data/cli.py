@@ -2,8 +2,10 @@
 
     python -m refit.data check PATH [--format kitti|voc] [--classes a,b] [--image-dir D] [--label-dir D] [--json]
     python -m refit.data synthetic OUT [--train 400 --val 100 --shifted 50 --seed 7]
+    python -m refit.data prepare -e spec.yaml -r OUT
 
-`check` changes nothing. Exit codes: 0 good, 2 bad data or bad input, 1 failed.
+`check` changes nothing. Exit codes: 0 good, 2 bad data or bad input, 1 failed; of `prepare`, a stage, those of
+`refit.command`.
 """
 
 from __future__ import annotations
@@ -16,16 +18,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from refit import command
+from refit.command import Action
 from refit.data.codes import CODES, Severity
 from refit.data.faults import BadData, Fault, counts
 
 GOOD, FAILED, BAD = 0, 1, 2
+ACTIONS = {
+    "prepare": Action(
+        "refit.data.prepare.spec:PrepareSpec",
+        "refit.data.prepare.stage:run",
+        "write a snapshot as NVIDIA TAO's input: KITTI or COCO, and calibration images",
+    ),
+}
 _SHOWN = 5  # faults of a kind on the terminal; --json gives all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
-    args = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in ACTIONS:
+        return command.main("refit.data", ACTIONS, words)
+    args = _parser().parse_args(words)
     try:
         code: int = args.run(args)
     except OSError as exc:
@@ -48,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--shifted", type=int, default=50, help="evaluation images of another light (default 50)")
     synthetic.add_argument("--seed", type=int, default=7, help="the same seed gives the same pictures (default 7)")
     synthetic.set_defaults(run=run_synthetic)
+    for name, action in ACTIONS.items():
+        commands.add_parser(name, help=action.help)
     return parser
 
 

@@ -80,6 +80,15 @@ def read_header(data: bytes) -> Header:
     return Header(kind, width, height)
 
 
+def layout(data: bytes, header: Header) -> tuple[int, int]:
+    """Channels and bits a channel of a JPEG or PNG image, from its first bytes; a palette counts as 3 channels."""
+    if header.kind == "jpeg":
+        _, _, channels, bits = _jpeg_frame(data)
+        return channels, bits
+    bits, colour = data[24], data[25]
+    return {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour], max(bits, 8)
+
+
 def sniff(data: bytes) -> str | None:
     """The kind of an image by its first bytes, or None."""
     if data.startswith(b"\xff\xd8\xff") or data == b"\xff\xd8":
@@ -156,12 +165,12 @@ def _jpeg_colorspace(data: bytes) -> str:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    height, width, _ = _jpeg_frame(data)
+    height, width, _, _ = _jpeg_frame(data)
     return width, height
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
-    """Height, width and number of components from the frame header (ITU T.81, B.2.2)."""
+def _jpeg_frame(data: bytes) -> tuple[int, int, int, int]:
+    """Height, width, number of components and bits of each from the frame header (ITU T.81, B.2.2)."""
     at = 2
     while True:
         if data[at] != 0xFF:
@@ -171,8 +180,8 @@ def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            height, width, components = struct.unpack_from(">HHB", data, at + 5)
-            return height, width, components
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+            return height, width, components, bits
         if marker in (0xD9, 0xDA):
             raise ImageFault(_UNREADABLE, "the JPEG data begins before any frame header")
         at += 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 2 + max(2, struct.unpack_from(">H", data, at + 2)[0])

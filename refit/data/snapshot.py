@@ -25,7 +25,6 @@ from refit.data.faults import Fault, NoSpace, counts
 from refit.data.model import Sample
 
 SCHEMA = 1
-_NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_SECONDS = 24 * 3600
 
@@ -202,7 +201,7 @@ def _write(
     store = Store(datasets)
     (staging / "images").mkdir(parents=True)
     for s in samples:
-        _link(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
+        files.link_or_copy(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
     write_lines(staging / "annotations.jsonl", rows)
     write_lines(staging / "issues.jsonl", (f.as_json() for f in faults))
     splits = Counter(str(r["split"]) for r in rows)
@@ -240,15 +239,6 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             f.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
         f.flush()
         os.fsync(f.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as exc:
-        if exc.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(source, target)  # a file system without hard links, or too many links to one file
 
 
 def _rename(staging: Path, final: Path) -> Snapshot:

@@ -185,7 +185,7 @@ class StageProcess:
         }
         names = self._request.get("secrets") or []
         home = Path(self._env.get("REFIT_HOME") or os.environ.get("REFIT_HOME") or REPOSITORY / ".refit")
-        secrets = {SECRET + name: _secret(name, home) for name in names if isinstance(name, str)}
+        secrets = {SECRET + name: secret(name, home) for name in names if isinstance(name, str)}
         env |= {name: value for name, value in secrets.items() if value is not None}
         return {**env, "PYTHONPATH": str(REPOSITORY), **self._env}
 
@@ -230,7 +230,7 @@ def _find(plan: Path | None, stage: str | None) -> dict[str, Any]:
     return {}
 
 
-def _secret(name: str, home: Path) -> str | None:
+def secret(name: str, home: Path) -> str | None:
     """A secret's value: from the environment, else from a file that only its owner can read; None where it is not set.
 
     Raises SecretError for a file that others can read, or that cannot be read.
