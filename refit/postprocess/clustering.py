@@ -76,18 +76,22 @@ def dbscan(neighbours: Sequence[NDArray[np.intp]], weights: NDArray[Any], min_sa
 
 def _clusters(boxes: Boxes, coverage: Scores, settings: Clustering) -> list[NDArray[np.intp]]:
     """The members of each cluster; the distance of two boxes is 1 - IoU."""
-    radius = np.float32(settings.dbscan_eps + _EPS)
-    neighbours = [np.nonzero(1 - _overlap(box, boxes) <= radius)[0] for box in boxes]
-    labels = dbscan(neighbours, coverage, settings.dbscan_min_samples)
+    labels = dbscan(_neighbours(boxes, settings.dbscan_eps + _EPS), coverage, settings.dbscan_min_samples)
     return [np.nonzero(labels == label)[0] for label in range(labels.max(initial=-1) + 1)]
 
 
-def _overlap(box: Boxes, boxes: Boxes) -> NDArray[np.float32]:
-    """IoU of a box with others, as TAO writes it: 0.01 in the union keeps empty boxes from dividing by zero."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    shared = sides.clip(0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    return np.asarray(shared / ((box[2:] - box[:2]).prod() + areas - shared + np.float32(0.01)))
+def _neighbours(boxes: Boxes, radius: float) -> list[NDArray[np.intp]]:
+    """The boxes whose 1 - IoU with a box is at most this, for each; box by box, as n x n of them may need gigabytes."""
+    left, top, right, bottom = np.ascontiguousarray(boxes.T)
+    areas = (right - left) * (bottom - top)
+    found = []
+    for i in range(len(boxes)):
+        wide = np.minimum(right, right[i]) - np.maximum(left, left[i])
+        high = np.minimum(bottom, bottom[i]) - np.maximum(top, top[i])
+        shared = wide.clip(0) * high.clip(0)
+        # TAO's IoU: 0.01 in the union keeps empty boxes from dividing by zero.
+        found.append(np.nonzero(1 - shared / (areas[i] + areas - shared + 0.01) <= radius)[0])
+    return found
 
 
 def _mean(boxes: Boxes, weights: Scores) -> Boxes:

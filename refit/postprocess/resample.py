@@ -1,8 +1,8 @@
 """Pillow's resizing, without Pillow: filters that widen as the picture shrinks, where OpenCV's skip pixels.
 
 TAO prepares the pictures of detectnet_v2, ssd and efficientdet_tf2 with Pillow (tao_deploy's cv/*/dataloader.py). Like
-the Pillow of its images this resizes rows first, then columns; newer ones take the cheaper order. Values differ by 1 of
-255 at most, as Pillow computes in fixed point.
+the Pillow of its images this resizes rows first, then columns; newer ones take the cheaper order. Pillow computes in
+fixed point, so that each of the two passes may round a value to its other neighbour.
 """
 
 from __future__ import annotations
