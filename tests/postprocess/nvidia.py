@@ -59,10 +59,7 @@ class Engine:
 
 def sources(repository: str) -> Path:
     """The checkout of a repository; the test is skipped where there is none."""
-    root = os.environ.get(VARIABLE)
-    if not root:
-        pytest.skip(f"{VARIABLE} is not set: it names a folder with checkouts of NVIDIA's repositories")
-    folder = Path(root) / repository
+    folder = Path(os.environ[VARIABLE]) / repository
     if not folder.is_dir():
         pytest.skip(f"{folder} is missing: {VARIABLE} needs a checkout of {repository}")
     return folder

@@ -6,6 +6,7 @@ Run with REFIT_NVIDIA_SOURCES (tests/postprocess/nvidia.py); DetectNet_v2 needs 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +29,12 @@ from refit.postprocess import (
     decoder_for,
     preprocess,
 )
-from tests.postprocess.nvidia import Engine, kitti_map, loaded
+from tests.postprocess.nvidia import VARIABLE, Engine, kitti_map, loaded
+
+if not os.environ.get(VARIABLE):
+    pytest.skip(
+        f"{VARIABLE} is not set: it names a folder with checkouts of NVIDIA's repositories", allow_module_level=True
+    )
 
 Array = NDArray[Any]
 CLASSES = ("bicycle", "car", "person")
