@@ -2,7 +2,7 @@
 
 The rules are those of tao_deploy's cv/detectnet_v2/utils.py (`cluster_bboxes`), which are also those of
 tao_tensorflow1_backend's detectnet_v2/postprocessor/utilities.py. scikit-learn, whose DBSCAN both use, would bring
-60 MB and scipy into the tools image for the thirty lines that stand here.
+190 MB with scipy into the tools image for the thirty lines that stand here.
 """
 
 from __future__ import annotations
