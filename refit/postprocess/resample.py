@@ -44,19 +44,21 @@ def _along(image: NDArray[np.uint8], size: int, how: str) -> NDArray[np.uint8]:
     if size == length:
         return image
     rows = np.ascontiguousarray(image.reshape(length, -1), dtype=np.float32)
-    mixed = _weights(length, size, how) @ rows
+    mixed = np.zeros((size, rows.shape[1]), dtype=np.float32)
+    for pixel, share in zip(*_shares(length, size, how), strict=True):
+        mixed += rows[pixel] * share[:, None]
     return np.asarray(np.floor(mixed + 0.5).clip(0, 255).astype(np.uint8).reshape(size, *image.shape[1:]))
 
 
-def _weights(length: int, size: int, how: str) -> NDArray[np.float32]:
-    """The share of every old pixel in every new one: [size, length], rows that sum to 1."""
+def _shares(length: int, size: int, how: str) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The old pixels that make each new one, and their shares: both [most pixels, size]; the shares of one sum to 1."""
     weight, support = FILTERS[how]
     step = length / size
     stretch = max(step, 1.0)
-    centre = (np.arange(size)[:, None] + 0.5) * step
+    centre = (np.arange(size) + 0.5) * step
     # Pillow rounds the ends of the window to whole pixels.
-    first = (centre - support * stretch + 0.5).astype(int).clip(0)
-    last = (centre + support * stretch + 0.5).astype(int).clip(max=length)
-    pixel = np.arange(length)
-    share = weight((pixel + 0.5 - centre) / stretch) * ((pixel >= first) & (pixel < last))
-    return np.asarray(share / share.sum(axis=1, keepdims=True), dtype=np.float32)
+    first = (centre - support * stretch + 0.5).astype(np.intp).clip(0)
+    last = (centre + support * stretch + 0.5).astype(np.intp).clip(max=length)
+    pixel = first + np.arange((last - first).max())[:, None]
+    share = weight((pixel + 0.5 - centre) / stretch) * (pixel < last)
+    return pixel.clip(max=length - 1), np.asarray(share / share.sum(axis=0), dtype=np.float32)
