@@ -4,16 +4,17 @@
     tensor, frame = preprocess(image, info.input)
     detections = decoder_for(info)(run(tensor), [frame])[0]
 
-numpy and OpenCV only: it runs in the tools and in the cpu environment. NVIDIA TAO's networks plug in as decoders.
+numpy and OpenCV only: it runs in the tools and in the cpu environment, and reads every network of NVIDIA TAO.
 """
 
-from refit.postprocess.decode import Decoder, Detections, DetectNetV2, OutputError, decoder_for
+from refit.postprocess.decode import decoder_for
+from refit.postprocess.detections import Decoder, Detections, OutputError
 from refit.postprocess.frame import Frame, preprocess, resize, to_tensor
-from refit.postprocess.info import InputInfo, ModelInfo, ModelInfoError, Postprocess
+from refit.postprocess.info import Clustering, InputInfo, ModelInfo, ModelInfoError, Postprocess
 
 __all__ = [
+    "Clustering",
     "Decoder",
-    "DetectNetV2",
     "Detections",
     "Frame",
     "InputInfo",

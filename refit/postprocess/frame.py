@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refit.postprocess.info import InputInfo
+from refit.postprocess.resample import FILTERS, resample
 
 Image = NDArray[np.uint8]
 Boxes = NDArray[np.float32]
 
-FILL = 0  # what a letterbox shows where no picture is
+FILL = 0  # what a black letterbox shows where no picture is
+_IMAGENET = (124, 116, 104)  # tao_deploy's cv/efficientdet_tf1/dataloader.py, which efficientdet_tf2 uses
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Frame:
     @staticmethod
     def fit(width: int, height: int, target: InputInfo) -> Frame:
         """The frame of an image of this size, by the model's `resize` rule."""
-        inner_width, inner_height = _inner_size(width, height, target)
-        return Frame(width, height, inner_width / width, inner_height / height)
+        inner_width, inner_height = inner = _inner_size(width, height, target)
+        return Frame(width, height, inner_width / width, inner_height / height, *_margin(inner, target))
 
     def to_input(self, boxes: NDArray[Any]) -> Boxes:
         """Boxes [..., 4] of the image in input pixels."""
@@ -70,23 +72,30 @@ def resize(image: Image, target: InputInfo) -> tuple[Image, Frame]:
     height, width = image.shape[:2]
     inner = _inner_size(width, height, target)
     image = _with_channels(image, target.channels)
-    if inner != (width, height):
-        # Area averaging is what keeps small objects from flickering in and out when an image shrinks.
-        shrinks = inner[0] < width or inner[1] < height
-        image = np.asarray(cv2.resize(image, inner, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
+    small = _scaled(image, inner, target.interpolation)
     if inner != (target.width, target.height):
-        right, bottom = target.width - inner[0], target.height - inner[1]
-        image = np.asarray(
-            cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
-        )
-    return np.ascontiguousarray(image.reshape(target.height, target.width, target.channels)), Frame.fit(
+        left, top = _margin(inner, target)
+        right, bottom = target.width - inner[0] - left, target.height - inner[1] - top
+        edges = (top, bottom, left, right)
+        small = np.asarray(cv2.copyMakeBorder(small, *edges, cv2.BORDER_CONSTANT, value=_fill(image, target)))
+    return np.ascontiguousarray(small.reshape(target.height, target.width, target.channels)), Frame.fit(
         width, height, target
     )
 
 
 def to_tensor(image: Image, target: InputInfo) -> NDArray[np.float32]:
-    """uint8 [h, w, c] at the input's size -> float32 [c, h, w], scaled."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) * np.float32(target.scale)
+    """uint8 [h, w, c] at the input's size, RGB -> float32 of `target.shape`."""
+    if target.channel_order == "bgr":
+        image = image[..., ::-1]
+    if target.layout == "nchw":
+        image = image.transpose(2, 0, 1)
+    tensor = np.ascontiguousarray(image).astype(np.float32) * np.float32(target.scale)
+    per_channel = (-1, 1, 1) if target.layout == "nchw" else (-1,)
+    if target.mean:
+        tensor -= np.array(target.mean, dtype=np.float32).reshape(per_channel)
+    if target.std:
+        tensor /= np.array(target.std, dtype=np.float32).reshape(per_channel)
+    return tensor
 
 
 def preprocess(image: Image, target: InputInfo) -> tuple[NDArray[np.float32], Frame]:
@@ -97,7 +106,7 @@ def preprocess(image: Image, target: InputInfo) -> tuple[NDArray[np.float32], Fr
         target: `ModelInfo.input`.
 
     Returns:
-        float32 [1, channels, height, width], and the frame that the decoder wants with the answer.
+        float32 [1, *target.shape], and the frame that the decoder wants with the answer.
     """
     small, frame = resize(image, target)
     return to_tensor(small, target)[None], frame
@@ -112,6 +121,32 @@ def _inner_size(width: int, height: int, target: InputInfo) -> tuple[int, int]:
         min(target.width, max(1, round(width * factor))),
         min(target.height, max(1, round(height * factor))),
     )
+
+
+def _margin(inner: tuple[int, int], target: InputInfo) -> tuple[int, int]:
+    """The left and upper margin of a picture of this size in the input."""
+    if target.place == "corner":
+        return 0, 0
+    return (target.width - inner[0]) // 2, (target.height - inner[1]) // 2
+
+
+def _fill(image: Image, target: InputInfo) -> tuple[float, ...]:
+    """The colour of the margin."""
+    if target.fill == "mean":
+        return tuple(np.atleast_1d(image.mean(axis=(0, 1)).round()).tolist())
+    return _IMAGENET if target.fill == "imagenet" else (FILL,) * 3
+
+
+def _scaled(image: Image, size: tuple[int, int], how: str) -> Image:
+    """An image at this size."""
+    if how in FILTERS:
+        return resample(image, size, how)
+    height, width = image.shape[:2]
+    if size == (width, height):
+        return image
+    # Area averaging is what keeps small objects from flickering in and out when an image shrinks.
+    area = how == "area" and (size[0] < width or size[1] < height)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR))
 
 
 def _with_channels(image: Image, channels: int) -> Image:

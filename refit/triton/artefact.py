@@ -85,12 +85,10 @@ def _read_info(path: Path, signature: Signature) -> ModelInfo:
     missing = sorted(set(info.outputs.values()) - outputs)
     if missing:
         raise ArtefactError(f"{path}: outputs names {missing[0]!r}, the ONNX file has {sorted(outputs)}")
-    size = (info.input.channels, info.input.height, info.input.width)
+    size = info.input.shape
     dims = inputs[info.input.name].dims[-3:]
     if len(dims) != 3 or any(d not in (-1, s) for d, s in zip(dims, size, strict=True)):
-        raise ArtefactError(
-            f"{path}: the input is {list(size)} (channels, height, width), in the ONNX file {list(dims)}"
-        )
+        raise ArtefactError(f"{path}: the input is {list(size)} ({info.input.layout}), in the ONNX file {list(dims)}")
     return info
 
 

@@ -148,9 +148,10 @@ def made_up(signature: Signature, sidecar: Mapping[str, Any] | None = None, coun
 
 
 def concrete(tensor: Tensor, sidecar: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """Dims without free ones: the last three are channels, height and width of the sidecar's input, others 1."""
+    """Dims without free ones: the last three are the size of the sidecar's input in its layout, others 1."""
     size = (sidecar or {}).get("input") or {}
-    known = (size.get("channels", 3), size.get("height", 32), size.get("width", 32))
+    channels, area = (size.get("channels", 3),), (size.get("height", 32), size.get("width", 32))
+    known = (*area, *channels) if size.get("layout") == "nhwc" else (*channels, *area)
     first = len(tensor.dims) - 3
     return tuple(d if d != -1 else (int(known[i - first]) if i >= first else 1) for i, d in enumerate(tensor.dims))
 

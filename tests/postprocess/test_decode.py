@@ -1,4 +1,4 @@
-"""Decoding, against outputs made by hand and against a plain, slow reading of the same rules."""
+"""Decoding a grid with plain NMS, against outputs made by hand and against a plain, slow reading of the same rules."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ def test_answers_that_do_not_fit() -> None:
 
 
 def test_descriptions_that_do_not_fit() -> None:
-    with pytest.raises(ModelInfoError, match="decoder is 'yolo'; known here: detectnet_v2"):
+    with pytest.raises(
+        ModelInfoError, match="decoder is 'yolo'; known here: detectnet_v2, nms, batched_nms, efficientdet, detr"
+    ):
         decoder_for(replace(INFO, decoder="yolo"))
     with pytest.raises(ModelInfoError, match=r"outputs\.bbox is missing"):
         decoder_for(replace(INFO, outputs={"coverage": "cov"}))

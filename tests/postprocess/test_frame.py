@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from refit.postprocess import Frame, InputInfo, preprocess, resize
+from refit.postprocess.resample import resample
 
 RESIZES: list[Literal["letterbox", "stretch"]] = ["letterbox", "stretch"]
 
@@ -70,6 +73,26 @@ def test_there_and_back(width: int, height: int, mode: Literal["letterbox", "str
     assert frame.to_image(inside) == pytest.approx(box, abs=max(width, height) * 1e-5)
 
 
+@pytest.mark.parametrize(("size", "corner"), [((100, 100), (64, 0)), ((320, 100), (0, 46)), ((320, 192), (0, 0))])
+def test_a_letterbox_in_the_centre(size: tuple[int, int], corner: tuple[int, int]) -> None:
+    target = InputInfo("x", 320, 192, place="centre")
+    small, frame = resize(np.full((size[1], size[0], 3), 200, np.uint8), target)
+    assert (frame.pad_x, frame.pad_y) == corner
+    whole = frame.to_input(np.array([0, 0, *size]))
+    assert bounds(small[..., 0] == 200) == whole.tolist()
+    assert frame.to_image(whole).tolist() == [0, 0, *size]
+
+
+def test_the_colours_of_the_margin() -> None:
+    image = np.zeros((100, 100, 3), np.uint8)
+    image[:50], image[:, :, 2] = (100, 50, 0), 30
+    for fill, colour in {"black": [0, 0, 0], "imagenet": [124, 116, 104], "mean": [50, 25, 30]}.items():
+        small, _ = resize(image, InputInfo("x", 320, 192, fill=fill))  # type: ignore[arg-type]
+        assert small[0, -1].tolist() == colour
+    grey, _ = resize(image[..., :1], InputInfo("x", 320, 192, channels=1, fill="mean"))
+    assert grey[0, -1].tolist() == [50]
+
+
 def test_boxes_are_cut_at_the_image() -> None:
     frame = Frame(100, 50, 2.0, 2.0, pad_x=10, pad_y=4)
     assert frame.to_input(np.array([0, 0, 100, 50])).tolist() == [10, 4, 210, 104]
@@ -84,6 +107,39 @@ def test_the_tensor() -> None:
     assert tensor.dtype == np.float32
     assert tensor.flags.c_contiguous
     assert tensor[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.2])
+
+
+def test_order_layout_mean_and_deviation() -> None:
+    image = np.zeros((96, 160, 3), np.uint8)
+    image[...] = 10, 20, 30
+    target = InputInfo("x", 160, 96, scale=0.5, channel_order="bgr", mean=(1, 2, 3), std=(2, 4, 8), layout="nhwc")
+    tensor, _ = preprocess(image, target)
+    assert tensor.shape == (1, 96, 160, 3)
+    assert tensor[0, 5, 7].tolist() == [(15 - 1) / 2, (10 - 2) / 4, (5 - 3) / 8]
+    first, _ = preprocess(image, replace(target, layout="nchw"))
+    assert first.flags.c_contiguous
+    assert np.array_equal(first, tensor.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("how", ["bilinear", "lanczos"])
+@pytest.mark.parametrize("size", [(64, 48), (50, 90), (7, 5), (130, 131)])
+def test_the_filters_are_pillows(how: str, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    image, kind = Image.fromarray(picture), Image.Resampling[how.upper()]
+    theirs = np.asarray(image.resize((size[0], 48), kind).resize(size, kind), dtype=int)
+    assert abs(resample(picture, size, how) - theirs).max() <= 2
+    assert abs(resample(picture, size, how) - theirs).mean() < 0.05
+
+
+def test_only_linear_skips_pixels_as_a_picture_shrinks() -> None:
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::8] = 240  # an eighth is bright
+    spread = {}
+    for how in ("area", "linear", "bilinear", "lanczos"):
+        small, _ = resize(stripes, InputInfo("x", 8, 8, channels=1, interpolation=how))  # type: ignore[arg-type]
+        spread[how] = abs(small[:, 1:-1].astype(int) - 30).max()
+    assert spread["linear"] == 30
+    assert max(spread["area"], spread["bilinear"], spread["lanczos"]) <= 2
 
 
 @pytest.mark.parametrize("shape", [(96, 160), (96, 160, 1), (96, 160, 3)])

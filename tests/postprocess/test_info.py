@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from refit.postprocess import InputInfo, ModelInfo, ModelInfoError, Postprocess
+from refit.postprocess import Clustering, InputInfo, ModelInfo, ModelInfoError, Postprocess
 
 INFO = ModelInfo(
     decoder="detectnet_v2",
@@ -18,12 +18,51 @@ INFO = ModelInfo(
     stride=8,
     postprocess=Postprocess(0.25, 0.6, 50),
 )
+FULL = ModelInfo(
+    decoder="detectnet_v2",
+    classes=("car", "person"),
+    input=InputInfo(
+        "x",
+        320,
+        192,
+        channel_order="bgr",
+        scale=1.0,
+        layout="nhwc",
+        mean=(103.939, 116.779, 123.68),
+        std=(1.0, 2.0, 3.0),
+        place="centre",
+        fill="mean",
+        interpolation="linear",
+    ),
+    outputs={"coverage": "c", "bbox": "b"},
+    class_ids=(1, 7),
+    clustering={"car": Clustering("hybrid", 0.005, 4, 0.3, 1, 0.9, 0.4, 0.2), "default": Clustering()},
+)
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("info", [INFO, FULL])
+def test_written_and_read_again(tmp_path: Path, info: ModelInfo) -> None:
     path = tmp_path / "model.json"
-    path.write_text(INFO.text())
-    assert ModelInfo.read(path) == INFO
+    path.write_text(info.text())
+    assert ModelInfo.read(path) == info
+
+
+def test_what_schema_1_did_not_begin_with_is_written_where_it_says_something() -> None:
+    later = {"class_ids", "clustering"}
+    assert later.isdisjoint(INFO.to_json())
+    assert later <= set(FULL.to_json())
+    assert FULL.to_json()["input"]["mean"] == [103.939, 116.779, 123.68]
+    assert FULL.to_json()["clustering"]["car"]["dbscan_confidence_threshold"] == 0.9
+
+
+def test_the_shape_of_the_input() -> None:
+    assert INFO.input.shape == (1, 192, 320)
+    assert FULL.input.shape == (192, 320, 3)
+
+
+def test_a_class_is_joined_as_it_says_or_as_the_default_does() -> None:
+    assert FULL.clustering_of(0).algorithm == "hybrid"
+    assert FULL.clustering_of(1) == Clustering()
 
 
 def test_the_form_is_the_contracts() -> None:
@@ -47,6 +86,18 @@ def test_the_form_is_the_contracts() -> None:
         "offset": 0.5,
         "postprocess": {"score_threshold": 0.25, "nms_iou": 0.6, "max_detections": 50},
     }
+
+
+def test_clustering_as_a_tao_spec_says_it() -> None:
+    spec = {"coverage_threshold": 0.005, "dbscan_eps": 0.3, "dbscan_min_samples": 1, "minimum_bounding_box_height": 4}
+    assert Clustering.from_tao(spec, "x") == Clustering("dbscan", 0.005, 4, 0.3)
+    silent = {"nms_iou_threshold": 0, "dbscan_min_samples": 0.05, "neighborhood_size": 9}
+    assert Clustering.from_tao({"clustering_algorithm": "HYBRID", **silent}, "x") == Clustering("hybrid")
+    assert Clustering.from_tao({"clustering_algorithm": 1}, "x").algorithm == "nms"
+    with pytest.raises(ModelInfoError, match=r"train\.txt: algorithm is 'KMEANS'; use 'dbscan' or 'nms' or 'hybrid'"):
+        Clustering.from_tao({"clustering_algorithm": "KMEANS"}, "train.txt")
+    with pytest.raises(ModelInfoError, match=r"train\.txt: unknown key dbscan_epsilon"):
+        Clustering.from_tao({"dbscan_epsilon": 0.1}, "train.txt")
 
 
 def changed(path: tuple[str, ...], value: Any) -> Any:
@@ -73,7 +124,23 @@ def changed(path: tuple[str, ...], value: Any) -> Any:
         (("input", "width"), 0, "input.width is 0; it must be above 0"),
         (("input", "channels"), 4, "input.channels is 4; it must be 1 or 3"),
         (("input", "resize"), "crop", "input.resize is 'crop'; use 'letterbox' or 'stretch'"),
-        (("classes",), [], "classes is []"),
+        (("classes",), [], "classes is []; it must be a list of names"),
+        (("classes",), "car", "classes is 'car', which is not a list"),
+        (("classes",), ["a", 1], "classes[1] is 1, which is not a word"),
+        (("input", "channel_order"), "brg", "input.channel_order is 'brg'; use 'rgb' or 'bgr'"),
+        (("input", "mean"), [1, 2, 3], "input.mean is [1.0, 2.0, 3.0]; it must be a list of 1 numbers, or empty"),
+        (("input", "mean"), ["1"], "input.mean[0] is '1', which is not a number"),
+        (("input", "std"), [0], "input.std is [0.0]; it must be above 0"),
+        (("input", "fill"), "imagenet", "input.fill is 'imagenet'; it must be black or mean for a grey input"),
+        (("class_ids",), [1], "class_ids is [1]; it must be a number for each of 2 classes"),
+        (("class_ids",), [1, 1], "class_ids is [1, 1]; it must be without a number that stands twice"),
+        (("class_ids",), [-1, 0], "class_ids is [-1, 0]; it must be 0 or above"),
+        (("clustering",), {"car": {"dbscan_epsilon": 1}}, "unknown key clustering.car.dbscan_epsilon"),
+        (("clustering",), {"car": {"algorithm": "meanshift"}}, "clustering.car.algorithm is 'meanshift'; use 'dbscan'"),
+        (("clustering",), {"car": {"dbscan_eps": 3}}, "clustering.car.dbscan_eps is 3.0; it must be in 0..1"),
+        (("clustering",), {"car": {"dbscan_min_samples": 0}}, "clustering.car.dbscan_min_samples is 0.0; it must be"),
+        (("clustering",), {"car": {}}, "clustering.person is missing; give it, or 'default' for the rest"),
+        (("clustering",), {"bus": {}}, "clustering.bus is of no class; classes: car, person"),
         (("classes",), ["a", "a"], "a name stands there twice"),
         (("outputs",), ["x"], "outputs is"),
         (("bbox_norm",), -1, "bbox_norm is -1.0"),

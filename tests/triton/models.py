@@ -76,6 +76,55 @@ def make_model(folder: Path, **options: Any) -> Path:
     return path
 
 
+def make_lists(folder: Path) -> Path:
+    """A model in EfficientDet's manner, pictures NHWC: always one object, 8, 4, 24, 30 of 32 x 32, of class 1."""
+    constants = {
+        "zero": np.array([0], np.float32),
+        "axis 1": np.array([1], np.int64),
+        "axis 2": np.array([2], np.int64),
+        "one": np.ones((1, 1), np.float32),
+        "score": np.array([[0.75, 0.5]], np.float32),
+        "id": np.array([[1, 0]], np.float32),
+        "box": np.array([[[4, 8, 30, 24], [0, 0, 32, 32]]], np.float32),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["input"], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Unsqueeze", ["nothing", "axis 1"], ["row"]),
+        helper.make_node("Unsqueeze", ["row", "axis 2"], ["rows"]),
+        helper.make_node("Add", ["row", "one"], ["float count"]),
+        helper.make_node("Add", ["row", "id"], ["float ids"]),
+        helper.make_node("Cast", ["float count"], ["num_detections"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["float ids"], ["detection_classes"], to=TensorProto.INT32),
+        helper.make_node("Add", ["row", "score"], ["detection_scores"]),
+        helper.make_node("Add", ["rows", "box"], ["detection_boxes"]),
+    ]
+    outputs = {
+        "num_detections": (TensorProto.INT32, 1),
+        "detection_boxes": (TensorProto.FLOAT, 2, 4),
+        "detection_scores": (TensorProto.FLOAT, 2),
+        "detection_classes": (TensorProto.INT32, 2),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "lists",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 32, 32, 3])],
+        [helper.make_tensor_value_info(name, kind, ["N", *shape]) for name, (kind, *shape) in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    path = folder / "model.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    info = ModelInfo(
+        decoder="efficientdet",
+        classes=("red", "grün"),
+        input=InputInfo("input", 32, 32, scale=1.0, layout="nhwc", interpolation="bilinear"),
+        outputs=dict(zip(("count", "boxes", "scores", "classes"), outputs, strict=True)),
+    )
+    path.with_name("model.json").write_text(info.text(), encoding="utf-8")
+    return path
+
+
 def onnxruntime_answers(
     path: Path, arrays: Mapping[str, npt.NDArray[Any]], folder: Path
 ) -> dict[str, npt.NDArray[Any]]:

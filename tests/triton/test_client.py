@@ -17,7 +17,7 @@ from refit.triton.errors import InferenceFailed, LoadFailed, ModelNotServed, Tri
 from refit.triton.infer import infer_picture
 from refit.triton.ledger import Ledger
 from tests.triton.fixtures import Place
-from tests.triton.models import COVERAGE, INPUT, make_onnx, noise, run_cli, write_spec
+from tests.triton.models import COVERAGE, INPUT, make_lists, make_onnx, noise, run_cli, write_spec
 
 
 def picture(path: Path, width: int = 48, height: int = 40) -> Path:
@@ -110,6 +110,13 @@ def test_picture_needs_nothing_but_the_server(place: Place) -> None:
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     assert told["detections"] == answer.to_json()["detections"]
+
+
+def test_picture_for_a_network_that_suppresses_by_itself(place: Place) -> None:
+    place.release(make_lists(place.folder / "lists"))
+    (found,) = infer_picture(place.client, place.name, picture(place.folder / "p.png", 64, 32)).detections
+    assert (found.name, found.score) == ("grün", 0.75)
+    assert found.box == (16, 8, 48, 32)  # 32 x 16 of the input is the picture, the rest is margin
 
 
 def test_picture_for_a_model_that_nobody_released(place: Place) -> None:

@@ -87,6 +87,9 @@ def test_made_up_samples_are_the_same_each_time_and_fit() -> None:
     ]
     assert all(np.array_equal(first[k], again[k]) for k in first)
     assert 0 <= first["a"].min() < first["a"].max() < 1
+    last = Signature((Tensor("a", "FP32", (-1, -1, 3)),), (), batch=True)
+    sizes = {"channels": 3, "height": 8, "width": 6, "layout": "nhwc"}
+    assert made_up(last, {"input": sizes}, count=2)["a"].shape == (2, 8, 6, 3)
 
 
 def test_pictures_that_cannot_be_used(tmp_path: Path) -> None:
