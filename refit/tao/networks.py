@@ -120,6 +120,7 @@ class StageFact(Spec):
     metrics: dict[str, Metric] = Field(default_factory=dict)
     resumes: bool = Field(False, description="goes on from what an ended attempt has left")
     gpu: bool = True
+    multi_gpu: bool = False
 
 
 class Network(Spec):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from refit.data.prepare.spec import Resize
 from refit.pipeline import OffOr
 from refit.specs import Spec
 
@@ -53,7 +54,7 @@ class NetworkParams(Spec):
     input_width: int | None = Field(None, ge=32, le=8192, description="pixels; null: the network's default")
     input_height: int | None = Field(None, ge=32, le=8192)
     channels: Literal[1, 3] = Field(3, description="1: grayscale, where the network can")
-    image_extension: Literal["jpg", "jpeg", "png"] = Field("jpg", description="of the data set's images")
+    image_extension: Literal["jpg", "png"] = Field("jpg", description="of the data set's images")
     pretrained: Pretrained | bool = Field(
         False, description="true: the backbone's own on NGC, as the network's facts name it; false: random weights"
     )
@@ -68,7 +69,10 @@ class NetworkParams(Spec):
 
 class PrepareParams(Spec):
     convert: Literal["jpg", "png"] | None = Field(None, description="write all images in this form; null: as they are")
-    resize: dict[str, Any] | None = Field(None, description="{width, height, keep_aspect, pad}: offline resizing")
+    resize: Resize | None = Field(None, description="every image at one size, boxes follow; null: as they are")
+    names: dict[str, str] = Field(
+        default_factory=dict, description="class -> its name in TAO's files, where its own cannot stand there"
+    )
 
 
 class DatasetConvertParams(Adjustable):
@@ -168,7 +172,7 @@ class BuildEngineParams(Adjustable):
     min_batch_size: int = Field(1, ge=1, le=256)
     opt_batch_size: int = Field(4, ge=1, le=256)
     max_batch_size: int = Field(8, ge=1, le=256)
-    workspace_gib: float = Field(2, gt=0, le=64)
+    workspace_gib: int = Field(2, ge=1, le=64)
     gpu_types: list[str] = Field(
         default_factory=list, description="of the cluster profile: an engine for each; empty: the stage's own"
     )

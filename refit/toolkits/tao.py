@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError, model_validator
 
 from refit.cluster import KubernetesProfile, Profile
-from refit.pipeline import Pipeline
+from refit.data.prepare.names import written
+from refit.pipeline import Pipeline, Resources
 from refit.specs import Key, Problem, SpecError, did_you_mean
 from refit.tao import networks, preflight, render
 from refit.tao.networks import Network, StageFact
@@ -110,6 +111,10 @@ _BLOCKS = ("dataset_convert", "train", "distill", "evaluate", "prune", "retrain"
 
 def _check_stages(pipeline: TaoPipeline, facts: Network) -> Iterator[tuple[Key, str]]:
     stages, name = pipeline.stages, pipeline.network.name
+    try:
+        written(pipeline.dataset.classes, facts.data.form, stages.prepare.names)
+    except ValueError as exc:
+        yield ("stages", "prepare", "names"), f"{exc}"
     for block, action in _NEEDS.items():
         if getattr(stages, block) is not None and action not in facts.stages:
             yield ("stages", block), f"{name} has no {action}; it has {', '.join(facts.stages)}. Leave {block} out"
@@ -144,7 +149,14 @@ _ALWAYS: dict[str, tuple[str, ...]] = {
     "evaluate": ("iou", "min_width", "min_height", "score_threshold"),
     "prune": ("max_kept",),
     "quantize": ("images",),
-    "build_engine": ("precision", "int8", "gpu_types", "calibration_batches", "calibration_batch_size", "workspace_gib"),
+    "build_engine": (
+        "precision",
+        "int8",
+        "gpu_types",
+        "calibration_batches",
+        "calibration_batch_size",
+        "workspace_gib",
+    ),
 }
 
 
@@ -280,6 +292,11 @@ class TaoChain(Chain):
         yield self.gate(name, baseline, floor=name == "trained" or final, results=RESULTS)
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """Class -> its name in TAO's files: KITTI's are lower case and hold no spaces."""
+        return written(self.p.dataset.classes, self.facts.data.form, self.p.stages.prepare.names)
+
+    @cached_property
     def _data(self) -> tuple[str, ...]:
         converted = "dataset_convert" in self.facts.stages
         return ("prepare", *(("dataset_convert_train", "dataset_convert_val") if converted else ()))
@@ -313,7 +330,7 @@ class TaoChain(Chain):
         secret = self.p.network.key_secret
         return Stage(
             name=name,
-            action="retrain" if name == "retrain" else action,
+            action="retrain" if name == "retrain" else {"evaluate_engine": "evaluate"}.get(action, action),
             title=fact.title if name != "retrain" else "Retrain the pruned model",
             environment=f"tao_{family}",
             image=self._image(fact),
@@ -323,7 +340,7 @@ class TaoChain(Chain):
                 Output(o.name, str(networks.fill(o.path, scope)), o.format, o.kind, o.min_bytes, o.pick)
                 for o in fact.outputs
             ),
-            resources=self.resources(name) if fact.gpu else self.light(name),
+            resources=self._wanted(name, fact),
             code=(f"specs/networks/{self.p.network.name}",),
             inputs=inputs,
             after=after,
@@ -331,7 +348,7 @@ class TaoChain(Chain):
             status=str(networks.fill(fact.status, scope)),
             success=fact.success.model_dump(exclude_defaults=True) or None,
             metrics={k: self._metric(m, scope) for k, m in fact.metrics.items()} or None,
-            classes=tuple(self.p.dataset.classes),
+            classes=tuple(self.names.values()),
             exit_codes={},
             env={"TELEMETRY_OPT_OUT": "yes"},
             grace_seconds=60,
@@ -345,6 +362,14 @@ class TaoChain(Chain):
             if training
             else None,
         )
+
+    def _wanted(self, name: str, fact: StageFact) -> Resources:
+        """What a stage asks for; several GPUs only where its command can use them."""
+        if not fact.gpu:
+            return self.light(name)
+        wanted = self.resources(name)
+        named = name in self.p.resources.stages
+        return wanted if fact.multi_gpu or named else wanted.model_copy(update={"gpus": min(1, wanted.gpus)})
 
     @staticmethod
     def _metric(metric: networks.Metric, scope: dict[str, Any]) -> dict[str, Any]:
@@ -362,7 +387,7 @@ class TaoChain(Chain):
     def scope(self, name: str, action: str, trained: str, model: str | None, split: str) -> dict[str, Any]:
         """What `${...}` may name in the command line of a stage."""
         return {**self._scope(trained, model, split), **dict(render.flat("", self._block(action, name)))} | {
-            "gpus": (gpus := max(1, self.resources(name).gpus)),
+            "gpus": (gpus := self._wanted(name, self.facts.stages[action]).gpus or 1),
             "gpu_ids": list(range(gpus)),
         }
 
@@ -416,7 +441,8 @@ class TaoChain(Chain):
         return named if named is not None else getattr(s, action, None) or s.evaluate
 
     def _scope(self, trained: str, model: str | None, split: str) -> dict[str, Any]:
-        p, facts, classes = self.p, self.facts, self.p.dataset.classes
+        p, facts = self.p, self.facts
+        classes = list(self.names.values())
         network = p.network
         backbone = network.backbone or next(iter(facts.backbones))
         last = p.stages.retrain if trained == "retrain" and p.stages.retrain else p.stages.train
@@ -437,14 +463,14 @@ class TaoChain(Chain):
             "network.input_width": network.input_width or facts.input.width,
             "network.input_height": network.input_height or facts.input.height,
             "grayscale": network.channels == 1,
-            "classes": list(classes),
+            "classes": classes,
             "num_classes": len(classes),
             "num_classes_and_background": len(classes) + 1,
             "each.classes": [
-                {"class": c, "index": i, "number": i + 1, "class_weight": last.class_weights.get(c, 1.0)}
-                for i, c in enumerate(classes)
+                {"class": name, "class_weight": last.class_weights.get(c, 1.0)} for c, name in self.names.items()
             ],
             "classes_sorted": ordered,
+            "category_ids": [i + 1 for i in range(len(classes))],
             "key": f"{{secret:{network.key_secret}}}" if network.key_secret else None,
             "model": token,
             # One spec may serve commands of which each reads its own of these.
@@ -460,7 +486,8 @@ class TaoChain(Chain):
             "qat": last.qat,
             "amp": last.amp,
             "precision": engine.precision,
-            "precision_upper": engine.precision.upper(),
+            # A model with Q/DQ nodes says its precision itself; TensorRT takes no flag beside them.
+            "precision_upper": "FP32" if way == "qdq" else engine.precision.upper(),
             "quantizing": p.stages.quantize is not None,
             "train_images": splits.get("train"),
             "val_images": splits.get("val"),
@@ -494,12 +521,15 @@ class TaoChain(Chain):
         spec: dict[str, Any] = {
             "snapshot": "{snapshot}",
             "form": self.facts.data.form,
+            "names": prepare.names,
             "convert": prepare.convert,
-            "resize": prepare.resize,
+            "resize": prepare.resize.model_dump() if prepare.resize else None,
         }
         if self.facts.data.form == "coco":
             spec["first_id"] = self.facts.data.first_id
-        if engine is not None and self.way_to_int8 == "ptq":
+        if self.p.stages.quantize is not None:
+            spec["calibration"] = {"images": self.p.stages.quantize.images, "seed": self.p.seed}
+        elif engine is not None and self.way_to_int8 == "ptq":
             spec["calibration"] = {
                 "images": engine.calibration_batches * engine.calibration_batch_size,
                 "batch_size": engine.calibration_batch_size,

@@ -38,8 +38,16 @@ VARIANTS = {
         "many": "  train: {amp: true, regularizer: L2, weight_decay: 0.00001, freeze_blocks: [0, 1], freeze_bn: true}\n"
         "  export: {opset: 13}\n",
     },
-    "tf2": {**ALL, "pruned": f"  {PRUNED}\n", "many": "  train: {amp: true, freeze_bn: true, freeze_blocks: [0], evaluate_every: 2}\n"},
-    "pyt": {**ALL, "many": "  train: {amp: true, workers: 2, optimizer: SGD, weight_decay: 0.001, evaluate_every: 2}\n  export: {opset: 16}\n"},
+    "tf2": {
+        **ALL,
+        "pruned": f"  {PRUNED}\n",
+        "many": "  train: {amp: true, freeze_bn: true, freeze_blocks: [0], evaluate_every: 2}\n",
+    },
+    "pyt": {
+        **ALL,
+        "many": "  train: {amp: true, workers: 2, optimizer: SGD, weight_decay: 0.001, evaluate_every: 2}\n"
+        "  export: {opset: 16}\n",
+    },
 }
 EXTRA = {
     "rtdetr": {
