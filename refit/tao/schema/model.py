@@ -229,9 +229,10 @@ class _Judge:
 
     def _unknown(self, name: str, record: Record) -> str:
         places = dict.fromkeys(p.rpartition(".")[0] or "the top level" for p in _paths(self.root, "", name))
-        elsewhere = f"; it is a key of {' and '.join(list(places)[:3])}" if places else ""
-        hint = did_you_mean(name, list(record.fields)) + elsewhere
-        return f"unknown key{hint or '; known here: ' + ', '.join(sorted(record.fields))}"
+        elsewhere = f"it is a key of {' and '.join(list(places)[:3])}"
+        if hint := did_you_mean(name, list(record.fields)):
+            return f"unknown key{hint}{f' ({elsewhere})' if places else ''}"
+        return f"unknown key; {elsewhere if places else 'known here: ' + ', '.join(sorted(record.fields))}"
 
     def _problem(self, node: Node, line: int, path: str, message: str) -> Problem:
         return Problem(self.tree.file, node.line or line, path, message)
