@@ -162,7 +162,7 @@ ASKED = [  # by the training images' own check
     ("detectnet_v2", "train", "output_image_width: 960", "output_image_width: 950",
      "spec:13: augmentation_config.preprocessing.output_image_width: must be a multiple of 16 above 0, it is 950"),
     ("detectnet_v2", "train", "dbscan_eps: 0.15", "dbscan_eps: 1.5",
-     "spec:49: postprocessing_config.target_class_config.clustering_config.dbscan_eps: must be between 0 and 1"),
+     "spec:49: postprocessing_config.target_class_config[car].value.clustering_config.dbscan_eps: must be"),
     ("detectnet_v2", "train", 'arch: "resnet"', 'arch: "resnet18"',
      "spec:17: model_config.arch: must be one of resnet, vgg,"),
     ("detectnet_v2", "train", "  cost_scaling { initial_exponent: 20.0 increment: 0.005 decrement: 1.0 }\n", "",

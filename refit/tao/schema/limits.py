@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from refit.specs import Problem
-from refit.tao.schema.model import Field, Leaf, ListOf, MapOf, Record
+from refit.tao.schema.model import Field, Leaf, ListOf, MapOf, Record, Type
 from refit.tao.tree import Block, Items, Node, Scalar, Tree
 
 Rule = tuple[str, Callable[[Any], bool]]  # in words; whether a value keeps it
@@ -163,42 +163,39 @@ class _Limits:
                 yield Problem(self.tree.file, line, f"{path}.{key}" if path else key, message)
         for key, field in record.fields.items():
             here = f"{path}.{key}" if path else key
-            if isinstance(_inner(field), Leaf):
-                yield from self._values(field, block.named(key), key, here, line)
+            nodes = [i for n in block.named(key) for i in (n.items if isinstance(n, Items) else [n])]
+            if isinstance(field.type, Leaf) or (isinstance(field.type, ListOf) and isinstance(field.type.item, Leaf)):
+                yield from self._values(field, nodes, key, here, line)
                 continue
-            for node in block.named(key):
-                for inner in node.items if isinstance(node, Items) else [node]:
-                    yield from self._below(field, inner, key, here, line)
-
-    def _below(self, field: Field, node: Node, name: str, path: str, line: int) -> Iterator[Problem]:
-        inner = _inner(field)
-        values = node.named("value") if isinstance(field.type, MapOf) and isinstance(node, Block) else [node]
-        for value in values:
-            if isinstance(inner, Record) and isinstance(value, Block):
-                yield from self.block(inner, value, name, path, value.line or line)
+            for i, node in enumerate(nodes):
+                entry, inner, at = _entry(field, node, here, i if len(nodes) > 1 else None)
+                if isinstance(inner, Record) and isinstance(entry, Block):
+                    yield from self.block(inner, entry, key, at, entry.line or line)
 
     def _values(self, field: Field, nodes: list[Node], name: str, path: str, line: int) -> Iterator[Problem]:
-        if name not in self.rules or isinstance(field.type, MapOf):
+        if name not in self.rules:
             return
         words, good = self.rules[name]
-        number = isinstance(field.type, Leaf) and field.type.kind != "str"
-        if (
-            not nodes
-            and self.whole
-            and isinstance(field.type, Leaf)
-            and not field.oneof
-            and not good(0 if number else "")
-        ):
-            counts = f", and counts as {0 if number else 'empty'} where it is left out"
+        text = isinstance(field.type, Leaf) and field.type.kind == "str"
+        left_out = not nodes and self.whole and isinstance(field.type, Leaf) and not field.oneof
+        if left_out and not good("" if text else 0):
+            counts = f", and counts as {'empty' if text else 0} where it is left out"
             yield Problem(self.tree.file, line, path, f"must be {words}{counts}")
-        for node in nodes:
-            for item in node.items if isinstance(node, Items) else [node]:
-                kinds = (int, float) if number else str
-                if isinstance(item, Scalar) and isinstance(item.value, kinds) and not good(item.value):
-                    message = f"must be {words}, it is {item.raw or repr(item.value)}"
-                    yield Problem(self.tree.file, item.line or line, path, message)
+        for i, node in enumerate(nodes):
+            if (
+                isinstance(node, Scalar)
+                and isinstance(node.value, str if text else int | float)
+                and not good(node.value)
+            ):
+                here = f"{path}[{i}]" if len(nodes) > 1 else path
+                shown = node.raw or repr(node.value)
+                yield Problem(self.tree.file, node.line or line, here, f"must be {words}, it is {shown}")
 
 
-def _inner(field: Field) -> Any:
-    kind = field.type
-    return kind.item if isinstance(kind, ListOf) else kind.value if isinstance(kind, MapOf) else kind
+def _entry(field: Field, node: Node, path: str, number: int | None) -> tuple[Node, Type, str]:
+    """A node of a block field, with its type and path: a map's entry is its value."""
+    if isinstance(field.type, MapOf) and isinstance(node, Block):
+        key = next((k.value for k in node.named("key") if isinstance(k, Scalar)), "")
+        return next(iter(node.named("value")), Block(line=node.line)), field.type.value, f"{path}[{key}].value"
+    kind = field.type.item if isinstance(field.type, ListOf) else field.type
+    return node, kind, path if number is None else f"{path}[{number}]"
