@@ -1,7 +1,8 @@
 """TAO specs against NVIDIA's own schema, without a GPU or a container.
 
-The schema of PyTorch and TF2 networks and of the data services are the dataclasses in nvidia-tao-core, that of TF1
-networks the protos in nvidia-tao-deploy. Both wheels stand in the tools environment without their dependencies.
+For PyTorch and TF2 networks and the data services the schema is dataclasses in nvidia-tao-core, for TF1 networks protos
+in nvidia-tao-deploy and what the training images check besides (`limits`). Both wheels stand in the tools environment
+without their dependencies.
 """
 
 from __future__ import annotations

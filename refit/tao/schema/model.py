@@ -224,7 +224,9 @@ class _Judge:
             yield self._problem(node, line, path, f"{shown} is not a choice; use {', '.join(leaf.choices)}{hint}")
         elif leaf.pattern and not re.search(leaf.pattern, str(value)):
             yield self._problem(node, line, path, f"{shown} does not match {leaf.pattern}")
-        elif isinstance(value, int | float) and not leaf.low <= value <= leaf.high and not math.isinf(value):
+        elif isinstance(value, int | float) and not leaf.low <= value <= leaf.high:
+            if self.prototxt and value in (math.inf, -math.inf):
+                return  # written as inf
             yield self._problem(node, line, path, f"must be {_range(leaf)}, it is {shown}")
 
     def _unknown(self, name: str, record: Record) -> str:
@@ -281,7 +283,7 @@ def _converted(leaf: Leaf, value: Plain) -> Plain:
 def _number(convert: Callable[[str | int | float], int | float], value: Plain) -> int | float | None:
     try:
         return None if value is None else convert(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
