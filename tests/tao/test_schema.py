@@ -40,7 +40,7 @@ UNKNOWN = [
     ("detectnet_v2", "dataset_convert", "val_split", "validation_split",
      "spec:7: kitti_config.validation_split: unknown key; did you mean 'val_split'?"),
     ("faster_rcnn", "retrain", "enable_qat", "enable_QAT",
-     "spec:11: training_config.enable_QAT: unknown key; did you mean 'enable_qat'?"),
+     "spec:15: training_config.enable_QAT: unknown key; did you mean 'enable_qat'?"),
     ("ssd", "train", "nlayers", "num_layers", "spec:1: ssd_config.num_layers: unknown key; did you mean 'nlayers'?"),
     ("yolo_v4", "retrain", "yolov4_config", "yolov3_config", "spec:1: yolov3_config: unknown key; did you mean"),
     ("efficientdet_tf2", "train", "num_epochs", "epochs",
@@ -81,7 +81,7 @@ WRONG = [
     ("detectnet_v2", "train", 'key: "van" value', "value",
      "spec:9: dataset_config.target_class_mapping[1]: the entry has no key"),
     ("faster_rcnn", "retrain", "scale: [64.0, 128.0]", "scale: [64.0, big]",
-     "spec:9: model_config.anchor_box_config.scale[1]: must be a number, not big"),
+     "spec:10: model_config.anchor_box_config.scale[1]: must be a number, not big"),
     ("efficientdet_tf2", "train", "num_epochs: 20", "num_epochs: 2.5",
      "spec:9: train.num_epochs: must be a whole number, not 2.5"),
     ("efficientdet_tf2", "train", "train_tfrecords: [/data/train-*]", "train_tfrecords: /data/train-*",
@@ -110,6 +110,10 @@ OUTSIDE = [
     ("efficientdet_tf2", "prune", "granularity: 8", "granularity: 4",
      "spec:1: prune.granularity: must be at least 8, it is 4"),
     ("rtdetr", "train", "lr: 1e-4", "lr: 4", "spec:18: train.optim.lr: must be between 0 and 1, it is 4"),
+    ("rtdetr", "train", "lr: 1e-4", "lr: .inf", "spec:18: train.optim.lr: must be between 0 and 1, it is inf"),
+    ("rtdetr", "train", "lr: 1e-4", f"lr: {10**400}", "spec:18: train.optim.lr: must be a number, not 1000"),
+    ("detectnet_v2", "train", "num_layers: 18", f"num_layers: {10**400}",
+     "spec:18: model_config.num_layers: must be between"),
     ("rtdetr", "build_engine", "max_batch_size: 8", "max_batch_size: 0",
      "spec:6: gen_trt_engine.tensorrt.max_batch_size: must be at least 1, it is 0"),
     ("deformable_detr", "train", "2e-4", "2e-1", "spec:18: train.optim.lr: must be between 0 and 0.01, it is 0.2"),
@@ -138,7 +142,7 @@ TWICE = [
      "spec:11: dataset_config.validation_data_source: only one of validation_fold and validation_data_source"),
     ("ssd", "train", "nlayers: 18", "nlayers: 18 nlayers: 34", "spec:1: ssd_config.nlayers: given on line 1 too"),
     ("yolo_v4", "retrain", "num_epochs: 80", 'num_epochs: 80 resume_model_path: "a"',
-     "spec:2: training_config.pruned_model_path: only one of resume_model_path and pruned_model_path may be given"),
+     "spec:5: training_config.pruned_model_path: only one of resume_model_path and pruned_model_path may be given"),
 ]  # fmt: skip
 GAPS = [
     ("rtdetr", "evaluate_trained", "checkpoint: /in/model.pth", "num_gpus: 1",
@@ -154,6 +158,28 @@ GAPS = [
      "spec:1: distill.pretrained_teacher_model_path: must be given"),
     ("augmentation", "augment", ", output_dataset: /out", "", "spec:1: data.output_dataset: must be given"),
 ]  # fmt: skip
+ASKED = [  # by the training images' own check
+    ("detectnet_v2", "train", "num_epochs: 80", "num_epochs: 0",
+     "spec:31: training_config.num_epochs: must be above 0, it is 0"),
+    ("detectnet_v2", "train", "  num_epochs: 80\n", "",
+     "spec:29: training_config.num_epochs: must be above 0, and counts as 0 where it is left out"),
+    ("detectnet_v2", "train", "output_image_width: 960", "output_image_width: 950",
+     "spec:13: augmentation_config.preprocessing.output_image_width: must be a multiple of 16 above 0, it is 950"),
+    ("detectnet_v2", "train", "dbscan_eps: 0.15", "dbscan_eps: 1.5",
+     "spec:49: postprocessing_config.target_class_config[car].value.clustering_config.dbscan_eps: must be"),
+    ("detectnet_v2", "train", 'arch: "resnet"', 'arch: "resnet18"',
+     "spec:17: model_config.arch: must be one of resnet, vgg,"),
+    ("detectnet_v2", "train", "  cost_scaling { initial_exponent: 20.0 increment: 0.005 decrement: 1.0 }\n", "",
+     "spec:29: training_config.cost_scaling: must be given; the training image asks for it"),
+    ("detectnet_v2", "inference", "image_channels: 3", "image_channels: 4",
+     "spec:4: inferencer_config.image_channels: must be one of 1, 3, it is 4"),
+    ("faster_rcnn", "retrain", "rpn_stride: 16", "rpn_stride: 32",
+     "spec:11: model_config.rpn_stride: must be 16, it is 32"),
+    ("ssd", "train", "soft_start: 0.15", "soft_start: 1.5",
+     "spec:5: training_config.learning_rate.soft_start_annealing_schedule.soft_start: must be above 0 and below 1"),
+    ("yolo_v4", "retrain", "output_width: 1248", "output_width: 1240",
+     "spec:9: augmentation_config.output_width: must be a multiple of 32 above 0, it is 1240"),
+]  # fmt: skip
 REFERENCES = [
     ("efficientdet_tf2", "train", "${train.checkpoint_interval}", "${train.chekpoint_interval}",
      "spec:12: train.validation_interval: Interpolation key 'train.chekpoint_interval' not found; write the full path"),
@@ -164,7 +190,7 @@ REFERENCES = [
 
 @pytest.mark.parametrize(
     ("network", "stage", "old", "new", "said"),
-    [*UNKNOWN, *WRONG, *OUTSIDE, *CHOICES, *TWICE, *GAPS, *REFERENCES],
+    [*UNKNOWN, *WRONG, *OUTSIDE, *CHOICES, *TWICE, *GAPS, *ASKED, *REFERENCES],
 )
 def test_a_fault_is_told_with_its_line(network: str, stage: str, old: str, new: str, said: str) -> None:
     (fault,) = _faults(network, stage, old, new)
@@ -189,6 +215,12 @@ def test_values_that_nobody_reads_may_be_out_of_range() -> None:
     assert fault.startswith("spec:10: dataset.batch_size: must be at least 1, it is -1")
 
 
+def test_a_deploy_image_asks_for_less_than_a_training_image() -> None:
+    tree = parse('ssd_config { arch: "resnet" }\n', "prototxt", "lean.txt")
+    assert check("ssd", "evaluate_quantized", tree, "5.5.0-deploy") == []
+    assert {p.key for p in check("ssd", "train", tree)} >= {"training_config", "dataset_config", "ssd_config.variances"}
+
+
 def test_calibration_is_asked_for_where_the_engine_is_int8() -> None:
     text = GOOD["rtdetr", "build_engine"].replace("int8", "fp16")
     without = "".join(line for line in text.splitlines(keepends=True) if "calibration" not in line)
@@ -202,7 +234,7 @@ def test_calibration_is_asked_for_where_the_engine_is_int8() -> None:
          "spec:17: train.checkpointer: unknown key in TAO 6.26.3-pyt; it came with 7.1.0"),
         ("rtdetr", "train", "precision: fp32", "checkpointer: {enable_topk: true}", "7.1.0-pyt", ""),
         ("faster_rcnn", "retrain", "enable_qat: True", 'output_model: "a"', "5.0.0-tf1.15.5",
-         "spec:11: training_config.output_model: unknown key in TAO 5.0.0-tf1.15.5"),
+         "spec:15: training_config.output_model: unknown key in TAO 5.0.0-tf1.15.5"),
         ("faster_rcnn", "build_engine", "enable_qat: True", 'output_model: "a"', "5.5.0-deploy", ""),
     ],
 )  # fmt: skip
@@ -217,6 +249,11 @@ def test_a_key_that_the_image_does_not_know_yet(
 def test_no_release_is_no_release() -> None:
     with pytest.raises(ValueError, match="'latest' is no release of TAO"):
         check("rtdetr", "train", _tree("rtdetr", GOOD["rtdetr", "train"]), "latest")
+
+
+def test_no_stage_is_no_stage() -> None:
+    with pytest.raises(ValueError, match="stage 'trian' runs no action of TAO"):
+        check("rtdetr", "trian", _tree("rtdetr", GOOD["rtdetr", "train"]))
 
 
 def test_the_format_of_another_network() -> None:

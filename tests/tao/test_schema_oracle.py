@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from refit.specs import SpecError
-from refit.tao.schema import _root, protos, records
+from refit.tao.schema import _root, limits, protos, records
 from refit.tao.schema.model import Field, ListOf, MapOf, Record, judge
 from refit.tao.tree import parse
 
@@ -34,12 +34,15 @@ TEXTS = [
 STRICTER = [r"List.*: \[{'a': 'b'}\]", r"{ } .*\(Map", r"(-1|0x10) .*enum"]
 
 
-def _fields(record: Record, path: str = "") -> Iterator[tuple[str, Field]]:
+def _fields(record: Record, path: str = "", deep: bool = False) -> Iterator[tuple[str, Field]]:
+    """Each field below a record with its path; if `deep`, those in lists and maps too."""
     for name, field in record.fields.items():
         here = f"{path}.{name}" if path else name
         yield here, field
-        if isinstance(field.type, Record):
-            yield from _fields(field.type, here)
+        inner = field.type.item if isinstance(field.type, ListOf) else field.type
+        inner = inner.value if isinstance(inner, MapOf) else inner
+        if isinstance(inner, Record) and (deep or isinstance(field.type, Record)):
+            yield from _fields(inner, here, deep)
 
 
 def _kinds(record: Record) -> dict[str, str]:
@@ -119,3 +122,13 @@ def test_protobuf_takes_the_same_specs(network: str, action: str) -> None:
             if taken == bool(problems):
                 different.append(f"{text} ({kind}) is {'taken' if taken else 'refused'} by protobuf")
     assert _unexplained(different) == []
+
+
+@pytest.mark.parametrize("key", limits.RULES)
+def test_every_limit_is_that_of_a_field(key: str) -> None:
+    network, _, action = key.partition(" ")
+    root = _root(protos.PACKAGE)
+    assert root is not None
+    names = {path.rpartition(".")[2] for path, _ in _fields(protos.schema(root, network, action or "train"), deep=True)}
+    required = {name for names_ in limits.REQUIRED[key].values() for name in names_.split()}
+    assert {*limits.RULES[key], *required} - names == set()

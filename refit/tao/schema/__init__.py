@@ -1,7 +1,8 @@
 """TAO specs against NVIDIA's own schema, without a GPU or a container.
 
-The schema of PyTorch and TF2 networks and of the data services are the dataclasses in nvidia-tao-core, that of TF1
-networks the protos in nvidia-tao-deploy. Both wheels stand in the tools environment without their dependencies.
+For PyTorch and TF2 networks and the data services the schema is dataclasses in nvidia-tao-core, for TF1 networks protos
+in nvidia-tao-deploy and what the training images check besides (`limits`). Both wheels stand in the tools environment
+without their dependencies.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from pathlib import Path
 
 from refit.specs import Problem, did_you_mean
 from refit.tao.schema import protos, records
+from refit.tao.schema.limits import beyond
 from refit.tao.schema.model import Record, is_missing, judge, missing
 from refit.tao.schema.releases import unknown
 from refit.tao.tree import Format, Tree
 
-# A stage of Refit by the TAO action that reads its spec, where the names differ.
-_ACTIONS = {"retrain": "train", "build_engine": "gen_trt_engine", "augment": "generate"}
-# Blocks of a spec that only the action of that name reads (`data`: the one that the augmentation reads).
-_SECTIONS = {"generate": "data"}
-_OF_ACTIONS = (
+# TAO's actions; a block of such a name in a spec is read by that action alone.
+_ACTIONS = (
     "train", "evaluate", "inference", "export", "gen_trt_engine", "prune", "quantize", "distill", "dataset_convert",
+    "convert", "generate", "validate", "analyze",
 )  # fmt: skip
+# Refit's stages that are called otherwise than the action they run.
+_STAGES = {"retrain": "train", "build_engine": "gen_trt_engine", "augment": "generate"}
+_SECTIONS = {"generate": "data"}  # the block that an action cannot do without, where it has another name
 _READ_DATA = ("train", "evaluate", "inference", "quantize", "distill")
 
 
@@ -32,25 +35,44 @@ def check(network: str, stage: str, tree: Tree, release: str = "") -> list[Probl
 
     Args:
         network: TAO's name of it (rtdetr, detectnet_v2), or a data service's (annotations, augmentation, analytics).
-        stage: TAO's action (train, gen_trt_engine), or Refit's stage that runs it (retrain, evaluate_trained).
-        release: of the image that will read the spec (6.26.3, 5.0.0-tf1.15.5); "": that of the installed schema.
+        stage: TAO's action (train, gen_trt_engine), or Refit's stage that runs it (retrain, dataset_convert_val).
+        release: of the image that will read the spec, or the image's tag (6.26.3, 5.5.0-deploy): tells of keys that
+            the image does not know yet; a deploy image asks a TF1 spec for less. "": a training image of today.
 
     Raises:
-        ValueError: `release` is none.
+        ValueError: the stage runs no action of TAO, or `release` is none.
     """
     core, deploy = _root(records.PACKAGE), _root(protos.PACKAGE)
     if core is None or deploy is None:
         lacks = (protos.PACKAGE if core else records.PACKAGE).replace("_", "-")
         message = f"cannot be checked: NVIDIA's schema ({lacks}) is not installed in {sys.prefix}; "
         return [Problem(tree.file, 0, "", message + "`make setup` installs it, and bin/refit uses it")]
-    action = "evaluate" if stage.startswith("evaluate") else _ACTIONS.get(stage, stage)
+    action = _action(stage)
     if records.has(core, network):
         problems = _yaml(network, action, tree)
     elif protos.has(deploy, network):
-        problems = _wrong_form(network, tree, "prototxt") or judge(protos.schema(deploy, network, action), tree)
+        problems = _wrong_form(network, tree, "prototxt") or _prototxt(deploy, network, action, tree, release)
     else:
         return [Problem(tree.file, 0, "", f"TAO's schema has no network {network!r}{_near(core, deploy, network)}")]
     return [*problems, *(unknown(network, release, tree) if release else ())]
+
+
+def _action(stage: str) -> str:
+    name = _STAGES.get(stage, stage)
+    found = [action for action in _ACTIONS if name == action or name.startswith(f"{action}_")]
+    if not found:
+        raise ValueError(f"stage {stage!r} runs no action of TAO")
+    return found[0]
+
+
+def _prototxt(deploy: Path, network: str, action: str, tree: Tree, release: str) -> list[Problem]:
+    schema = protos.schema(deploy, network, action)
+    found = judge(schema, tree)
+    if "deploy" not in release:
+        # Beside an unknown key, what seems to be left out may only be misspelt.
+        told = {p.key for p in found}
+        found += (p for p in beyond(network, action, schema, tree, whole=not found) if p.key not in told)
+    return sorted(found, key=lambda p: p.line)
 
 
 def _yaml(network: str, action: str, tree: Tree) -> list[Problem]:
@@ -72,7 +94,7 @@ def _gaps(schema: Record, action: str, tree: Tree) -> Iterator[Problem]:
                 yield problem
     for path, scalar in tree.leaves():
         top = path.partition(".")[0]
-        read = (top == section or top not in _OF_ACTIONS) and not _spared(path, section, tree)
+        read = (top == section or top not in _ACTIONS) and not _spared(path, section, tree)
         if is_missing(scalar) and read and path not in told:
             yield Problem(tree.file, scalar.line or tree.line(path), path, "is ???; give a value, or leave the key out")
 

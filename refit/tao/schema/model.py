@@ -224,14 +224,17 @@ class _Judge:
             yield self._problem(node, line, path, f"{shown} is not a choice; use {', '.join(leaf.choices)}{hint}")
         elif leaf.pattern and not re.search(leaf.pattern, str(value)):
             yield self._problem(node, line, path, f"{shown} does not match {leaf.pattern}")
-        elif isinstance(value, int | float) and not leaf.low <= value <= leaf.high and not math.isinf(value):
+        elif isinstance(value, int | float) and not leaf.low <= value <= leaf.high:
+            if self.prototxt and value in (math.inf, -math.inf):
+                return  # written as inf
             yield self._problem(node, line, path, f"must be {_range(leaf)}, it is {shown}")
 
     def _unknown(self, name: str, record: Record) -> str:
         places = dict.fromkeys(p.rpartition(".")[0] or "the top level" for p in _paths(self.root, "", name))
-        elsewhere = f"; it is a key of {' and '.join(list(places)[:3])}" if places else ""
-        hint = did_you_mean(name, list(record.fields)) + elsewhere
-        return f"unknown key{hint or '; known here: ' + ', '.join(sorted(record.fields))}"
+        elsewhere = f"it is a key of {' and '.join(list(places)[:3])}"
+        if hint := did_you_mean(name, list(record.fields)):
+            return f"unknown key{hint}{f' ({elsewhere})' if places else ''}"
+        return f"unknown key; {elsewhere if places else 'known here: ' + ', '.join(sorted(record.fields))}"
 
     def _problem(self, node: Node, line: int, path: str, message: str) -> Problem:
         return Problem(self.tree.file, node.line or line, path, message)
@@ -280,7 +283,7 @@ def _converted(leaf: Leaf, value: Plain) -> Plain:
 def _number(convert: Callable[[str | int | float], int | float], value: Plain) -> int | float | None:
     try:
         return None if value is None else convert(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
