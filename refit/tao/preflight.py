@@ -43,7 +43,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         yield from exc.problems
         return
     for look in looks:
-        for problem in schema.check(chain.p.network.name, look.action, look.spec.tree):
+        for problem in schema.check(chain.p.network.name, look.action, look.spec.tree, chain.tag(look.action)):
             yield look.told(problem.key, problem.message) if problem.key else problem
     for look in looks:
         yield from _alone(look)

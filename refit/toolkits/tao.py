@@ -6,6 +6,7 @@ each of them works on. prepare and pretrained are Refit's own; all others are TA
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -375,6 +376,11 @@ class TaoChain(Chain):
     def _metric(metric: networks.Metric, scope: dict[str, Any]) -> dict[str, Any]:
         filled: dict[str, Any] = networks.fill(metric.model_dump(exclude_defaults=True), scope)
         return filled
+
+    def tag(self, action: str) -> str:
+        """The tag of an action's image; "" for an image of the user's own whose name has no release in it."""
+        tag = self._image(self.facts.stages[action]).rpartition(":")[2]
+        return tag if re.match(r"\d+\.\d+", tag) else ""
 
     def _image(self, fact: StageFact) -> str:
         own = self.p.network.images.get(fact.image)
