@@ -54,14 +54,16 @@ class Chain:
             resources=self.light(f"gate_{name}"),
         )
 
-    def release(self, model: str, judged: str, *, results: str = "{{input:evaluate_{}.results}}") -> Stage:
-        """The release of the `model` output of a stage, whose figures evaluate_<judged> made."""
+    def release(
+        self, model: str, judged: str, *, results: str = "{{input:evaluate_{}.results}}", path: str | None = None
+    ) -> Stage:
+        """The release of the `model` output of a stage (or of a path in its results) that evaluate_<judged> judged."""
         release = self.pipeline.release
         assert release is not None
         target = release.triton or self.profile.triton
         secret = self.profile.triton.control_key_secret if release.triton is None else None
         spec = {
-            "model_path": f"{{input:{model}.model}}",
+            "model_path": path or f"{{input:{model}.model}}",
             "results": results.format(judged),
             "model": release.model or self.pipeline.name,
             "url": target.url,

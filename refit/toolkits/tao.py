@@ -6,6 +6,7 @@ each of them works on. prepare and pretrained are Refit's own; all others are TA
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pydantic import ValidationError, model_validator
 
 from refit.cluster import KubernetesProfile, Profile
 from refit.data.prepare.names import written
+from refit.engine.gpu import recording
 from refit.pipeline import Pipeline, Resources
 from refit.specs import Key, Problem, SpecError, did_you_mean
 from refit.tao import networks, preflight, render
@@ -266,22 +268,41 @@ class TaoChain(Chain):
             yield from self._judge(name, last, "retrain" if s.retrain else first, judged)
             judged = name
         trained = "retrain" if s.retrain else first
+        onnx_quantized = s.quantize is not None and s.quantize.backend == "modelopt.onnx"
+        if s.quantize and not onnx_quantized:
+            yield self.tao("quantize", "quantize", inputs=(*self._data, last), trained=trained, model=last)
+            last = "quantize"
         yield self.tao(
             "export", "export", inputs=(*self._data, last), after=(f"gate_{judged}",), trained=trained, model=last
         )
-        last = "export"
-        if s.quantize:
-            source = last if s.quantize.backend == "modelopt.onnx" else trained
-            yield self.tao("quantize", "quantize", inputs=(*self._data, source), trained=trained, model=source)
-            last = "quantize"
-        if s.build_engine:
-            yield self.tao("build_engine", "build_engine", inputs=(*self._data, last), trained=trained, model=last)
-            last = "build_engine"
-            yield from self._judge("quantized", last, trained, judged, action="evaluate_engine")
+        onnx = "export"
+        if onnx_quantized:
+            yield self.tao("quantize", "quantize", inputs=(*self._data, onnx), trained=trained, model=onnx)
+            onnx = "quantize"
+        engines = self.engines
+        for name, gpu_type in engines.items():
+            yield self.tao(name, "build_engine", inputs=(*self._data, onnx), trained=trained, model=onnx, gpu=gpu_type)
+            yield self._describe(name, onnx)
+        if engines:
+            first_engine = next(iter(engines))
+            yield from self._judge("quantized", first_engine, trained, judged, action="evaluate_engine")
             judged = "quantized"
-        yield self._package(last)
+        yield self._package(onnx, judged)
         if self.p.release:
-            yield self.release("package", judged, results=RESULTS)
+            path = "{input:package}/model.onnx"
+            if engines:
+                path = "{input:package}/model.plan" if len(engines) == 1 else "{input:package}"
+            yield self.release("package", judged, results=RESULTS, path=path)
+
+    @property
+    def engines(self) -> dict[str, str | None]:
+        """Stage -> GPU type of each engine; one of the stage's own type where the pipeline names none."""
+        engine = self.p.stages.build_engine
+        if engine is None:
+            return {}
+        if not engine.gpu_types:
+            return {"build_engine": None}
+        return {f"build_engine_{t}": t for t in engine.gpu_types}
 
     def _judge(
         self, name: str, model: str, trained: str, baseline: str | None, action: str = "evaluate"
@@ -314,6 +335,7 @@ class TaoChain(Chain):
         trained: str = "train",
         model: str | None = None,
         split: str = "train",
+        gpu: str | None = None,
     ) -> Stage:
         """A stage whose command is TAO's.
 
@@ -322,6 +344,7 @@ class TaoChain(Chain):
             trained: the stage whose parameters stand in the specs: train, retrain or distill.
             model: the stage whose `model` it works on.
             split: of the data, for dataset_convert.
+            gpu: the type of GPU that it must run on.
         """
         fact = self.facts.stages[action]
         scope = self.scope(name, action, trained, model, split)
@@ -329,19 +352,20 @@ class TaoChain(Chain):
         dog = self.p.watchdog
         training = action in ("train", "distill")
         secret = self.p.network.key_secret
+        argv = render.words(fact, scope)
         return Stage(
             name=name,
             action="retrain" if name == "retrain" else {"evaluate_engine": "evaluate"}.get(action, action),
             title=fact.title if name != "retrain" else "Retrain the pruned model",
             environment=f"tao_{family}",
             image=self._image(fact),
-            argv=render.words(fact, scope),
+            argv=recording(argv, "{out}/gpu.csv") if action == "build_engine" else argv,
             files=_Files(self, name, action, trained, model, split),
             outputs=tuple(
                 Output(o.name, str(networks.fill(o.path, scope)), o.format, o.kind, o.min_bytes, o.pick)
                 for o in fact.outputs
             ),
-            resources=self._wanted(name, fact),
+            resources=self._wanted(name, fact).model_copy(update={"gpu_type": gpu} if gpu else {}),
             code=(f"specs/networks/{self.p.network.name}",),
             inputs=inputs,
             after=after,
@@ -461,6 +485,7 @@ class TaoChain(Chain):
         scope |= {f"backbone.{n}": v for n, v in facts.backbones[backbone].items()}
         way, retraining = self.way_to_int8, trained == "retrain"
         token = f"{{input:{model}.model}}" if model else None
+        kind = self._kind(model)
         splits = (self.dataset or {}).get("splits", {})
         ordered = sorted(classes, key=str.lower)
         return scope | {
@@ -480,9 +505,10 @@ class TaoChain(Chain):
             "key": f"{{secret:{network.key_secret}}}" if network.key_secret else None,
             "model": token,
             # One spec may serve commands of which each reads its own of these.
-            "checkpoint": token if model not in ("export", "quantize", "build_engine") else None,
-            "onnx": token if model in ("export", "quantize") else None,
-            "engine": token if model == "build_engine" else None,
+            "checkpoint": token if kind == "checkpoint" else None,
+            "onnx": token if kind == "onnx" else None,
+            "engine": token if kind == "engine" else None,
+            "export_quantized": model == "quantize" and kind == "checkpoint",
             "pruned": "{input:prune.model}" if retraining else None,
             "pretrained": (weights := "{input:pretrained.weights}" if network.pretrained and not retraining else None),
             "start": "{input:prune.model}" if retraining else weights,
@@ -505,6 +531,14 @@ class TaoChain(Chain):
             "workspace_mib": int(engine.workspace_gib * 1024),
             "evaluate.score_threshold": p.stages.evaluate.score_threshold,
         }
+
+    def _kind(self, model: str | None) -> str:
+        """What a stage's `model` is: a checkpoint, an ONNX file or an engine."""
+        if model in self.engines:
+            return "engine"
+        quantize = self.p.stages.quantize
+        onnx = model == "export" or (model == "quantize" and quantize is not None and quantize.backend == "modelopt.onnx")
+        return "onnx" if onnx else "checkpoint"
 
     @property
     def way_to_int8(self) -> str | None:
@@ -576,27 +610,71 @@ class TaoChain(Chain):
             env={"NGC_API_KEY": f"{{secret:{secret}}}"} if secret else {},
         )
 
-    def _package(self, last: str) -> Stage:
-        scope = self._scope("retrain" if self.p.stages.retrain else "train", last, "val")
+    @cached_property
+    def _sidecar(self) -> str:
+        """model.json, as text."""
+        filled = networks.fill(self.facts.sidecar, self._scope("train", None, "val"))
+        return json.dumps({"schema": 1, **filled}, indent=1)
+
+    def _describe(self, engine: str, onnx: str) -> Stage:
+        """engine.json: what TAO's builder does not write down."""
+        block = self.p.stages.build_engine
+        assert block is not None
+        way = self.way_to_int8
+        spec: dict[str, Any] = {
+            "plan": f"{{input:{engine}.model}}",
+            "model": "{specs}/model.json",
+            "onnx": f"{{input:{onnx}.model}}",
+            "precision": block.precision,
+            "quantization": {"ptq": "calibrated", "qat": "explicit", "qdq": "explicit"}.get(way or "", "none"),
+            "batch": {"min": block.min_batch_size, "opt": block.opt_batch_size, "max": block.max_batch_size},
+            "gpu": {"csv": f"{{input:{engine}}}/gpu.csv"},
+            "builder": self._image(self.facts.stages["build_engine"]),
+        }
+        if way == "ptq":
+            spec["calibration"] = {
+                "images": "{input:prepare}/calibration",
+                "batches": block.calibration_batches,
+                "batch_size": block.calibration_batch_size,
+                "cache": f"{{input:{engine}}}/cal.bin",
+            }
+        name = engine.replace("build", "describe", 1)
+        return Stage(
+            name=name,
+            action="describe_engine",
+            title="Write down what the engine is",
+            environment="tools",
+            argv=command("refit.engine", "describe", "describe.yaml"),
+            files={"describe.yaml": spec, "model.json": self._sidecar},
+            inputs=(engine, onnx, "prepare"),
+            outputs=(Output("engine", "engine.json", "json"), Output("model", "model.plan")),
+            resources=self.light(name),
+            code=ENGINE_CODE,
+        )
+
+    def _package(self, onnx: str, judged: str) -> Stage:
+        described = [name.replace("build", "describe", 1) for name in self.engines]
         spec = {
-            "model": f"{{input:{last}.model}}",
-            "sidecar": networks.fill(self.facts.sidecar, scope),
-            "tensors": networks.fill(dict(self.facts.tensors), scope),
-            "deepstream": networks.fill(self.facts.deepstream, scope),
-            "classes": self.p.dataset.classes,
+            "model": "{specs}/model.json",
+            "onnx": f"{{input:{onnx}.model}}",
+            "engines": [f"{{input:{name}}}" for name in described],
         }
         return Stage(
             name="package",
             action="package",
             title="Put the model's files together",
             environment="tools",
-            argv=command("refit.package", "package", "package.yaml"),
-            files={"package.yaml": spec},
-            inputs=(last,),
-            outputs=(Output("model", "model/model.*"),),
+            argv=command("refit.engine", "package", "package.yaml"),
+            files={"package.yaml": spec, "model.json": self._sidecar},
+            inputs=(onnx, *described),
+            after=(f"gate_{judged}",),
+            outputs=(Output("package", "package.json", "json"), Output("model", "model.json", "json")),
             resources=self.light("package"),
-            code=("refit/package", "refit/postprocess", "refit/specs.py"),
+            code=ENGINE_CODE,
         )
+
+
+ENGINE_CODE = ("refit/engine", "refit/postprocess", "refit/triton/config.py", "refit/specs.py")
 
 
 def _block_scope(stages: Stages, name: str) -> Iterator[tuple[str, Any]]:

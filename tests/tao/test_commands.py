@@ -93,7 +93,8 @@ def said(case: Case) -> object:
     stage = next(s for s in chain(case.network, case.variant) if s.name == case.stage)
     action = TAO_ACTIONS.get(stage.action, stage.action)
     specs = {f"/specs/{name}": _placed(spec_text(spec)) for name, spec in stage.files.items()}
-    argv = [_placed(word) for word in stage.argv]
+    line = stage.argv[stage.argv.index(case.network) :]  # without what notes the GPU
+    argv = [_placed(word) for word in line]
     return judge(case.network, action, argv, specs, deploy=stage.environment == "tao_deploy")
 
 
