@@ -22,6 +22,7 @@ LOCKS = {
     "images/tools/requirements.in": "images/tools/requirements.txt",
     "images/cpu/requirements.in": "images/cpu/requirements.txt",
     "images/triton/requirements.in": "images/triton/requirements.txt",
+    "images/tensorrt/requirements.in": "images/tensorrt/requirements.txt",
     "images/lint/requirements.in": "images/lint/requirements.txt",
     "tests/requirements.in": "tests/requirements.txt",
     "tests/helm/requirements.in": "tests/helm/requirements.txt",
@@ -35,8 +36,9 @@ FOLLOWED = {
 }
 # A lock that takes the versions of another wherever they fit.
 LIKE = {"images/airflow/cluster.in": "requirements.txt"}
-# Their own dependencies are for what we do not use of them, and contradict what the environment needs.
-WITHOUT_DEPENDENCIES = ("nvidia-pytriton", "nvidia-tao-core", "nvidia-tao-deploy")
+# Taken as they are. NVIDIA's own dependencies of them are for what we do not use, and contradict what the environment
+# needs; of TensorRT the public index has a placeholder that fetches from another index when it is asked what it needs.
+WITHOUT_DEPENDENCIES = ("nvidia-pytriton", "nvidia-tao-core", "nvidia-tao-deploy", "tensorrt-")
 
 
 def main(options: list[str]) -> int:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from refit.config import Settings
+from refit.engine.record import Capability
 from refit.pipeline import TritonTarget
 from refit.specs import Problem, Spec, SpecError, did_you_mean, read_document
 from refit.specs import load as load_spec
@@ -131,6 +132,9 @@ class GpuType(Spec):
     tolerations: list[Toleration] = Field(default_factory=list)
     runtime_class: Annotated[Name | None, Optional] = Field(None, description="e.g. nvidia")
     resource: str | None = Field(None, description="e.g. nvidia.com/mig-1g.10gb; null: gpu.resource")
+    compute_capability: Capability | None = Field(
+        None, description="of these GPUs, e.g. 7.5: what a TensorRT engine is built for and checked against"
+    )
 
 
 class Gpu(Spec):
@@ -163,6 +167,10 @@ class KubernetesTriton(ProfileTriton):
     each: str | None = Field(None, description="headless Service, host:port: an address for each server")
     selector: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, description="labels of the servers' pods; a release is verified on each of them"
+    )
+    gpu_types: list[str] = Field(
+        default_factory=list,
+        description="GPUs of the servers (gpu.types): a release of engines needs one for each",
     )
     client_labels: dict[LabelKey, LabelValue] = Field(
         default_factory=dict, description="put on pods that talk to Triton, for network policies"
@@ -211,7 +219,17 @@ class KubernetesProfile(Profile):
         key = self.triton.control_key_secret
         if key is not None and key not in self.secrets:
             raise ValueError(f"triton.control_key_secret is {key}, which secrets does not name")
+        for name in self.triton.gpu_types:
+            if name not in self.gpu.types:
+                raise ValueError(f"triton.gpu_types: gpu.types has no {name!r}; it has {', '.join(self.gpu.types)}")
+            if self.gpu.types[name].compute_capability is None:
+                raise ValueError(f"triton.gpu_types: gpu.types.{name} says no compute_capability, which engines need")
         return self
+
+    def triton_capabilities(self) -> list[str]:
+        """Compute capabilities of the Triton servers' GPUs, each once; empty where the profile does not say."""
+        found = (self.gpu.types[name].compute_capability for name in self.triton.gpu_types)
+        return list(dict.fromkeys(c for c in found if c is not None))
 
     def image(self, environment: str, action: str, override: str | None = None) -> Image:
         """The image of a stage: its own, else that of its action, else that of its environment. Raises KeyError.

@@ -88,6 +88,6 @@ class Chain:
             summary="summary.json",
             secrets=(secret,) if secret else (),
             env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
-            code=("refit/triton", "refit/postprocess", "refit/specs.py"),
+            code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
             resources=self.light("release"),
         )

@@ -3,7 +3,8 @@
 | module | idea |
 |---|---|
 | `installation`, `server` | a real tritonserver on loopback without root, container or GPU (standard library only) |
-| `config` | config.pbtxt from the ONNX file itself |
+| `model` | what a version is: an ONNX file, or TensorRT plans |
+| `config` | config.pbtxt from the ONNX file itself, or from engine.json |
 | `client` | what a release and a user ask of a server, with typed errors |
 | `repository`, `ledger`, `lock` | the model repository, what was released, one release of a model at a time |
 | `reference`, `proof` | what a model must answer, and the proof that a server answers so |

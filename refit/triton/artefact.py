@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refit.files import sha256
 from refit.postprocess import ModelInfo, ModelInfoError, decoder_for
 from refit.postprocess.info import FILE_NAME
 from refit.triton import reference
-from refit.triton.config import Signature, read_signature
+from refit.triton.config import Signature
 from refit.triton.errors import ArtefactError
+from refit.triton.model import ModelFiles, read_model
 from refit.triton.reference import Reference
 from refit.triton.specs import ReleaseSpec
 
@@ -23,17 +23,22 @@ class Artefact:
     """An exported model with what stands beside it.
 
     Attributes:
-        path: the .onnx file.
+        model: the ONNX file or the plans.
         info: model.json, checked.
         reference: reference.npz, None where there is none.
     """
 
-    path: Path
-    sha256: str
-    bytes: int
-    signature: Signature
+    model: ModelFiles
     info: ModelInfo
     reference: Reference | None
+
+    @property
+    def signature(self) -> Signature:
+        return self.model.signature
+
+    @property
+    def sha256(self) -> str:
+        return self.model.sha256
 
     @property
     def sidecar(self) -> dict[str, Any]:
@@ -42,7 +47,7 @@ class Artefact:
 
     def files(self) -> dict[str, Path]:
         """What goes into the version's folder, by name."""
-        return {"model.onnx": self.path, FILE_NAME: self.path.with_name(FILE_NAME)}
+        return {**self.model.files, FILE_NAME: self.model.folder / FILE_NAME}
 
     def free_dims(self) -> dict[str, tuple[int, ...]]:
         """Sizes for the warm-up of inputs with free dims."""
@@ -50,7 +55,7 @@ class Artefact:
 
 
 def read_artefact(path: Path, samples: int | None = None) -> Artefact:
-    """Read a model file, its model.json and its reference.npz.
+    """Read a model (`refit.triton.model.read_model`), its model.json and its reference.npz.
 
     Args:
         samples: so many of the reference's are kept; None: all.
@@ -58,22 +63,15 @@ def read_artefact(path: Path, samples: int | None = None) -> Artefact:
     Raises:
         ArtefactError: one of them is missing (but the reference), broken, or does not fit the others.
     """
-    signature = read_signature(path)
-    info = _read_info(path.with_name(FILE_NAME), signature)
-    file = path.with_name(reference.FILE)
-    given = Reference.load(file, signature, f"{reference.FILE} beside the model") if file.exists() else None
-    return Artefact(
-        path=path,
-        sha256=sha256(path),
-        bytes=path.stat().st_size,
-        signature=signature,
-        info=info,
-        reference=given.first(samples) if given else None,
-    )
+    model = read_model(path)
+    info = _read_info(model.folder / FILE_NAME, model.signature, "engine" if model.engines else "ONNX file")
+    file = model.folder / reference.FILE
+    given = Reference.load(file, model.signature, f"{reference.FILE} beside the model") if file.exists() else None
+    return Artefact(model, info, given.first(samples) if given else None)
 
 
-def _read_info(path: Path, signature: Signature) -> ModelInfo:
-    """model.json, held against the ONNX file: names, and the size of the input."""
+def _read_info(path: Path, signature: Signature, what: str) -> ModelInfo:
+    """model.json, held against the model file: names, and the size of the input."""
     try:
         info = ModelInfo.read(path)
         decoder_for(info)
@@ -81,14 +79,14 @@ def _read_info(path: Path, signature: Signature) -> ModelInfo:
         raise ArtefactError(str(exc)) from None
     inputs, outputs = {t.name: t for t in signature.inputs}, {t.name for t in signature.outputs}
     if info.input.name not in inputs:
-        raise ArtefactError(f"{path}: input.name is {info.input.name!r}, the ONNX file has {sorted(inputs)}")
+        raise ArtefactError(f"{path}: input.name is {info.input.name!r}, the {what} has {sorted(inputs)}")
     missing = sorted(set(info.outputs.values()) - outputs)
     if missing:
-        raise ArtefactError(f"{path}: outputs names {missing[0]!r}, the ONNX file has {sorted(outputs)}")
+        raise ArtefactError(f"{path}: outputs names {missing[0]!r}, the {what} has {sorted(outputs)}")
     size = info.input.shape
     dims = inputs[info.input.name].dims[-3:]
     if len(dims) != 3 or any(d not in (-1, s) for d, s in zip(dims, size, strict=True)):
-        raise ArtefactError(f"{path}: the input is {list(size)} ({info.input.layout}), in the ONNX file {list(dims)}")
+        raise ArtefactError(f"{path}: the input is {list(size)} ({info.input.layout}), in the {what} {list(dims)}")
     return info
 
 

@@ -1,4 +1,4 @@
-"""config.pbtxt, made from the ONNX file itself, and what a server says about a model that it serves.
+"""config.pbtxt, made from the ONNX file or from engine.json, and what a server says about a model that it serves.
 
 The configuration is complete (the servers run with ``--disable-auto-complete-config``), pins one version, asks for one
 instance (without ``instance_group`` Triton starts two on a CPU), warms the model up (a bad shape then fails the load
@@ -134,6 +134,8 @@ class ModelConfig:
         dynamic_batching: requests wait up to ``queue_delay_us`` microseconds to be answered together.
         free_dims: sizes for the warm-up where a dim is free ({input: dims}); an input without them is not warmed up.
         parameters: free text by name; goes into ``/v2/models/<name>/config``.
+        plans: compute capability -> file of a TensorRT plan; empty for an ONNX model. A GPU of another capability
+            finds no file where there are several, and TensorRT's refusal where there is one.
     """
 
     name: str
@@ -146,6 +148,7 @@ class ModelConfig:
     queue_delay_us: int = 0
     free_dims: Mapping[str, Sequence[int]] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
+    plans: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """The file's text, in protobuf's text format."""
@@ -154,12 +157,16 @@ class ModelConfig:
     def _fields(self) -> Message:
         out: Message = [
             ("name", self.name),
-            ("backend", "onnxruntime"),
+            ("platform", "tensorrt_plan") if self.plans else ("backend", "onnxruntime"),
             ("max_batch_size", self.max_batch_size if self.signature.batch else 0),
         ]
         for what, tensors in (("input", self.signature.inputs), ("output", self.signature.outputs)):
             for t in tensors:
                 out.append((what, [("name", t.name), *_shape(t.datatype, t.dims)]))
+        if len(self.plans) == 1:
+            out += [("default_model_filename", file) for file in self.plans.values()]
+        else:
+            out += [("cc_model_filenames", [("key", cc), ("value", file)]) for cc, file in sorted(self.plans.items())]
         out.append(("instance_group", [("count", self.instances), ("kind", Word(self.kind))]))
         out.append(("version_policy", [("specific", [("versions", self.version)])]))
         if self.dynamic_batching and self.signature.batch:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from refit import picture
 from refit.files import write_bytes
 from refit.postprocess import ModelInfo, preprocess
 from refit.triton.config import NUMPY_TYPES, Signature, Tensor
@@ -176,19 +176,11 @@ def from_images(signature: Signature, info: ModelInfo, paths: Sequence[Path]) ->
 
 
 def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """A picture as RGB uint8 [height, width, 3], as stored (no EXIF rotation: labels are in stored pixels).
-
-    Raises:
-        ArtefactError: it cannot be read or decoded.
-    """
+    """`refit.picture.read`. Raises ArtefactError."""
     try:
-        data = np.frombuffer(path.read_bytes(), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
-    except (OSError, cv2.error) as exc:
-        raise ArtefactError(f"{path}: cannot be read as a picture ({exc})") from None
-    if image is None:
-        raise ArtefactError(f"{path}: is no picture that can be decoded; give a JPEG or PNG file")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        return picture.read(path)
+    except picture.PictureError as exc:
+        raise ArtefactError(str(exc)) from None
 
 
 def _pictures(paths: Sequence[Path]) -> list[Path]:

@@ -15,7 +15,6 @@ The champion goes on serving whatever fails. The order, and why each step is the
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable
@@ -23,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from refit.files import sha256
+from refit.config import Settings
+from refit.engine import match
 from refit.triton import config as cfg
 from refit.triton import fleet, proof, reference
 from refit.triton.artefact import Artefact, Origin, read_artefact, read_origin
@@ -36,6 +36,7 @@ from refit.triton.proof import Proof
 from refit.triton.reference import Reference, Samples
 from refit.triton.specs import ReleaseReport, ReleaseSpec
 from refit.triton.transaction import MODEL_AT_FAULT, Change, Held, exclusive, reached, tolerance
+from refit.version import version
 
 
 def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
@@ -56,26 +57,59 @@ def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], Non
     """
     artefact = read_artefact(spec.model_path, spec.reference_images)
     origin = read_origin(spec, out)
-    installation = _prover(spec)
+    installation = _prover(spec, artefact)
+    batch = _max_batch_size(spec, artefact)
     with exclusive(spec, f"{origin.pipeline}/{origin.run}", say) as held:
+        _check_plans(spec, artefact, held.servers)
         champion = look(held.servers, spec.model, say)
         if champion.version is not None and _is_same(champion, artefact):
             report = _confirm(spec, held, champion, artefact, origin, say)
             if report is not None:
                 return report
-        return _Release(spec, artefact, origin, held, champion, installation, say).run(out)
+        return _Release(spec, artefact, origin, held, champion, installation, batch, say).run(out)
 
 
-def _prover(spec: ReleaseSpec) -> Installation | None:
+def _prover(spec: ReleaseSpec, artefact: Artefact) -> Installation | None:
     """The local Triton for the proof aside; None where the spec does not want one, or has none and needs none."""
-    if spec.prove == "never" or (spec.prove == "auto" and spec.kind == "KIND_GPU"):
+    if spec.prove == "never" or (spec.prove == "auto" and _kind(spec, artefact) == "KIND_GPU"):
         return None
+    if artefact.model.engines:
+        raise InstallationError("prove: always: the throwaway Triton has no GPU, which a TensorRT plan needs; say auto")
     try:
         return find()
     except InstallationError:
         if spec.prove == "always":
             raise
         return None
+
+
+def _kind(spec: ReleaseSpec, artefact: Artefact) -> str:
+    return spec.kind or ("KIND_GPU" if artefact.model.engines else "KIND_CPU")
+
+
+def _max_batch_size(spec: ReleaseSpec, artefact: Artefact) -> int:
+    limit = artefact.model.max_batch_size
+    if limit is not None and spec.max_batch_size is not None and spec.max_batch_size > limit:
+        raise ArtefactError(
+            f"max_batch_size: {spec.max_batch_size}, and {spec.model_path} takes batches up to {limit}; "
+            "lower it, or build the engine with a larger batch.max"
+        )
+    return spec.max_batch_size or limit or 8
+
+
+def _check_plans(spec: ReleaseSpec, artefact: Artefact, servers: fleet.Servers) -> None:
+    """Plans are for the TensorRT of every server, and there is one for each kind of its GPUs."""
+    engines = artefact.model.engines
+    if not engines:
+        return
+    try:
+        table = match.load(Settings.from_env().repository)
+        for server in servers:
+            triton = server.server()["version"]
+            tensorrt = spec.tensorrt or match.tensorrt_of(table, triton)
+            match.check(engines, tensorrt, spec.compute_capabilities, f"Triton {triton} at {server.url}")
+    except match.Misfit as exc:
+        raise ArtefactError(str(exc)) from None
 
 
 def _is_same(champion: Champion, artefact: Artefact) -> bool:
@@ -148,6 +182,7 @@ class _Release:
         held: Held,
         champion: Champion,
         installation: Installation | None,
+        max_batch_size: int,
         say: Callable[[str], None],
     ) -> None:
         self.spec = spec
@@ -157,6 +192,7 @@ class _Release:
         self.repository = held.repository
         self.champion = champion
         self.installation = installation
+        self.max_batch_size = max_batch_size
         self.say = say
         self.ledger = Ledger(spec.ledger)
         self.seconds: dict[str, float] = {}
@@ -189,9 +225,9 @@ class _Release:
             self.say(f"Staging {spec.model} as version {self.version}")
             self.held.lock.check()
             tree = self.repository.stage(spec.model, self.version, self.artefact.files(), config)
-            if sha256(tree / spec.model / str(self.version) / "model.onnx") != self.artefact.sha256:
+            if self.artefact.model.digest(tree / spec.model / str(self.version)) != self.artefact.sha256:
                 raise RepositoryError(
-                    f"{tree}: the copy differs from {self.artefact.path}: it changed, or the disk is bad"
+                    f"{tree}: the copy differs from {spec.model_path}: it changed, or the disk is bad"
                 )
             self._lap("stage", begin)
             reached("staged")
@@ -233,9 +269,10 @@ class _Release:
             name=spec.model,
             version=self.version,
             signature=artefact.signature,
-            max_batch_size=spec.max_batch_size,
+            max_batch_size=self.max_batch_size,
             instances=spec.instances,
-            kind=spec.kind,
+            kind=_kind(spec, artefact),
+            plans=artefact.model.plans,
             dynamic_batching=spec.dynamic_batching,
             free_dims=artefact.free_dims(),
             parameters={
@@ -244,7 +281,7 @@ class _Release:
                 cfg.PIPELINE: origin.pipeline,
                 cfg.RUN: origin.run,
                 cfg.KEY: origin.key,
-                cfg.REFIT: _refit_version(),
+                cfg.REFIT: version(),
             },
         )
 
@@ -260,7 +297,7 @@ class _Release:
             version=self.version,
             state="staged",
             sha256=artefact.sha256,
-            bytes=artefact.bytes,
+            bytes=artefact.model.bytes,
             pipeline=origin.pipeline,
             run=origin.run,
             key=origin.key,
@@ -285,6 +322,8 @@ class _Release:
             parts.append(reference.from_images(artefact.signature, artefact.info, paths))
         if not parts:
             parts.append(reference.made_up(artefact.signature, artefact.sidecar))
+        if artefact.model.engines and not spec.compute_capabilities:
+            self.notes.append("compute_capabilities not said: only the load has proven that the plan fits the GPUs")
         if self.installation is None:
             self.notes.append("not proven on a throwaway Triton")
             if given is not None:
@@ -348,10 +387,3 @@ def _report(
         seconds={name: round(value, 3) for name, value in seconds.items()},
         notes=notes,
     )
-
-
-def _refit_version() -> str:
-    try:
-        return importlib.metadata.version("refit")
-    except importlib.metadata.PackageNotFoundError:  # run from the sources
-        return "source"

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from refit.files import sha256
 from refit.triton.champion import Champion, look
-from refit.triton.config import Signature, read_signature
+from refit.triton.config import Signature
 from refit.triton.errors import ArtefactError, RollbackError
 from refit.triton.ledger import Ledger, Record
+from refit.triton.model import ONNX, read_model
 from refit.triton.reference import Reference, made_up
 from refit.triton.repository import ModelRepository
 from refit.triton.specs import ReleaseReport, RollbackSpec
@@ -90,17 +90,17 @@ def _choose(spec: RollbackSpec, repository: ModelRepository, champion: Champion)
             f"version {wanted} of {spec.model} cannot serve: it is not in {repository.root}, or the ledger "
             f"{spec.ledger} does not know it as good; there are {good or 'none'}"
         )
-    path = repository.root / spec.model / str(wanted) / "model.onnx"
+    folder = repository.root / spec.model / str(wanted)
     try:
-        signature = read_signature(path)
+        model = read_model(folder)
     except ArtefactError as exc:
         raise RollbackError(f"version {wanted} of {spec.model} cannot serve: {exc}") from None
-    if sha256(path) != found[1].sha256:
+    if model.sha256 != found[1].sha256:
         raise RollbackError(
-            f"{path} is not the file that was released as version {wanted} (sha256 {found[1].sha256}): somebody "
-            "changed it; go back to another version"
+            f"{folder if model.engines else folder / ONNX} is not the file that was released as version {wanted} "
+            f"(sha256 {found[1].sha256}): somebody changed it; go back to another version"
         )
-    return *found, signature
+    return *found, model.signature
 
 
 def _before(spec: RollbackSpec, ledger: Ledger, there: list[int], champion: Champion) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from refit.engine.record import Capability, Version
 from refit.specs import Spec
 
 ModelName = Annotated[
@@ -38,7 +39,10 @@ class Target(Spec):
 class ReleaseSpec(Target):
     """The spec of `python -m refit.triton release`."""
 
-    model_path: Path = Field(description="the .onnx file; model.json stands beside it, and reference.npz may")
+    model_path: Path = Field(
+        description="the .onnx file, a .plan, or a folder with plans, one for each compute capability; beside it "
+        "stand model.json, engine.json of each plan, and perhaps reference.npz"
+    )
     keep_versions: int = Field(
         3, ge=1, le=1000, description="versions kept in the repository, the serving one included"
     )
@@ -54,10 +58,20 @@ class ReleaseSpec(Target):
     prove: Literal["auto", "always", "never"] = Field(
         "auto", description="serve it from a throwaway Triton first; auto: where the Triton environment is installed"
     )
-    max_batch_size: int = Field(8, ge=1, le=1024, description="for a model with a free batch dim")
+    max_batch_size: int | None = Field(
+        None, ge=1, le=1024, description="for a model with a free batch dim; null: a plan's own limit, 8 for ONNX"
+    )
     instances: int = Field(1, ge=1, le=64, description="instances on the CPU, or on each GPU")
-    kind: Literal["KIND_CPU", "KIND_GPU"] = Field("KIND_CPU", description="where the instances run")
+    kind: Literal["KIND_CPU", "KIND_GPU"] | None = Field(
+        None, description="where the instances run; null: on the GPU for a plan, else on the CPU"
+    )
     dynamic_batching: bool = Field(False, description="answer requests together that come at the same time")
+    tensorrt: Version | None = Field(
+        None, description="of the servers, for a plan; null: by Triton's version (specs/tao/containers.yaml)"
+    )
+    compute_capabilities: list[Capability] = Field(
+        default_factory=list, description="of the servers' GPUs; each needs a plan. Empty: not known, not looked at"
+    )
 
 
 class RollbackSpec(Target):

@@ -167,3 +167,20 @@ def test_a_profile_survives_the_way_into_a_pod() -> None:
     profile = KubernetesProfile.model_validate(data)
     sent = profile.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     assert cluster.from_data(sent, parse_yaml(yaml.safe_dump(sent), "sent")) == profile
+
+
+def test_which_gpus_triton_has() -> None:
+    types = {"default": {}, "t4": {"compute_capability": "7.5"}, "t4-spot": {"compute_capability": "7.5"}}
+    triton = {**KUBERNETES["triton"], "gpu_types": ["t4", "t4-spot"]}
+    profile = KubernetesProfile.model_validate({**KUBERNETES, "gpu": {"types": types}, "triton": triton})
+    assert profile.triton_capabilities() == ["7.5"]
+    assert KubernetesProfile.model_validate(KUBERNETES).triton_capabilities() == []
+
+
+@pytest.mark.parametrize(
+    ("gpu_type", "said"),
+    [("a100", "gpu.types has no 'a100'; it has default"), ("default", "gpu.types.default says no compute_capability")],
+)
+def test_gpus_of_triton_that_nobody_describes(tmp_path: Path, gpu_type: str, said: str) -> None:
+    triton = {**KUBERNETES["triton"], "gpu_types": [gpu_type]}
+    assert said in errors(tmp_path, {**KUBERNETES, "triton": triton})
