@@ -359,7 +359,7 @@ class TaoChain(Chain):
             title=fact.title if name != "retrain" else "Retrain the pruned model",
             environment=f"tao_{family}",
             image=self._image(fact),
-            argv=recording(argv, "{out}/gpu.csv") if action == "build_engine" else argv,
+            argv=tuple(recording(argv, "{out}/gpu.csv")) if action == "build_engine" else argv,
             files=_Files(self, name, action, trained, model, split),
             outputs=tuple(
                 Output(o.name, str(networks.fill(o.path, scope)), o.format, o.kind, o.min_bytes, o.pick)
@@ -537,7 +537,9 @@ class TaoChain(Chain):
         if model in self.engines:
             return "engine"
         quantize = self.p.stages.quantize
-        onnx = model == "export" or (model == "quantize" and quantize is not None and quantize.backend == "modelopt.onnx")
+        onnx = model == "export" or (
+            model == "quantize" and quantize is not None and quantize.backend == "modelopt.onnx"
+        )
         return "onnx" if onnx else "checkpoint"
 
     @property

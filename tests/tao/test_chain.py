@@ -1,0 +1,155 @@
+"""The tao toolkit's chain: which stages there are, what each is told, and what makes it run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refit import pipeline as pipelines
+from refit import plan as plans
+from refit.cluster import KubernetesProfile, load
+from refit.config import Settings
+from refit.runtime import pod as pods
+from refit.specs import parse_yaml
+from refit.tao import networks
+from refit.tao.tree import parse
+from refit.toolkits.base import Stage, spec_text
+from refit.toolkits.tao import TaoChain
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = """\
+dataset: {source: inbox/cars, classes: [Car, Traffic Light], format: kitti}
+toolkit: tao
+network: {name: NETWORK}
+resources: {default: {gpus: 2}}
+stages:
+  train: {epochs: 20}
+"""
+
+
+@pytest.fixture
+def profile() -> KubernetesProfile:
+    made = load("kubernetes", Settings.from_env({}))
+    assert isinstance(made, KubernetesProfile)
+    return made
+
+
+def stages(
+    profile: KubernetesProfile, network: str = "detectnet_v2", more: str = "", **network_keys: str
+) -> dict[str, Stage]:
+    text = (
+        PIPELINE.replace("NETWORK}", ", ".join([network, *(f"{k}: {v}" for k, v in network_keys.items())]) + "}") + more
+    )
+    made = pipelines.from_document(parse_yaml(text, "cars.yaml"), "cars")
+    return {s.name: s for s in TaoChain(made, profile).stages()}
+
+
+def test_the_chain_of_a_network_that_can_be_pruned(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  prune: true\n", pretrained="true")
+    assert list(made) == [
+        "prepare", "pretrained", "dataset_convert_train", "dataset_convert_val", "train", "evaluate_trained",
+        "gate_trained", "prune", "retrain", "evaluate_retrained", "gate_retrained", "export", "build_engine",
+        "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
+    ]  # fmt: skip
+    position = {name: i for i, name in enumerate(made)}
+    for stage in made.values():
+        assert all(position[u] < position[stage.name] for u in stage.upstream)
+
+
+def test_the_chain_of_a_transformer(profile: KubernetesProfile) -> None:
+    assert list(stages(profile, "rtdetr")) == [
+        "prepare", "train", "evaluate_trained", "gate_trained", "export", "build_engine", "describe_engine",
+        "evaluate_quantized", "gate_quantized", "package", "release",
+    ]  # fmt: skip
+    before = list(stages(profile, "rtdetr", "  quantize: {backend: torchao}\n"))
+    after = list(stages(profile, "rtdetr", "  quantize: {backend: modelopt.onnx}\n"))
+    assert before.index("quantize") < before.index("export")
+    assert after.index("quantize") > after.index("export")
+
+
+def test_an_engine_for_each_kind_of_gpu(profile: KubernetesProfile) -> None:
+    text = stages(profile, more="  build_engine: {gpu_types: [default, a100]}\n")
+    assert text["build_engine_default"].resources.gpu_type == "default"
+    assert text["build_engine_a100"].resources.gpu_type == "a100"
+    package = text["package"].files["package.yaml"]
+    assert isinstance(package, dict)
+    assert package["engines"] == ["{input:describe_engine_default}", "{input:describe_engine_a100}"]
+    release = text["release"].files["release.yaml"]
+    assert isinstance(release, dict)
+    assert release["model_path"] == "{input:package}"
+
+
+def test_only_a_training_holds_several_gpus(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  prune: true\n")
+    assert {s.name: s.resources.gpus for s in made.values() if s.resources.gpus > 1} == {"train": 2, "retrain": 2}
+    assert made["dataset_convert_train"].resources.gpus == 0
+    assert made["train"].argv[made["train"].argv.index("--gpus") + 1] == "2"
+
+
+def test_names_are_those_that_the_label_files_hold(profile: KubernetesProfile) -> None:
+    """TAO lowers KITTI's names and splits lines at spaces: a spec with other names would train on nothing."""
+    spec = parse(str(stages(profile)["train"].files["train.txt"]), "prototxt", "x")
+    assert spec.keys("dataset_config.target_class_mapping") == ["car", "traffic_light"]
+    assert spec.keys("cost_function_config.target_classes") == ["car", "traffic_light"]
+
+
+def test_the_key_is_in_the_environment_only(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  prune: true\n", key_secret="TAO_KEY", pretrained="{ngc: 'a/b/c:1', secret: NGC}")
+    for name in ("train", "evaluate_trained", "prune", "retrain", "export", "build_engine"):
+        assert made[name].secrets == ("TAO_KEY",), name
+        assert made[name].argv[-2:] == ("-k", "{secret:TAO_KEY}"), name
+    assert made["pretrained"].env["NGC_API_KEY"] == "{secret:NGC}"
+    for stage in made.values():
+        assert all("{secret:" not in spec_text(spec) for spec in stage.files.values())
+
+
+def keys(profile: KubernetesProfile, network: str, more: str) -> dict[str, str]:
+    bound = plans.Bound(
+        run="r", workspace=Path("/w/cars"), snapshot=Path("/w/s"), fingerprint="f", code=lambda package: "",
+        environments={"tools": "", "cpu": ""}, find=lambda stage, key: None,
+    )  # fmt: skip
+    made: dict[str, str] = {}
+    for stage in stages(profile, network, more).values():
+        made[stage.name] = plans.stage_key(stage, bound, made)
+    return made
+
+
+@pytest.mark.parametrize("network", networks.known())
+def test_a_change_of_the_engine_does_not_train_again(profile: KubernetesProfile, network: str) -> None:
+    prune = "  prune: true\n" if "prune" in networks.load(network).stages else ""
+    other = "  build_engine: {precision: fp16, max_batch_size: 16}\n"
+    before, after = keys(profile, network, prune), keys(profile, network, prune + other)
+    assert {name for name in before if before[name] != after.get(name)} == {
+        "calibrate", "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
+    }  # fmt: skip
+
+
+def test_params_of_the_trigger_form(profile: KubernetesProfile) -> None:
+    made = pipelines.load(ROOT / "specs" / "examples" / "plates.yaml")
+    fields = {f.key: f for f in plans.params(made)}
+    assert fields["train_epochs"].default == 120
+    assert fields["prune_threshold"].schema["exclusiveMaximum"] == 1
+    changed, _ = plans.overrides(made, {"train_epochs": 3, "engine_precision": "fp16"})
+    assert changed == {"stages.train.epochs": 3, "stages.build_engine.precision": "fp16"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "specs" / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_example_is_good_and_makes_pods(path: Path, profile: KubernetesProfile) -> None:
+    from refit.toolkits.tao import TOOLKIT
+
+    pipeline = pipelines.load(path)
+    assert list(TOOLKIT.preflight(pipeline, profile, None)) == []
+    for stage in TOOLKIT.stages(pipeline, profile):
+        request: dict[str, Any] = {
+            "pipeline": "x", "run": "r", "name": stage.name, "action": stage.action, "index": 1, "key": "k",
+            "environment": stage.environment, "image": stage.image, "secrets": [],
+            "paths": {"workspace": "/workspace/x"},
+            "resources": stage.resources.model_dump(exclude={"timeout_hours", "nodes"}), "timeout_seconds": 60,
+            "grace_seconds": 10, "model": "x",
+        }  # fmt: skip
+        pod = pods.stage_pod(pods.PodStage.of(request, plan="/workspace/x/plan.json"), profile)
+        image = pod["spec"]["containers"][0]["image"]
+        if stage.environment.startswith("tao_"):
+            assert image == f"{profile.tao.repository}:{stage.image}"
