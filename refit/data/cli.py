@@ -2,10 +2,10 @@
 
     python -m refit.data check PATH [--format kitti|voc] [--classes a,b] [--image-dir D] [--label-dir D] [--json]
     python -m refit.data synthetic OUT [--train 400 --val 100 --shifted 50 --seed 7]
-    python -m refit.data prepare -e spec.yaml -r OUT
+    python -m refit.data prepare|calibrate -e spec.yaml -r OUT
 
-`check` changes nothing. Exit codes: 0 good, 2 bad data or bad input, 1 failed; of `prepare`, a stage, those of
-`refit.command`.
+`check` changes nothing. Exit codes: 0 good, 2 bad data or bad input, 1 failed; of the stages prepare and calibrate,
+those of `refit.command`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ ACTIONS = {
     "prepare": Action(
         "refit.data.prepare.spec:PrepareSpec",
         "refit.data.prepare.stage:run",
-        "write a snapshot as NVIDIA TAO's input: KITTI or COCO, and calibration images",
+        "write a snapshot as NVIDIA TAO's input: KITTI or COCO",
+    ),
+    "calibrate": Action(
+        "refit.data.prepare.spec:CalibrateSpec",
+        "refit.data.prepare.calibration:run",
+        "choose the images that calibrate INT8",
     ),
 }
 _SHOWN = 5  # faults of a kind on the terminal; --json gives all

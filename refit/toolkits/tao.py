@@ -268,20 +268,24 @@ class TaoChain(Chain):
             yield from self._judge(name, last, "retrain" if s.retrain else first, judged)
             judged = name
         trained = "retrain" if s.retrain else first
+        if self._calibration:
+            yield self._calibrate(*self._calibration)
+        images = ("calibrate",) if self._calibration else ()
         onnx_quantized = s.quantize is not None and s.quantize.backend == "modelopt.onnx"
         if s.quantize and not onnx_quantized:
-            yield self.tao("quantize", "quantize", inputs=(*self._data, last), trained=trained, model=last)
+            yield self.tao("quantize", "quantize", inputs=(*self._data, *images, last), trained=trained, model=last)
             last = "quantize"
         yield self.tao(
             "export", "export", inputs=(*self._data, last), after=(f"gate_{judged}",), trained=trained, model=last
         )
         onnx = "export"
         if onnx_quantized:
-            yield self.tao("quantize", "quantize", inputs=(*self._data, onnx), trained=trained, model=onnx)
+            yield self.tao("quantize", "quantize", inputs=(*self._data, *images, onnx), trained=trained, model=onnx)
             onnx = "quantize"
         engines = self.engines
         for name, gpu_type in engines.items():
-            yield self.tao(name, "build_engine", inputs=(*self._data, onnx), trained=trained, model=onnx, gpu=gpu_type)
+            read = (*self._data, *images, onnx)
+            yield self.tao(name, "build_engine", inputs=read, trained=trained, model=onnx, gpu=gpu_type)
             yield self._describe(name, onnx)
         if engines:
             first_engine = next(iter(engines))
@@ -514,6 +518,7 @@ class TaoChain(Chain):
             "start": "{input:prune.model}" if retraining else weights,
             "retraining": retraining,
             "data": "{input:prepare}",
+            "calibration": "{input:calibrate}",
             "extension": p.stages.prepare.convert or network.image_extension,
             "qat": last.qat,
             "amp": last.amp,
@@ -559,7 +564,7 @@ class TaoChain(Chain):
     # -- Refit's own commands around them --
 
     def _prepare(self) -> Stage:
-        prepare, engine = self.p.stages.prepare, self.p.stages.build_engine
+        prepare = self.p.stages.prepare
         spec: dict[str, Any] = {
             "snapshot": "{snapshot}",
             "form": self.facts.data.form,
@@ -569,14 +574,6 @@ class TaoChain(Chain):
         }
         if self.facts.data.form == "coco":
             spec["first_id"] = self.facts.data.first_id
-        if self.p.stages.quantize is not None:
-            spec["calibration"] = {"images": self.p.stages.quantize.images, "seed": self.p.seed}
-        elif engine is not None and self.way_to_int8 == "ptq":
-            spec["calibration"] = {
-                "images": engine.calibration_batches * engine.calibration_batch_size,
-                "batch_size": engine.calibration_batch_size,
-                "seed": self.p.seed,
-            }
         return Stage(
             name="prepare",
             action="prepare",
@@ -588,6 +585,37 @@ class TaoChain(Chain):
             resources=self.light("prepare"),
             code=("refit/data", "refit/specs.py"),
             reads_snapshot=True,
+        )
+
+    @property
+    def _calibration(self) -> tuple[int, int] | None:
+        """(images, batch size) of the calibration that quantize or the engine's builder makes; None: of none."""
+        engine, quantize = self.p.stages.build_engine, self.p.stages.quantize
+        if quantize is not None:
+            return quantize.images, 1
+        if engine is not None and self.way_to_int8 == "ptq":
+            return engine.calibration_batches * engine.calibration_batch_size, engine.calibration_batch_size
+        return None
+
+    def _calibrate(self, images: int, batch_size: int) -> Stage:
+        return Stage(
+            name="calibrate",
+            action="calibrate",
+            title="Choose the calibration images",
+            environment="tools",
+            argv=command("refit.data", "calibrate", "calibrate.yaml"),
+            files={
+                "calibrate.yaml": {
+                    "prepared": "{input:prepare}",
+                    "images": images,
+                    "batch_size": batch_size,
+                    "seed": self.p.seed,
+                }
+            },
+            inputs=("prepare",),
+            outputs=(Output("calibration", "calibration.json", "json"),),
+            resources=self.light("calibrate"),
+            code=("refit/data/prepare", "refit/specs.py"),
         )
 
     def _pretrained(self) -> Stage:
@@ -635,7 +663,7 @@ class TaoChain(Chain):
         }
         if way == "ptq":
             spec["calibration"] = {
-                "images": "{input:prepare}/calibration",
+                "images": "{input:calibrate}/images",
                 "batches": block.calibration_batches,
                 "batch_size": block.calibration_batch_size,
                 "cache": f"{{input:{engine}}}/cal.bin",
@@ -648,7 +676,7 @@ class TaoChain(Chain):
             environment="tools",
             argv=command("refit.engine", "describe", "describe.yaml"),
             files={"describe.yaml": spec, "model.json": self._sidecar},
-            inputs=(engine, onnx, "prepare"),
+            inputs=(engine, onnx, *(("calibrate",) if way == "ptq" else ())),
             outputs=(Output("engine", "engine.json", "json"), Output("model", "model.plan")),
             resources=self.light(name),
             code=ENGINE_CODE,

@@ -25,9 +25,9 @@ from refit.data.checks import Classes
 from refit.data.cli import main
 from refit.data.examine import examine
 from refit.data.ingest import ingest
-from refit.data.prepare import orientation, stage
+from refit.data.prepare import calibration, orientation, stage
 from refit.data.prepare.calibration import choose
-from refit.data.prepare.spec import PrepareSpec
+from refit.data.prepare.spec import CalibrateSpec, PrepareSpec
 from refit.data.settings import DatasetSettings
 from refit.data.snapshot import Snapshot, read_annotations
 from refit.status import StatusWriter
@@ -45,6 +45,13 @@ def prepare(snapshot: Snapshot, out: Path, **spec: Any) -> dict[str, Any]:
     stage.run(PrepareSpec(snapshot=snapshot.path, **spec), out, StatusWriter(out))
     report: dict[str, Any] = json.loads((out / "prepare.json").read_text())
     return report
+
+
+def calibrate(prepared: Path, out: Path, **spec: Any) -> dict[str, Any]:
+    out.mkdir()
+    calibration.run(CalibrateSpec(prepared=prepared, **spec), out, StatusWriter(out))
+    row: dict[str, Any] = json.loads((out / "calibration.json").read_text())
+    return row
 
 
 def objects(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
@@ -111,7 +118,7 @@ def test_kitti_comes_back_the_same(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_images_are_hard_links_of_the_snapshot(snapshot: Snapshot, tmp_path: Path) -> None:
-    report = prepare(snapshot, tmp_path / "out", form="kitti", calibration={"images": 2})
+    report = prepare(snapshot, tmp_path / "out", form="kitti")
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_symlink()
     one = next((tmp_path / "out/train/images").iterdir())
@@ -143,12 +150,13 @@ def test_real_photographs(tmp_path: Path) -> None:
     taken = ingest(BCCD, DatasetSettings(classes=["RBC", "WBC", "Platelets"], split={"lists": lists}), tmp_path / "ws")
     rows = list(read_annotations(taken.path))
     known = {c.lower(): c for c in ("RBC", "WBC", "Platelets")}
-    report = prepare(taken, tmp_path / "kitti", form="kitti", calibration={"images": 48, "batch_size": 8})
+    report = prepare(taken, tmp_path / "kitti", form="kitti")
     for split in ("train", "val"):
         own = [r for r in rows if r["split"] == split]
         assert {(f, known[c], *box) for f, c, *box in kitti_back(tmp_path / "kitti" / split)} == objects(own)
     assert report["splits"]["train"]["images"] == 292
-    assert min(report["calibration"]["images_with"].values()) >= 40  # each image of 48 shows nearly all
+    chosen = calibrate(tmp_path / "kitti", tmp_path / "calibration", images=48, batch_size=8)
+    assert min(chosen["images_with"].values()) >= 40  # each image of 48 shows nearly all
     prepare(taken, tmp_path / "coco", form="coco")
     assert coco_back(tmp_path / "coco/annotations/train.json") == objects([r for r in rows if r["split"] == "train"])
 
@@ -354,12 +362,13 @@ def test_grey_and_16_bits_are_told(tmp_path: Path) -> None:
 # ---- calibration
 
 
-def test_calibration_images_are_of_the_train_split_and_recorded(snapshot: Snapshot, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    prepare(snapshot, out, form="coco", calibration={"images": 6, "batch_size": 3})
-    row = json.loads((out / "calibration.json").read_text())
+@pytest.mark.parametrize("form", ["kitti", "coco"])
+def test_calibration_images_are_of_the_train_split_and_recorded(snapshot: Snapshot, tmp_path: Path, form: str) -> None:
+    prepared, out = tmp_path / "prepared", tmp_path / "out"
+    prepare(snapshot, prepared, form=form)
+    row = calibrate(prepared, out, images=6, batch_size=3)
     train = {r["file"]: r for r in read_annotations(snapshot.path) if r["split"] == "train"}
-    files = {p.name: sha256(p.read_bytes()).hexdigest() for p in (out / "calibration").iterdir()}
+    files = {p.name: sha256(p.read_bytes()).hexdigest() for p in (out / "images").iterdir()}
     assert files == {f["file"]: f["sha256"] for f in row["files"]}
     assert files.keys() <= train.keys()
     assert (row["images"], row["batches"], row["batch_size"]) == (6, 2, 3)
@@ -367,20 +376,31 @@ def test_calibration_images_are_of_the_train_split_and_recorded(snapshot: Snapsh
     listing = subprocess.run(
         "find . -type f | sed 's|^./||' | LC_ALL=C sort | xargs sha256sum | sha256sum",
         shell=True,
-        cwd=out / "calibration",
+        cwd=out / "images",
         check=True,
         capture_output=True,
         text=True,
     )
     assert row["digest"] == listing.stdout.split()[0]
-    assert {o[0] for o in coco_back(out / "annotations/calibration.json")} == {Path(f).stem for f in files}
+    if form == "coco":
+        assert {o[0] for o in coco_back(out / "annotations.json")} == {Path(f).stem for f in files}
 
 
 def test_too_few_for_calibration_says_what_would_do(snapshot: Snapshot, tmp_path: Path) -> None:
-    with pytest.raises(BadData, match=r"needs 80 images \(10 batches of 8\), and the train split has \d+; say .*: 8,"):
-        prepare(snapshot, tmp_path / "out", form="kitti", calibration={"images": 80, "batch_size": 8})
-    with pytest.raises(BadData, match=r"say a smaller calibration.batch_size"):
-        prepare(snapshot, tmp_path / "out", form="kitti", calibration={"images": 80, "batch_size": 80})
+    prepare(snapshot, tmp_path / "out", form="kitti")
+    with pytest.raises(
+        BadData, match=r"needs 80 images \(10 batches of 8\), and the train split has \d+; use 8 images"
+    ):
+        calibrate(tmp_path / "out", tmp_path / "a", images=80, batch_size=8)
+    with pytest.raises(BadData, match="use a smaller batch"):
+        calibrate(tmp_path / "out", tmp_path / "b", images=80, batch_size=80)
+    with pytest.raises(BadData, match="not what prepare wrote"):
+        calibrate(tmp_path / "nowhere", tmp_path / "c", images=8, batch_size=8)
+
+
+def test_whole_batches_only() -> None:
+    with pytest.raises(ValueError, match="TAO leaves 2 out; say 12 or 8"):
+        CalibrateSpec(prepared=Path("x"), images=10, batch_size=4)
 
 
 def test_classes_are_spread_though_one_is_rare() -> None:
@@ -406,7 +426,7 @@ def spec_file(tmp_path: Path, **spec: Any) -> list[str]:
 
 
 def test_the_command_can_be_run_twice(snapshot: Snapshot, tmp_path: Path) -> None:
-    argv = spec_file(tmp_path, snapshot=str(snapshot.path), form="kitti", calibration={"images": 2})
+    argv = spec_file(tmp_path, snapshot=str(snapshot.path), form="kitti")
     assert main(argv) == 0
     (tmp_path / "out/train/images/left_by_a_killed_attempt.jpg").write_bytes(b"x")
     done = subprocess.run([sys.executable, "-m", "refit.data", *argv], check=False, capture_output=True, text=True)
@@ -421,7 +441,6 @@ def test_the_command_can_be_run_twice(snapshot: Snapshot, tmp_path: Path) -> Non
     ("spec", "code", "message"),
     [
         ({"form": "voc"}, 2, "spec.yaml:1: form: 'voc' is not a choice"),
-        ({"form": "kitti", "calibration": {"images": 10, "batch_size": 4}}, 2, "TAO leaves 2 out; say 12 or 8"),
         ({"form": "kitti", "snapshot": "/nowhere"}, 3, "/nowhere: not a whole snapshot"),
     ],
 )

@@ -25,8 +25,8 @@ from tests.data.helpers import SETTINGS, voc_object, voc_set, voc_text
 import numpy as np  # isort: skip
 
 from refit.data.ingest import ingest
-from refit.data.prepare import stage
-from refit.data.prepare.spec import PrepareSpec
+from refit.data.prepare import calibration, stage
+from refit.data.prepare.spec import CalibrateSpec, PrepareSpec
 from refit.data.snapshot import Snapshot, read_annotations
 from refit.status import StatusWriter
 
@@ -219,9 +219,13 @@ def test_the_image_batcher_of_calibration(snapshot: Snapshot, tmp_path: Path) ->
         ListConfig=list,
         sys=SimpleNamespace(exit=exit),
     )
-    row = prepare(snapshot, tmp_path, form="kitti", calibration={"images": 6, "batch_size": 3})["calibration"]
+    prepare(snapshot, tmp_path / "prepared", form="kitti")
+    calibration.run(
+        CalibrateSpec(prepared=tmp_path / "prepared", images=6, batch_size=3), tmp_path, StatusWriter(tmp_path)
+    )
+    row = json.loads((tmp_path / "calibration.json").read_text())
     batcher = space["ImageBatcher"](
-        str(tmp_path / "calibration"), (3, 3, 48, 64), np.float32, max_num_images=row["images"], exact_batches=True
+        str(tmp_path / "images"), (3, 3, 48, 64), np.float32, max_num_images=row["images"], exact_batches=True
     )
     assert (batcher.num_images, batcher.num_batches) == (row["images"], row["batches"]) == (6, 2)
     chosen = [f["file"] for f in json.loads((tmp_path / "calibration.json").read_text())["files"]]

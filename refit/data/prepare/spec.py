@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from refit.specs import Spec
 
 Form = Literal["kitti", "coco"]
-OWN_NAMES = frozenset({"annotations", "calibration"})
+OWN_NAMES = frozenset({"annotations"})
 """Folders of the output that no split can have as its name."""
 
 
@@ -27,15 +27,16 @@ class Resize(Spec):
     pad: bool = Field(True, description="with keep_aspect: black to the right and below, up to width and height")
 
 
-class Calibration(Spec):
-    """How many images INT8 calibration reads: TAO takes whole batches only."""
+class CalibrateSpec(Spec):
+    """Which images INT8 calibration reads: TAO takes whole batches only."""
 
+    prepared: Path = Field(description="what prepare wrote")
     images: int = Field(ge=1, le=100_000, description="of the train split; a multiple of batch_size")
     batch_size: int = Field(1, ge=1, le=1024)
     seed: int = Field(7, ge=0, le=2**31 - 1, description="another seed, other images")
 
     @model_validator(mode="after")
-    def _whole(self) -> Calibration:
+    def _whole(self) -> CalibrateSpec:
         if rest := self.images % self.batch_size:
             up = self.images + self.batch_size - rest
             raise ValueError(
@@ -56,4 +57,3 @@ class PrepareSpec(Spec):
     )
     convert: Literal["png", "jpg"] | None = Field(None, description="make every image of this kind; png loses nothing")
     resize: Resize | None = None
-    calibration: Calibration | None = Field(None, description="null: no calibration images")

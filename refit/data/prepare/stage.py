@@ -2,7 +2,7 @@
 
     kitti   <split>/images/*.jpg, <split>/labels/*.txt
     coco    <split>/images/*, annotations/<split>.json, classmap.txt, classmap_deploy.txt, label_map.yaml
-    both    calibration/*, calibration.json, prepare.json
+    both    prepare.json
 
 Images are hard links to the snapshot's, or files of their own (a pod mounts snapshots apart, and no link leads from one
 mount to another): never links that lead out of the mounted volume.
@@ -31,11 +31,11 @@ from typing import Any, TypeVar
 import yaml
 
 from refit.command import BadData, BadSpec
-from refit.data.prepare import calibration, labels, names
+from refit.data.prepare import labels, names
 from refit.data.prepare.images import SUFFIX, Found, Written, look, target_name, write
-from refit.data.prepare.spec import OWN_NAMES, Calibration, PrepareSpec
+from refit.data.prepare.spec import OWN_NAMES, PrepareSpec
 from refit.data.snapshot import Snapshot, no_space, open_snapshot, read_annotations
-from refit.files import link_or_copy, sync_folder, write_json, write_text
+from refit.files import sync_folder, write_json, write_text
 from refit.status import StatusWriter
 
 SCHEMA = 1
@@ -78,8 +78,6 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
         raise BadSpec(
             f"dataset.split.lists: a split cannot be called {', '.join(sorted(taken))} here; name it otherwise"
         )
-    if spec.calibration:
-        _enough(spec.calibration, sum(r["split"] == "train" for r in rows))
     folder = spec.snapshot / "images"
     found = list(_parallel(lambda r: look(folder, r), rows, status, "images looked at"))
     _check_kinds(found, spec)
@@ -87,8 +85,7 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
         _clear(out, splits)
         parts = [_write_split(s, [f for f in found if f.row["split"] == s], spec, called, out, status) for s in splits]
         _class_files(called, spec, out)
-        chosen = _write_calibration(spec, parts[0], called, out) if spec.calibration else None
-        report = _report(snapshot, spec, called, parts, chosen)
+        report = _report(snapshot, spec, called, parts)
         write_json(out / "prepare.json", report)
         short = ("form", "extension", "num_classes", "not_held")
         write_json(
@@ -96,7 +93,6 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
             {
                 **{k: report[k] for k in short},
                 "images": {name: split["images"] for name, split in report["splits"].items()},
-                "calibration": chosen and chosen["digest"],
             },
         )
     objects = sum(len(i.objects) for p in parts for i in p.images)
@@ -108,16 +104,6 @@ def _read(path: Path) -> tuple[Snapshot, list[dict[str, Any]]]:
         return open_snapshot(path), sorted(read_annotations(path), key=lambda r: str(r["file"]))
     except (OSError, ValueError, KeyError) as exc:
         raise BadData(f"{path}: not a whole snapshot ({exc}); run bind again") from None
-
-
-def _enough(wanted: Calibration, there: int) -> None:
-    if wanted.images > there:
-        most = there // wanted.batch_size * wanted.batch_size
-        do = f"say calibration.images: {most}" if most else "say a smaller calibration.batch_size"
-        raise BadData(
-            f"calibration needs {wanted.images} images ({wanted.images // wanted.batch_size} batches of "
-            f"{wanted.batch_size}), and the train split has {there}; {do}, or add images"
-        )
 
 
 def _check_kinds(found: Sequence[Found], spec: PrepareSpec) -> None:
@@ -194,41 +180,11 @@ def _class_files(called: Mapping[str, str], spec: PrepareSpec, out: Path) -> Non
     )
 
 
-def _write_calibration(spec: PrepareSpec, train: Part, called: Mapping[str, str], out: Path) -> dict[str, Any]:
-    wanted = spec.calibration
-    assert wanted is not None
-    by_name = {i.file: i for i in train.images}
-    hashes = {w.file: w.sha256 for w in train.files}
-    chosen = calibration.choose(
-        {i.file: [str(o["class"]) for o in i.objects] for i in train.images}, wanted.images, wanted.seed
-    )
-    (out / "calibration").mkdir()
-    for name in chosen:
-        link_or_copy(out / train.name / "images" / name, out / "calibration" / name)
-    sync_folder(out / "calibration")
-    if spec.form == "coco":  # `quantize` of the PyTorch networks reads its calibration images through a COCO file
-        _write_coco(out / "annotations" / "calibration.json", (by_name[n] for n in chosen), called, spec.first_id)
-    row = {
-        "schema": SCHEMA,
-        "split": train.name,
-        "images": len(chosen),
-        "batch_size": wanted.batch_size,
-        "batches": len(chosen) // wanted.batch_size,
-        "seed": wanted.seed,
-        "images_with": {c: sum(any(o["class"] == c for o in by_name[n].objects) for n in chosen) for c in called},
-        "digest": calibration.digest([(n, hashes[n]) for n in chosen]),
-        "files": [{"file": n, "sha256": hashes[n]} for n in chosen],
-    }
-    write_json(out / "calibration.json", row)
-    return row
-
-
 def _report(
     snapshot: Snapshot,
     spec: PrepareSpec,
     called: Mapping[str, str],
     parts: Sequence[Part],
-    chosen: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """prepare.json: what the specs and the preflight must agree with, and all that was changed or cannot be held."""
     found = [f for p in parts for f in p.found]
@@ -261,7 +217,6 @@ def _report(
         "issues": dict(snapshot.issues),
         "not_held": dict(lost),
         "notes": notes,
-        "calibration": chosen and {k: v for k, v in chosen.items() if k not in ("schema", "files")},
     }
 
 
