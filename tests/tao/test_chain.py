@@ -50,8 +50,8 @@ def test_the_chain_of_a_network_that_can_be_pruned(profile: KubernetesProfile) -
     made = stages(profile, more="  prune: true\n", pretrained="true")
     assert list(made) == [
         "prepare", "pretrained", "dataset_convert_train", "dataset_convert_val", "train", "evaluate_trained",
-        "gate_trained", "prune", "retrain", "evaluate_retrained", "gate_retrained", "calibrate", "export", "build_engine",
-        "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
+        "gate_trained", "prune", "retrain", "evaluate_retrained", "gate_retrained", "calibrate", "export",
+        "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
     ]  # fmt: skip
     position = {name: i for i, name in enumerate(made)}
     for stage in made.values():
@@ -60,8 +60,8 @@ def test_the_chain_of_a_network_that_can_be_pruned(profile: KubernetesProfile) -
 
 def test_the_chain_of_a_transformer(profile: KubernetesProfile) -> None:
     assert list(stages(profile, "rtdetr")) == [
-        "prepare", "train", "evaluate_trained", "gate_trained", "calibrate", "export", "build_engine", "describe_engine",
-        "evaluate_quantized", "gate_quantized", "package", "release",
+        "prepare", "train", "evaluate_trained", "gate_trained", "calibrate", "export", "build_engine",
+        "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
     ]  # fmt: skip
     before = list(stages(profile, "rtdetr", "  quantize: {backend: torchao}\n"))
     after = list(stages(profile, "rtdetr", "  quantize: {backend: modelopt.onnx}\n"))
