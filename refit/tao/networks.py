@@ -24,6 +24,7 @@ from refit.tao.tree import Format
 
 FOLDER = Path(__file__).resolve().parents[2] / "specs"
 FILE = "network.yaml"
+SERVICES = FOLDER / "tao" / "data_services"
 Family = Literal["tf1", "tf2", "pyt"]
 ImageKind = Literal["tf1", "tf2", "pyt", "deploy", "data_services"]
 
@@ -163,6 +164,13 @@ class Network(Spec):
         return {n for part in parts for n in names_in(part)}
 
 
+class Services(Spec):
+    """What is done to a data set, whatever the network is: specs/tao/data_services/network.yaml."""
+
+    specs: dict[str, SpecFile]
+    stages: dict[str, StageFact]
+
+
 class TaoRelease(Spec):
     """The image tags of one TAO release."""
 
@@ -194,8 +202,9 @@ def names_in(value: Any) -> set[str]:
 def fill(value: Any, scope: dict[str, Any]) -> Any:
     """A value with every `${name}` replaced; None where one of them is None ("leave the template's").
 
-    `{each: classes, value: ...}` becomes a list, with `${class}`, `${index}` and the per-class parameters;
-    `{if: NAME, then: ..., else: ...}` chooses. Raises KeyError for a name that there is not.
+    `{each: classes, value: ...}` becomes a list, with `${class}` and the per-class parameters;
+    `{if: NAME, then: ..., else: ...}` chooses; an item of a list that is None is left out.
+    Raises KeyError for a name that there is not.
     """
     if isinstance(value, str):
         whole = _NAME.fullmatch(value)
@@ -206,7 +215,7 @@ def fill(value: Any, scope: dict[str, Any]) -> Any:
             return None
         return _NAME.sub(lambda m: _text(scope[m[1]]), value)
     if isinstance(value, list):
-        return [fill(v, scope) for v in value]
+        return [f for f in (fill(v, scope) for v in value) if f is not None]
     if isinstance(value, dict):
         if "each" in value:
             return [fill(value["value"], {**scope, **item}) for item in scope[f"each.{value['each']}"]]
@@ -251,8 +260,13 @@ def _merged(below: Any, above: Any) -> Any:
 
 
 @lru_cache(maxsize=256)
-def template(name: str, file: str) -> str:
-    return (folder(name) / file).read_text(encoding="utf-8")
+def template(folder: Path, file: str) -> str:
+    return (folder / file).read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)
+def services() -> Services:
+    return read(Services, SERVICES / FILE)
 
 
 @lru_cache(maxsize=1)

@@ -43,7 +43,8 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         yield from exc.problems
         return
     for look in looks:
-        for problem in schema.check(chain.p.network.name, look.action, look.spec.tree, chain.tag(look.action)):
+        network = "augmentation" if look.action == "augment" else chain.p.network.name
+        for problem in schema.check(network, look.action, look.spec.tree, chain.tag(look.action)):
             yield look.told(problem.key, problem.message) if problem.key else problem
     for look in looks:
         yield from _alone(look)
@@ -64,7 +65,7 @@ class Look:
 
     @cached_property
     def roles(self) -> Mapping[Role, list[str]]:
-        return self.chain.facts.specs[self.spec.name].roles
+        return self.spec.facts.roles
 
     def found(self, role: Role) -> list[tuple[str, Any]]:
         """(path, value) of each place of a role that is in the spec."""
@@ -115,7 +116,7 @@ def _size(look: Look) -> Iterator[Fault]:
 
 
 def _classes(look: Look) -> Iterator[Fault]:
-    tree, classes = look.spec.tree, look.chain.p.dataset.classes
+    tree, classes = look.spec.tree, list(look.chain.names.values())
     mapped: dict[str, str] = {}
     for path in look.roles.get("mapping", ()):
         for label in tree.keys(path):

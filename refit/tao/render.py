@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from refit.specs import Key, Problem, SpecError
 from refit.tao import networks, tree
-from refit.tao.networks import Network, SpecFile, StageFact, fill, names_in
+from refit.tao.networks import SpecFile, StageFact, fill, names_in
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Rendered:
 
     Attributes:
         name: its name in the network's `specs`.
+        facts: what is known of it.
         file: its name in the stage's specs folder.
         own: the user's file that it was made from; "": the network's template.
         changed: what was changed in the user's file, a line each.
@@ -29,6 +31,7 @@ class Rendered:
     """
 
     name: str
+    facts: SpecFile
     file: str
     tree: tree.Tree
     own: str = ""
@@ -73,18 +76,21 @@ def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(out)
 
 
-def spec(name: str, network: Network, network_name: str, source: Source) -> Rendered:
-    """Make one of a network's spec files. Raises SpecError: the user's spec is faulty, or a path of `set` is."""
-    facts = network.specs[name]
+def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
+    """Make one spec file, from the template in `folder` or the user's own.
+
+    Raises SpecError: the user's spec is faulty, or a path of `set` is.
+    """
+    form: tree.Format = "yaml" if facts.file.endswith(".yaml") else "prototxt"
     scope = dict(source.scope)
     if source.own is None:
-        made = tree.parse(networks.template(network_name, facts.file), network.format, f"{network_name}/{facts.file}")
+        made = tree.parse(networks.template(folder, facts.file), form, f"{folder.name}/{facts.file}")
         given = dict(facts.set)
     else:
         path, text = source.own
-        made = tree.parse(text, network.format, path)
+        made = tree.parse(text, form, path)
         given = {p: v for p, v in facts.set.items() if names_in(v) & set(source.keys)}
-    before = tree.parse(source.own[1], network.format, source.own[0]) if source.own else None
+    before = tree.parse(source.own[1], form, source.own[0]) if source.own else None
     origins: dict[str, Key] = {}
     for path, value in {**given, **facts.control}.items():
         filled = fill(value, scope)
@@ -105,6 +111,7 @@ def spec(name: str, network: Network, network_name: str, source: Source) -> Rend
         made.drop(path)
     return Rendered(
         name=name,
+        facts=facts,
         file=file_name(name, facts),
         tree=made,
         own=source.own[0] if source.own else "",

@@ -252,9 +252,12 @@ class TaoChain(Chain):
         yield self._prepare()
         if self.p.network.pretrained:
             yield self._pretrained()
+        if s.augment:
+            yield self.tao("augment", "augment", inputs=("prepare",))
         if "dataset_convert" in self.facts.stages:
-            for split in ("train", "val"):
-                yield self.tao(f"dataset_convert_{split}", "dataset_convert", inputs=("prepare",), split=split)
+            for split in ("train", "val", *(("augmented",) if s.augment else ())):
+                source = "augment" if split == "augmented" else "prepare"
+                yield self.tao(f"dataset_convert_{split}", "dataset_convert", inputs=(source,), split=split)
         first = "distill" if s.distill else "train"
         yield self.tao(first, first, inputs=(*self._data, *(("pretrained",) if self.p.network.pretrained else ())))
         yield from self._judge("trained", first, first, None)
@@ -325,7 +328,13 @@ class TaoChain(Chain):
     @cached_property
     def _data(self) -> tuple[str, ...]:
         converted = "dataset_convert" in self.facts.stages
-        return ("prepare", *(("dataset_convert_train", "dataset_convert_val") if converted else ()))
+        augmented = self.p.stages.augment is not None
+        return (
+            "prepare",
+            *(("augment",) if augmented else ()),
+            *(("dataset_convert_train", "dataset_convert_val") if converted else ()),
+            *(("dataset_convert_augmented",) if converted and augmented else ()),
+        )
 
     # -- TAO's commands --
 
@@ -350,7 +359,7 @@ class TaoChain(Chain):
             split: of the data, for dataset_convert.
             gpu: the type of GPU that it must run on.
         """
-        fact = self.facts.stages[action]
+        fact = self.fact(action)
         scope = self.scope(name, action, trained, model, split)
         family = "deploy" if fact.image == "deploy" else fact.image
         dog = self.p.watchdog
@@ -392,6 +401,14 @@ class TaoChain(Chain):
             else None,
         )
 
+    def fact(self, action: str) -> StageFact:
+        """An action's facts: the network's, or those of TAO's data services."""
+        return self.facts.stages.get(action) or self.services.stages[action]
+
+    @property
+    def services(self) -> networks.Services:
+        return networks.services()
+
     def _wanted(self, name: str, fact: StageFact) -> Resources:
         """What a stage asks for; several GPUs only where its command can use them."""
         if not fact.gpu:
@@ -407,7 +424,7 @@ class TaoChain(Chain):
 
     def tag(self, action: str) -> str:
         """The tag of an action's image; "" for an image of the user's own whose name has no release in it."""
-        tag = self._image(self.facts.stages[action]).rpartition(":")[2]
+        tag = self._image(self.fact(action)).rpartition(":")[2]
         return tag if re.match(r"\d+\.\d+", tag) else ""
 
     def _image(self, fact: StageFact) -> str:
@@ -416,12 +433,15 @@ class TaoChain(Chain):
             return own
         all_releases = networks.releases()
         release = self.p.network.release or all_releases.default[self.facts.family]
-        return all_releases.releases[release].images[fact.image]
+        images = all_releases.releases[release].images
+        if fact.image not in images:  # the older families' releases have no data services
+            images = all_releases.releases[all_releases.default["pyt"]].images
+        return images[fact.image]
 
     def scope(self, name: str, action: str, trained: str, model: str | None, split: str) -> dict[str, Any]:
         """What `${...}` may name in the command line of a stage."""
         return {**self._scope(trained, model, split), **dict(render.flat("", self._block(action, name)))} | {
-            "gpus": (gpus := self._wanted(name, self.facts.stages[action]).gpus or 1),
+            "gpus": (gpus := self._wanted(name, self.fact(action)).gpus or 1),
             "gpu_ids": list(range(gpus)),
         }
 
@@ -429,7 +449,7 @@ class TaoChain(Chain):
         """The spec files of a stage."""
         scope = self.scope(name, action, trained, model, split)
         out = []
-        for spec in self.facts.stages[action].specs:
+        for spec in self.fact(action).specs:
             owner = self._owner(spec, action, trained)
             block = self._block(owner, trained if owner == "train" else name)
             key: Key = ("stages", trained if owner == "train" else owner)
@@ -448,8 +468,8 @@ class TaoChain(Chain):
             out.append(
                 render.spec(
                     spec,
-                    self.facts,
-                    self.p.network.name,
+                    (self.services if action == "augment" else self.facts).specs[spec],
+                    networks.SERVICES if action == "augment" else networks.folder(self.p.network.name),
                     render.Source(
                         scope={**scope, **dict(render.flat("", block))},
                         keys=keys,
@@ -457,7 +477,7 @@ class TaoChain(Chain):
                         own_key=(*key, "spec"),
                         set=user_set,
                         set_key=set_key,
-                        omit=tuple(self.facts.stages[action].omit),
+                        omit=tuple(self.fact(action).omit),
                     ),
                 )
             )
@@ -518,6 +538,14 @@ class TaoChain(Chain):
             "start": "{input:prune.model}" if retraining else weights,
             "retraining": retraining,
             "data": "{input:prepare}",
+            "form": facts.data.form,
+            "train_annotations": "{input:prepare}/"
+            + ("train/labels" if facts.data.form == "kitti" else "annotations/train.json"),
+            "augmented": p.stages.augment is not None,
+            "split_root": "{input:augment}" if split == "augmented" else f"{{input:prepare}}/{split}",
+            "split_annotations": "{input:augment}/annotations.json"
+            if split == "augmented"
+            else f"{{input:prepare}}/annotations/{split}.json",
             "calibration": "{input:calibrate}",
             "extension": p.stages.prepare.convert or network.image_extension,
             "qat": last.qat,

@@ -69,6 +69,16 @@ def test_the_chain_of_a_transformer(profile: KubernetesProfile) -> None:
     assert after.index("quantize") > after.index("export")
 
 
+@pytest.mark.parametrize("network", networks.known())
+def test_augmented_images_are_trained_on_beside_the_others(profile: KubernetesProfile, network: str) -> None:
+    made = stages(profile, network, "  augment: {rotate_degrees: 10}\n")
+    assert made["augment"].argv[:2] == ("augmentation", "generate")
+    text = next(iter(made["train"].files.values()))
+    assert "{input:augment}" in str(text) or "{input:dataset_convert_augmented}" in str(text)
+    assert "augment" in made["train"].inputs
+    assert all("augment" not in str(v) for v in (made["prepare"].files, made["evaluate_trained"].argv))
+
+
 def test_an_engine_for_each_kind_of_gpu(profile: KubernetesProfile) -> None:
     text = stages(profile, more="  build_engine: {gpu_types: [default, a100]}\n")
     assert text["build_engine_default"].resources.gpu_type == "default"

@@ -36,7 +36,8 @@ VARIANTS = {
         "pruned": f"  {PRUNED}\n",
         "qat": f"  {PRUNED}\n  train: {{qat: true}}\n",
         "many": "  train: {amp: true, regularizer: L2, weight_decay: 0.00001, freeze_blocks: [0, 1], freeze_bn: true}\n"
-        "  export: {opset: 13}\n",
+        "  export: {opset: 13}\n"
+        "  augment: {rotate_degrees: 10, hflip: true, hue_degrees: 5, blur_size: 5, blur_std: 1.5}\n",
     },
     "tf2": {
         **ALL,
@@ -46,7 +47,7 @@ VARIANTS = {
     "pyt": {
         **ALL,
         "many": "  train: {amp: true, workers: 2, optimizer: SGD, weight_decay: 0.001, evaluate_every: 2}\n"
-        "  export: {opset: 16}\n",
+        "  export: {opset: 16}\n  augment: {vflip: true}\n",
     },
 }
 EXTRA = {
@@ -92,10 +93,11 @@ def said(case: Case) -> object:
     """NVIDIA's verdict."""
     stage = next(s for s in chain(case.network, case.variant) if s.name == case.stage)
     action = TAO_ACTIONS.get(stage.action, stage.action)
+    network, action = ("augmentation", "generate") if action == "augment" else (case.network, action)
     specs = {f"/specs/{name}": _placed(spec_text(spec)) for name, spec in stage.files.items()}
-    line = stage.argv[stage.argv.index(case.network) :]  # without what notes the GPU
+    line = stage.argv[stage.argv.index(network) :]  # without what notes the GPU
     argv = [_placed(word) for word in line]
-    return judge(case.network, action, argv, specs, deploy=stage.environment == "tao_deploy")
+    return judge(network, action, argv, specs, deploy=stage.environment == "tao_deploy")
 
 
 def _placed(text: str) -> str:
