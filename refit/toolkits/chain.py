@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refit.cluster import LocalProfile, Profile
 from refit.pipeline import Pipeline, Resources
 from refit.toolkits.base import Output, Stage, command
@@ -55,9 +57,18 @@ class Chain:
         )
 
     def release(
-        self, model: str, judged: str, *, results: str = "{{input:evaluate_{}.results}}", path: str | None = None
+        self,
+        model: str,
+        judged: str,
+        *,
+        results: str = "{{input:evaluate_{}.results}}",
+        path: str | None = None,
+        **more: Any,
     ) -> Stage:
-        """The release of the `model` output of a stage (or of a path in its results) that evaluate_<judged> judged."""
+        """The release of the `model` output of a stage (or of a path in its results) that evaluate_<judged> judged.
+
+        `more` are further keys of the release's spec.
+        """
         release = self.pipeline.release
         assert release is not None
         target = release.triton or self.profile.triton
@@ -74,6 +85,7 @@ class Chain:
             "tolerance": release.tolerance.model_dump(),
             "reference_images": release.images,
             "prove": "auto" if release.prove else "never",
+            **more,
         }
         return Stage(
             name="release",

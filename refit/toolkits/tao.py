@@ -296,10 +296,13 @@ class TaoChain(Chain):
             judged = "quantized"
         yield self._package(onnx, judged)
         if self.p.release:
-            path = "{input:package}/model.onnx"
-            if engines:
-                path = "{input:package}/model.plan" if len(engines) == 1 else "{input:package}"
-            yield self.release("package", judged, results=RESULTS, path=path)
+            if not engines:
+                yield self.release("package", judged, results=RESULTS, path="{input:package}/model.onnx")
+                return
+            path = "{input:package}/model.plan" if len(engines) == 1 else "{input:package}"
+            profile = self.profile
+            needed = profile.triton_capabilities() if isinstance(profile, KubernetesProfile) else []
+            yield self.release("package", judged, results=RESULTS, path=path, compute_capabilities=needed)
 
     @property
     def engines(self) -> dict[str, str | None]:
