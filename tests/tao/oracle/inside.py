@@ -107,7 +107,10 @@ KINDS = {
         r"core\.(entrypoint|utilities|initialize_experiments|hydra\.hydra_runner|decorators\.workflow)|config\..+"
         r"|cv\.\w+\.(entrypoint|scripts)\.\w+",
         r"\.(Trainer|ONNXExporter|ModelQuantizer)$",
-        before=("nvidia_tao_pytorch.cv.{0}.scripts.export:get_model_classes",),
+        before=(  # they read the validation data
+            "nvidia_tao_pytorch.cv.{0}.scripts.export:get_model_classes",
+            "nvidia_tao_pytorch.cv.{0}.scripts.export:get_class_info",
+        ),
     ),
     "deploy": Kind(
         "tao_deploy",

@@ -1,0 +1,61 @@
+"""Every command line and spec of the example pipelines, before NVIDIA's own parsers."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from refit import pipeline as pipelines
+from refit import toolkits
+from refit.config import Settings
+from refit.toolkits.base import Stage, spec_text
+from refit.toolkits.chain import NO_PROFILE
+from tests.tao.oracle import KINDS, Accepted, Question, Unreachable, Verdict, judge_all, missing
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+def _questions() -> Iterator[tuple[str, Question]]:
+    for file in sorted((Settings.from_env({}).repository / "specs" / "examples").glob("*.yaml")):
+        pipeline = pipelines.load(file)
+        stages = toolkits.get(pipeline.toolkit).stages(pipeline, NO_PROFILE)
+        outputs = {f"{stage.name}.{o.name}": re.sub(r"\*+", "010", o.path) for stage in stages for o in stage.outputs}
+        for stage in stages:
+            if stage.argv[0] in KINDS:
+                yield f"{pipeline.name}-{stage.name}", _question(stage, outputs)
+
+
+def _question(stage: Stage, outputs: dict[str, str]) -> Question:
+    """The stage as the runner would start it, with folders of no machine for its tokens."""
+
+    def place(token: re.Match[str]) -> str:
+        kind, name = token[1], token[2] or ""
+        folder = f"/job/{kind}/{name.partition('.')[0]}".rstrip("/")
+        return f"{folder}/{outputs[name]}" if name in outputs else folder
+
+    def filled(text: str) -> str:
+        return re.sub(r"\{(\w+)(?::([\w.]+))?\}", place, text)
+
+    argv = [filled(word) for word in stage.argv]
+    specs = {filled(f"{{specs}}/{name}"): filled(spec_text(text)) for name, text in stage.files.items()}
+    deploy = (stage.image or "").endswith("-deploy")
+    return Question(argv[0], argv[1], argv, {name: text for name, text in specs.items() if name in argv}, deploy)
+
+
+CASES = {} if missing() else dict(_questions())
+
+
+@functools.cache
+def _verdicts() -> dict[str, Verdict]:
+    return dict(zip(CASES, judge_all(list(CASES.values())), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nvidias_code_takes_the_stage(name: str) -> None:
+    verdict = _verdicts()[name]
+    if isinstance(verdict, Unreachable):
+        pytest.skip(verdict.reason)
+    assert verdict == Accepted()
