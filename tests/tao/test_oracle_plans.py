@@ -1,4 +1,4 @@
-"""Every command line and spec of the example pipelines, before NVIDIA's own parsers."""
+"""Every command line and spec of the example pipelines, and of variants of every network, before NVIDIA's parsers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,56 @@ import pytest
 from refit import pipeline as pipelines
 from refit import toolkits
 from refit.config import Settings
+from refit.pipeline import Pipeline
+from refit.specs import parse_yaml
 from refit.toolkits.base import Stage, spec_text
 from refit.toolkits.chain import NO_PROFILE
 from tests.tao.oracle import KINDS, Accepted, Question, Unreachable, Verdict, judge_all, missing
 
+# What the examples leave at its default, of every network.
+VARIANT = """\
+runtime: kubernetes
+dataset: {{source: inbox/cars, classes: [car, person]}}
+toolkit: tao
+network: {{name: {network}{key}}}
+stages: {stages}
+resources: {{default: {{gpus: 1}}}}
+"""
+TF1 = ("detectnet_v2", "faster_rcnn", "ssd", "yolo_v4")
+TRAIN = "epochs: 20, batch_size: 4, learning_rate: 0.001"
+VARIANTS = {
+    "augmented": (
+        (*TF1, "efficientdet_tf2", "rtdetr", "dino", "deformable_detr"),
+        "{{augment: {{hflip: true, rotate_degrees: 5}}, train: {{{train}, checkpoint_every: 5}},"
+        " inference: {{}}, build_engine: {{precision: fp16}}}}",
+    ),
+    "unpruned": ((*TF1, "efficientdet_tf2"), "{{prune: off, train: {{{train}, amp: true}}}}"),
+    "qat": (TF1, "{{train: {{{train}, qat: true}}}}"),
+    "quantized": (("rtdetr",), "{{train: {{{train}}}, quantize: {{}}, build_engine: {{int8: qdq}}}}"),
+    "distilled": (("rtdetr",), "{{train: {{{train}}}, distill: {{{train}, teacher: inbox/teacher.pth}}}}"),
+}
+
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-def _questions() -> Iterator[tuple[str, Question]]:
+def _pipelines() -> Iterator[tuple[str, Pipeline]]:
     for file in sorted((Settings.from_env({}).repository / "specs" / "examples").glob("*.yaml")):
-        pipeline = pipelines.load(file)
+        yield file.stem, pipelines.load(file)
+    for variant, (networks, stages) in VARIANTS.items():
+        for network in networks:
+            key = ", key_secret: TAO_KEY" if network in TF1 else ""
+            text = VARIANT.format(network=network, key=key, stages=stages.format(train=TRAIN))
+            name = f"{network}-{variant}".replace("_", "-")
+            yield name, pipelines.from_document(parse_yaml(text, f"{name}.yaml"), name)
+
+
+def _questions() -> Iterator[tuple[str, Question]]:
+    for name, pipeline in _pipelines():
         stages = toolkits.get(pipeline.toolkit).stages(pipeline, NO_PROFILE)
         outputs = {f"{stage.name}.{o.name}": re.sub(r"\*+", "010", o.path) for stage in stages for o in stage.outputs}
         for stage in stages:
             if stage.argv[0] in KINDS:
-                yield f"{pipeline.name}-{stage.name}", _question(stage, outputs)
+                yield f"{name}-{stage.name}", _question(stage, outputs)
 
 
 def _question(stage: Stage, outputs: dict[str, str]) -> Question:
