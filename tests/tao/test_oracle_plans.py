@@ -88,9 +88,20 @@ def _verdicts() -> dict[str, Verdict]:
     return dict(zip(CASES, judge_all(list(CASES.values())), strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+# What NVIDIA's code does not take, until it is mended; a stage that is mended fails here and is struck out.
+FAULTS = {
+    "rtdetr-quantized-build_engine": "INT8 asks for calibration images; a Q/DQ model is built as FP32 or FP16",
+}
+
+
+def _marked(name: str) -> object:
+    fault = FAULTS.get(name)
+    return pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=fault)) if fault else name
+
+
+@pytest.mark.parametrize("name", [_marked(name) for name in CASES])
 def test_nvidias_code_takes_the_stage(name: str) -> None:
     verdict = _verdicts()[name]
-    if isinstance(verdict, Unreachable):
+    if isinstance(verdict, Unreachable) and " has no stage " in verdict.reason:
         pytest.skip(verdict.reason)
     assert verdict == Accepted()
