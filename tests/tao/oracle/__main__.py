@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 from tests.tao.oracle import Accepted, missing
 from tests.tao.oracle.samples import ask, questions
@@ -16,16 +14,14 @@ def main() -> int:
     if reason:
         print(reason, file=sys.stderr)
         return 2
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = list(pool.map(ask, questions()))
-    for verdict, stale, question in answers:
+    answers = ask(list(questions()))
+    for question, verdict, stale in answers:
         place = f"{'deploy ' if question.deploy else ''}{question.network} {question.stage}"
         notes = [f"without the stale keys {', '.join(stale)}"] if stale else []
         notes += [] if isinstance(verdict, Accepted) else [" ".join(verdict.reason.split())]
         print(f"{place:<40} {type(verdict).__name__:<12} {'; '.join(notes)}".rstrip())
-    print(
-        ", ".join(f"{count} {kind}" for kind, count in Counter(type(answer[0]).__name__ for answer in answers).items())
-    )
+    counts = Counter(type(answer.verdict).__name__ for answer in answers)
+    print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
     return 0
 
 

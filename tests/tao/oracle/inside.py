@@ -1,6 +1,7 @@
-"""One question to NVIDIA's own code: it runs in the oracle's interpreter, in a process and an empty folder of its own.
+"""Questions to NVIDIA's own code: this runs in the oracle's interpreter, in an empty folder.
 
-Standard input: {"sources", "kind", "network", "stage", "argv", "specs"}; the last line of standard output: the verdict.
+Standard input: a list of {"sources", "kind", "network", "stage", "argv", "specs"}; standard output: their verdicts.
+Each is answered in a process of its own, forked off: networks' protos contradict one another, and stubs stay.
 
 What is real: the network's entry point, the script that it starts, the loader of its spec with the compiled protos or
 the dataclasses, and whatever validates it. What is not: everything else (TensorFlow, torch, TensorRT, the models, the
@@ -24,8 +25,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +55,7 @@ class Started(BaseException):
 
 
 class Kind(NamedTuple):
-    """How one kind of image is built. {0} stands for the network's package, {1} for the stage."""
+    """How one kind of image is built. {0} stands for the network's package, {1} for its entry point's module."""
 
     folder: str  # the checkout
     package: str
@@ -104,7 +107,10 @@ KINDS = {
         r"core\.(entrypoint|utilities|initialize_experiments|hydra\.hydra_runner|decorators\.workflow)|config\..+"
         r"|cv\.\w+\.(entrypoint|scripts)\.\w+",
         r"\.(Trainer|ONNXExporter|ModelQuantizer)$",
-        before=("nvidia_tao_pytorch.cv.{0}.scripts.export:get_model_classes",),
+        before=(  # they read the validation data
+            "nvidia_tao_pytorch.cv.{0}.scripts.export:get_model_classes",
+            "nvidia_tao_pytorch.cv.{0}.scripts.export:get_class_info",
+        ),
     ),
     "deploy": Kind(
         "tao_deploy",
@@ -113,7 +119,7 @@ KINDS = {
         "nvidia_tao_deploy.cv.{0}.scripts",
         r"cv\.common\.(entrypoint\.\w+|hydra\.hydra_runner|utils|constants|decorators|initialize_experiments)|config\..+"
         r"|cv\.\w+\.(entrypoint|scripts|proto)\.\w+",
-        r"\.\w*(EngineBuilder|KITTILoader|COCOLoader|EvaluationMetric)$|\.EfficientDetInferencer$",
+        r"\.\w*(EngineBuilder|KITTILoader|COCOLoader|(EfficientDet|DDETR)Inferencer)$",
     ),
     "data_services": Kind(
         "tao_dataset_suite",
@@ -130,6 +136,7 @@ PACKAGES = {"efficientdet_tf2": {"tf2": "efficientdet"}, "analytics": {"data_ser
 # What stubs give where the code unpacks it before the stage is stopped.
 GIVEN: Mapping[str, Any] = {"decode_model": lambda *_: ("model.onnx", "onnx"), "shape": (3, 544, 960)}
 GPUS = 64
+SECONDS = 60
 
 
 # Stubs
@@ -253,16 +260,16 @@ class BareLoader(importlib.abc.Loader):
 class Nvidia(importlib.abc.MetaPathFinder):
     """First on the path: decides what of NVIDIA's is real."""
 
-    def __init__(self, checkout: Path, kind: Kind) -> None:
-        self.checkout, self.package = checkout, kind.package
+    def __init__(self, sources: Path, kind: Kind) -> None:
+        self.checkout, self.core, self.package = sources / kind.folder, sources / "tao_core", kind.package
         self.real = re.compile(rf"{kind.package}\.({kind.real})")
         self.executed: list[str] = []
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         top = name.partition(".")[0]
-        if top == "nvidia_tao_core":
-            if name == top or re.match(r"nvidia_tao_core\.config(\.|$)", name):
-                return None  # the dataclasses, of a wheel
+        if top == "nvidia_tao_core" and (self.core.is_dir() or name.startswith("nvidia_tao_core.config")):
+            if name == top or name.startswith("nvidia_tao_core.config"):
+                return None  # the dataclasses: as they are, or not at all
             return importlib.machinery.ModuleSpec(name, StubLoader(), is_package=True)
         if top == "third_party" or (top.startswith("nvidia_tao") and top != self.package):
             return importlib.machinery.ModuleSpec(name, StubLoader(), is_package=True)
@@ -284,8 +291,8 @@ class Missing(importlib.abc.MetaPathFinder):
     """Last on the path: a stub for what is not installed."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
-        if name.partition(".")[0] in {"attr", "hydra_plugins", "google", "marshmallow"}:
-            return None  # what omegaconf, hydra, protobuf and NVIDIA's code look for and can do without
+        if name.partition(".")[0] in {"attr", "hydra_plugins", "google", "marshmallow", "nvidia_tao_core"}:
+            return None  # what is looked for and can be done without; and the dataclasses, for which nothing can stand
         return importlib.machinery.ModuleSpec(name, StubLoader(), is_package=True)
 
 
@@ -308,10 +315,10 @@ class Command:
     def __init__(self, sources: Path, kind: str, network: str, stage: str) -> None:
         self.kind, self.network, self.stage = KINDS[kind], network, stage
         self.package = PACKAGES.get(network, {}).get(kind, network)
-        self.nvidia = Nvidia(sources / self.kind.folder, self.kind)
+        self.nvidia = Nvidia(sources, self.kind)
         StubType.ends = re.compile(self.kind.ends)
         _old_containers()
-        sys.path.insert(0, str(sources / "tao_core"))
+        sys.path.insert(0, str(self.nvidia.core))
         sys.meta_path.insert(0, self.nvidia)
         sys.meta_path.append(Missing())
         self.seen: dict[str, Any] = {}  # what the entry point's parser made of the flags (TF1 and deploy's protos)
@@ -382,7 +389,7 @@ class Command:
 
     def _make_stops(self) -> None:
         for place, after in [*((p, True) for p in self.kind.after), *((p, False) for p in self.kind.before)]:
-            name, _, function = place.format(self.package, self.stage).partition(":")
+            name, _, function = place.format(self.package).partition(":")
             module = sys.modules.get(name)
             if module is not None and function in vars(module):
                 setattr(module, function, _stopping(getattr(module, function) if after else None))
@@ -529,6 +536,25 @@ def _no_exit() -> None:
         OmegaConf.save = staticmethod(lambda *_, **__: None)  # type: ignore[method-assign,assignment]
 
 
+def answer(question: dict[str, Any]) -> tuple[str, str]:
+    """`judge` in a child process."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(SECONDS)
+            os.chdir(tempfile.mkdtemp(dir="."))
+            os.write(write, json.dumps(judge(question)).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(said) if said else ("unreachable", "the oracle gives no answer")
+
+
 if __name__ == "__main__":
-    verdict = judge(json.load(sys.stdin))
-    print(json.dumps(verdict))
+    for module in ("hydra._internal.utils", "omegaconf", "google.protobuf.json_format", "google.protobuf.text_format"):
+        importlib.import_module(module)  # once for all children
+    print(json.dumps([answer(question) for question in json.load(sys.stdin)]))

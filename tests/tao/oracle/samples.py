@@ -1,18 +1,18 @@
 """Questions made of NVIDIA's own sample specs, for every network and stage: what the oracle must accept if it is sound.
 
 The samples are not all valid: some have keys that NVIDIA's schema no longer has, and `???` where the user puts a value.
-The values are filled in here, and `ask` takes out the keys that a refusal names, one after another.
+The values are filled in here, and `ask` takes out the keys that refusals name, one after another.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import yaml
 
-from tests.tao.oracle import ENGINE, KINDS, STAGES, Question, Refused, Verdict, judge, sources
+from tests.tao.oracle import ENGINE, KINDS, STAGES, Question, Refused, Verdict, judge_all, sources
 
 STALE_KEYS = 8  # more than any sample has
 FOLDERS = {
@@ -31,8 +31,8 @@ FILES = {
     "yolo_v4": {"": "experiment_specs/yolo_v4_tiny_kitti.txt"},
     "efficientdet_tf2": {"": "{0}.yaml", "evaluate": "eval.yaml"},
     "rtdetr": {"": "{0}.yaml", "inference": "inference.yaml"},
-    "dino": {"": "{0}.yaml", "inference": "infer.yaml", "quantize": "train.yaml"},
-    "deformable_detr": {"": "{0}.yaml", "inference": "infer.yaml", "quantize": "train.yaml"},
+    "dino": {"": "{0}.yaml", "inference": "infer.yaml"},
+    "deformable_detr": {"": "{0}.yaml", "inference": "infer.yaml"},
 }
 DEPLOY_FILES = {
     "detectnet_v2": {"": "experiment_spec.txt", "inference": "inferencer_spec.txt"},
@@ -142,18 +142,34 @@ def _filled(value: Any, key: str = "") -> Any:
     return value
 
 
-def ask(question: Question) -> tuple[Verdict, list[str], Question]:
-    """The verdict on a sample, the stale keys that had to be taken out for it, and the question without them."""
-    stale: list[str] = []
-    verdict = judge(*question)
-    while isinstance(verdict, Refused) and len(stale) < STALE_KEYS:
-        key = re.search(r"full_key: (\S+)", verdict.reason) if "not in" in verdict.reason else None
-        if key is None:
-            break
-        stale.append(key[1])
-        question = question._replace(specs={name: _without(text, key[1]) for name, text in question.specs.items()})
-        verdict = judge(*question)
-    return verdict, stale, question
+class Answer(NamedTuple):
+    question: Question
+    verdict: Verdict
+    stale: tuple[str, ...]  # keys that were taken out of the sample
+
+
+def ask(asked: Sequence[Question]) -> list[Answer]:
+    """The verdicts on samples, each without the stale keys that refusals name."""
+    answers = [Answer(question, verdict, ()) for question, verdict in zip(asked, judge_all(asked), strict=True)]
+    for _ in range(STALE_KEYS):
+        mended = {number: _mended(answer) for number, answer in enumerate(answers) if _stale_key(answer)}
+        for number, verdict in zip(mended, judge_all([answer.question for answer in mended.values()]), strict=True):
+            answers[number] = mended[number]._replace(verdict=verdict)
+    return answers
+
+
+def _stale_key(answer: Answer) -> str | None:
+    """The key that the refusal says the schema does not have."""
+    if not isinstance(answer.verdict, Refused) or "not in" not in answer.verdict.reason:
+        return None
+    found = re.search(r"full_key: (\S+)", answer.verdict.reason)
+    return found and found[1]
+
+
+def _mended(answer: Answer) -> Answer:
+    key = _stale_key(answer) or ""
+    specs = {name: _without(text, key) for name, text in answer.question.specs.items()}
+    return answer._replace(question=answer.question._replace(specs=specs), stale=(*answer.stale, key))
 
 
 def _without(text: str, key: str) -> str:
