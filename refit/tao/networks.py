@@ -120,6 +120,7 @@ class StageFact(Spec):
     success: Success = Success()
     metrics: dict[str, Metric] = Field(default_factory=dict)
     resumes: bool = Field(False, description="goes on from what an ended attempt has left")
+    since: str | None = Field(None, description="the first TAO release that has it")
     gpu: bool = True
     multi_gpu: bool = False
 
@@ -253,9 +254,10 @@ def load(name: str) -> Network:
 
 
 def _merged(below: Any, above: Any) -> Any:
-    """Mappings key by key; all else as `above` says."""
+    """Mappings key by key; all else as `above` says, null: without it."""
     if isinstance(below, dict) and isinstance(above, dict):
-        return {k: _merged(below.get(k), above[k]) if k in above else below[k] for k in {**below, **above}}
+        merged = {k: _merged(below.get(k), above[k]) if k in above else below[k] for k in {**below, **above}}
+        return {k: v for k, v in merged.items() if v is not None}
     return above
 
 

@@ -37,6 +37,9 @@ class Pretrained(Spec):
     )
     path: str | None = Field(None, min_length=1, description="file or folder below the inbox or the workspace, offline")
     file: str | None = Field(None, description="which file of it, a glob; null: the only one that fits")
+    weights: Literal["backbone", "model"] = Field(
+        "backbone", description="of the backbone only, or of a whole model of this network (PyTorch networks)"
+    )
     secret: SecretName | None = Field(
         None, description="of the cluster profile, with NGC's API key; null: public models"
     )

@@ -121,6 +121,14 @@ def _check_stages(pipeline: TaoPipeline, facts: Network) -> Iterator[tuple[Key, 
     for block, action in _NEEDS.items():
         if getattr(stages, block) is not None and action not in facts.stages:
             yield ("stages", block), f"{name} has no {action}; it has {', '.join(facts.stages)}. Leave {block} out"
+        elif getattr(stages, block) is not None:
+            since, release = facts.stages[action].since, _release(pipeline)
+            if since and _number(release) < _number(since):
+                newer = [r for r in networks.releases().releases if _number(r) >= _number(since)]
+                yield (
+                    ("stages", block),
+                    f"{name} has {action} from TAO {since}, this is {release}; say network.release: {newer[0]}",
+                )
     if stages.retrain is not None and stages.prune is None:
         yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
     for block in _BLOCKS:
@@ -142,6 +150,14 @@ def _check_stages(pipeline: TaoPipeline, facts: Network) -> Iterator[tuple[Key, 
     engine = stages.build_engine
     if engine is not None and engine.precision == "int8":
         yield from _check_int8(pipeline, facts, engine)
+
+
+def _release(pipeline: TaoPipeline) -> str:
+    return pipeline.network.release or networks.releases().default[pipeline.facts.family]
+
+
+def _number(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
 
 
 # Parameters that Refit itself uses.
@@ -435,7 +451,7 @@ class TaoChain(Chain):
         if own:
             return own
         all_releases = networks.releases()
-        release = self.p.network.release or all_releases.default[self.facts.family]
+        release = _release(self.p)
         images = all_releases.releases[release].images
         if fact.image not in images:  # the older families' releases have no data services
             images = all_releases.releases[all_releases.default["pyt"]].images
@@ -513,6 +529,8 @@ class TaoChain(Chain):
         way, retraining = self.way_to_int8, trained == "retrain"
         token = f"{{input:{model}.model}}" if model else None
         kind = self._kind(model)
+        given = network.pretrained
+        whole = facts.backbones[backbone].get("weights", "backbone") if isinstance(given, bool) else given.weights
         splits = (self.dataset or {}).get("splits", {})
         ordered = sorted(classes, key=str.lower)
         return scope | {
@@ -538,6 +556,8 @@ class TaoChain(Chain):
             "export_quantized": model == "quantize" and kind == "checkpoint",
             "pruned": "{input:prune.model}" if retraining else None,
             "pretrained": (weights := "{input:pretrained.weights}" if network.pretrained and not retraining else None),
+            "pretrained_backbone": weights if whole == "backbone" else None,
+            "pretrained_model": weights if whole == "model" else None,
             "start": "{input:prune.model}" if retraining else weights,
             "retraining": retraining,
             "data": "{input:prepare}",
