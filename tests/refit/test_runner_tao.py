@@ -477,7 +477,7 @@ def test_the_zero_watch_counts_epoch_lines_where_these_report() -> None:
     assert progress.trouble == "mAP50 is still 0 after 3 evaluations"
 
 
-# --- requests that say it wrong ----------------------------------------------------------------------------------------
+# --- requests that say it wrong ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
