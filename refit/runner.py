@@ -366,8 +366,9 @@ CHECKS: Dict[str, Callable[[str], str]] = {
     "png": check_png,
     "jpg": check_jpg,
 }
-# Which files of a folder an output's format speaks about.
-NAMES = {"tfrecord": r"tfrecord", "jpg": r"\.jpe?g$"}
+# Which files of a folder an output's format speaks about. TAO's TF1 converters name TFRecords PREFIX-fold-000-of-002-
+# shard-00000-of-00010; an index beside one begins with idx-.
+NAMES = {"tfrecord": r"tfrecord|^(?!(?:.*/)?idx-).*-shard-\d+-of-\d+$", "jpg": r"\.jpe?g$"}
 
 
 class Missing(Exception):
@@ -398,6 +399,8 @@ def find_output(out: str, spec: Json) -> str:
         chosen = [n for n in names if not n or pattern.search(n)]
         if not chosen:
             raise Missing("%s holds no %s file" % (name, spec["format"]))
+        if spec["format"] == "tfrecord" and not any(os.path.getsize(os.path.join(path, n)) for n in chosen):
+            raise Missing("%s holds no record" % name)
         for n in chosen:
             wrong = check(os.path.join(path, n) if n else path)
             if wrong:
