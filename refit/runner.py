@@ -2023,7 +2023,7 @@ class Run:
         if wrong:
             doubts.append("its outputs are not right: %s" % "; ".join(wrong))
         self.progress.complete(self.stage.out)
-        if self.stage.action == "evaluate":
+        if self.stage.action.startswith("evaluate"):
             doubts += [m.absence() for m in self.stage.metrics if not m.is_among(self.progress.seen)]
         if doubts:
             reason = "the command ended with exit code 0, but %s" % "; ".join(doubts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from onnx.reference import ReferenceEvaluator
 
-from tests.refit.runner_helpers import REPOSITORY, Bench, Done
+from tests.refit.runner_helpers import Bench, Done
 from tests.tao.standin.__main__ import IMAGES
 from tests.tao.standin.files import Model, read_plan
 
@@ -111,17 +110,6 @@ TENSORS: dict[str, tuple[str, dict[str, tuple[str, tuple[int, ...]]]]] = {
     "dino": ("inputs", {"pred_logits": ("float32", (10, 3)), "pred_boxes": ("float32", (10, 4))}),
 }
 TENSORS["deformable_detr"] = TENSORS["dino"]
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PATH with the programs of all of TAO's images, as the Dockerfile makes it."""
-    folder = tmp_path_factory.mktemp("bin")
-    for name in {name for names in IMAGES.values() for name in names}:
-        script = f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m tests.tao.standin {name} "$@"\n'
-        (folder / name).write_text(script)
-        (folder / name).chmod(0o755)
-    return folder
 
 
 class Container:
