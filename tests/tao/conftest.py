@@ -15,7 +15,7 @@ from tests.tao.standin.__main__ import IMAGES
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PATH with the programs of all of TAO's images, as the Dockerfile makes it."""
     folder = tmp_path_factory.mktemp("bin")
-    for name in {name for names in IMAGES.values() for name in names}:
+    for name in {"nvidia-smi", *(name for names in IMAGES.values() for name in names)}:
         script = f'#!/bin/sh\nPYTHONPATH={REPOSITORY} exec {sys.executable} -m tests.tao.standin {name} "$@"\n'
         (folder / name).write_text(script)
         (folder / name).chmod(0o755)

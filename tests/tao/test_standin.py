@@ -629,6 +629,13 @@ def test_too_few_calibration_images(container: Container) -> None:
     assert done.reason == f"calibration needs 8 images, {container.data}/train/images has 6"
 
 
+def test_nvidia_smi(container: Container) -> None:
+    words = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    assert container.run("a", words, [], status=None).result["log_tail"][-1] == "Tesla T4, 7.5"
+    env = {"REFIT_STANDIN_GPU": "NVIDIA A100, 8.0"}
+    assert container.run("b", words, [], status=None, env=env).result["log_tail"][-1] == "NVIDIA A100, 8.0"
+
+
 def test_an_image_without_the_network(container: Container) -> None:
     argv = ["rtdetr", "train", "-e", "{spec}"]
     done = container.run("train", argv, [], spec=coco_spec(container, "rtdetr"), env={"REFIT_STANDIN_IMAGE": "tf1"})

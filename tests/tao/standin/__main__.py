@@ -10,7 +10,7 @@ from typing import NoReturn, Protocol
 from tests.tao.standin import deploy, hydra, tf1
 from tests.tao.standin.status import Status
 
-IMAGES = {
+IMAGES = {  # nvidia-smi is in all of them
     "tf1": tf1.PROGRAMS,
     "tf2": hydra.TF2,
     "pyt": hydra.PYTORCH,
@@ -117,7 +117,20 @@ def run(image: str, program: str, task: str, words: list[str], lie: int) -> None
     print("Execution status: PASS")
 
 
+def nvidia_smi(words: list[str]) -> None:
+    """What a container with a GPU has: a list, and the figures of --query-gpu."""
+    gpu = {"name": "Tesla T4", "compute_cap": "7.5", "uuid": "GPU-0"}
+    named = os.environ.get("REFIT_STANDIN_GPU")
+    if named:
+        gpu["name"], _, gpu["compute_cap"] = named.partition(", ")
+    wanted = [word.partition("=")[2] for word in words if word.startswith("--query-gpu=")]
+    print(", ".join(gpu[name] for name in wanted[0].split(",")) if wanted else f"GPU 0: {gpu['name']} (UUID: GPU-0)")
+
+
 def main() -> None:
+    if sys.argv[1] == "nvidia-smi":
+        nvidia_smi(sys.argv[2:])
+        return
     program, task, *words = sys.argv[1:]
     lie = int(os.environ.get("REFIT_STANDIN_LIE") or 0)
     if os.environ.get("REFIT_STANDIN_LIE_TASK") not in {None, "", task}:
