@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from refit import pipeline as pipelines
 from refit import plan as plans
@@ -23,7 +24,7 @@ PICTURE = {"jpg": b"\xff\xd8 a picture \xff\xd9", "png": b"\x89PNG\r\n\x1a\n a p
 KITTI = "{} 0.00 0 0.00 1.00 2.00 30.00 40.00 0.00 0.00 0.00 0.00 0.00 0.00 0.00\n"
 
 
-def prepared(out: Path, classes: list[str], extension: str, first_id: int, calibration: int) -> None:
+def prepared(out: Path, classes: list[str], extension: str, first_id: int) -> None:
     """What the stage `prepare` writes, in both of its forms."""
     picture = PICTURE[extension]
     (out / "annotations").mkdir(parents=True)
@@ -44,13 +45,9 @@ def prepared(out: Path, classes: list[str], extension: str, first_id: int, calib
             "annotations": found,
         }
         (out / "annotations" / f"{split}.json").write_text(json.dumps(coco))
-    (out / "annotations" / "calibration.json").write_text((out / "annotations" / "train.json").read_text())
     (out / "classmap.txt").write_text("\n".join(classes))
     (out / "classmap_deploy.txt").write_text("\n".join(["background", *classes]))
     (out / "label_map.yaml").write_text("".join(f"{i}: {name}\n" for i, name in enumerate(classes, 1)))
-    (out / "calibration").mkdir()
-    for i in range(calibration):
-        (out / "calibration" / f"{i}.{extension}").write_bytes(picture)
     (out / "prepare.json").write_text("{}")
 
 
@@ -58,12 +55,20 @@ def ours(request: dict[str, Any], pipeline: Any) -> None:
     """A stage of Refit's own, taken as done: what TAO's stages read of it."""
     folder = Path(request["paths"]["stage"])
     out, outputs = folder / "out", {}
+    extension = pipeline.stages.prepare.convert or pipeline.network.image_extension
     if request["action"] == "prepare":
-        engine = pipeline.stages.build_engine
-        extension = pipeline.stages.prepare.convert or pipeline.network.image_extension
-        count = engine.calibration_batches * engine.calibration_batch_size if engine else 0
-        prepared(out, pipeline.dataset.classes, extension, pipeline.facts.data.first_id, count)
+        prepared(out, pipeline.dataset.classes, extension, pipeline.facts.data.first_id)
         outputs = {"prepare": "prepare.json"}
+    elif request["action"] == "calibrate":
+        (out / "images").mkdir(parents=True)
+        for i in range(yaml.safe_load(request["files"]["calibrate.yaml"])["images"]):
+            (out / "images" / f"{i}.{extension}").write_bytes(PICTURE[extension])
+        annotations = Path(request["inputs"]["prepare"], "out", "annotations", "train.json")
+        if annotations.exists():
+            coco = json.loads(annotations.read_text())
+            (out / "annotations.json").write_text(json.dumps({**coco, "images": [], "annotations": []}))
+        (out / "calibration.json").write_text("{}")
+        outputs = {"calibration": "calibration.json"}
     elif request["action"] == "pretrained":
         (out / "weights").mkdir(parents=True)
         (out / "weights" / "weights.hdf5").write_bytes(b"weights")
