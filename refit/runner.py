@@ -658,6 +658,14 @@ def texts(data: Any, key: str, default: Any = REQUIRED) -> Dict[str, str]:
     return {name: field(found, name, str, where="request: %s." % key) for name in found}
 
 
+def names(data: Any, key: str, where: str) -> List[str]:
+    """A list of texts of the request, or none."""
+    found = field(data, key, list, [], where)
+    if not all(isinstance(name, str) for name in found):
+        raise Fault("bad_spec", "%s%s must be texts, they are %.80r" % (where, key, found))
+    return list(found)
+
+
 def patterns(data: Any, key: str, where: str) -> List[Pattern[str]]:
     """The regular expressions of the request at `key`: one, a list of them, or none."""
     found = field(data, key, (str, list), [], where)
@@ -721,9 +729,7 @@ class Stage:
                 inside(path, name)
         self.success = Success(field(data, "success", dict, {}), self.status)
         self.action = field(data, "action", str, "")
-        classes = field(data, "classes", list, [])
-        if not all(isinstance(label, str) for label in classes):
-            raise Fault("bad_spec", "request: classes must be texts, they are %.80r" % (classes,))
+        classes = names(data, "classes", "request: ")
         self.metrics = [
             Metric(name, field(entries, name, dict, where="request: metrics."), classes)
             for entries in [field(data, "metrics", dict, {})]
@@ -923,8 +929,8 @@ class Metric:
     def __init__(self, name: str, data: Json, classes: Sequence[str]) -> None:
         where = "request: metrics.%s." % name
         self.name = name
-        self.kpi = field(data, "kpi", list, [], where)
-        self.classes = field(data, "classes", list, [], where)
+        self.kpi = names(data, "kpi", where)
+        self.classes = names(data, "classes", where)
         self.log = patterns(data, "log", where)
         self.file = field(data, "file", str, None, where)
         self.key = field(data, "key", str, None, where)
@@ -1094,12 +1100,12 @@ class Progress:
         for metric in self.wanted:
             self.seen.update(self._take(metric.in_file(out)))
         for metric in self.wanted:
-            parts = [self.metrics[name] for name in self.seen if name.startswith("%s/" % metric.mean)]
-            if metric.mean and parts and metric.name not in self.seen:
-                self.seen.update(self._take([(metric.name, sum(parts) / len(parts))]))
+            if metric.mean and metric.name not in self.seen:
+                parts = [self.metrics[name] for name in self.seen if name.startswith(metric.mean + "/")]
+                self.seen.update(self._take([(metric.name, sum(parts) / len(parts))] if parts else []))
         order = {metric.name: place for place, metric in enumerate(self.wanted)}
-        names = sorted(self.metrics, key=lambda name: order.get(name.partition("/")[0], len(order)))
-        self.metrics = {name: self.metrics[name] for name in names}
+        ordered = sorted(self.metrics, key=lambda name: order.get(name.partition("/")[0], len(order)))
+        self.metrics = {name: self.metrics[name] for name in ordered}
 
     def _take(self, found: Iterable[Tuple[str, Any]]) -> Dict[str, float]:
         """Note figures; gives those that are any."""

@@ -487,6 +487,7 @@ def test_the_zero_watch_counts_epoch_lines_where_these_report() -> None:
         ({"success": {"denied_by": [3]}}, "request: success.denied_by: 3 is no regular expression: "),
         ({"success": {"status": "SUCCESS"}, "status": None}, "request: success.status and success.message need status"),
         ({"metrics": {"m": 3}}, "request: metrics.m must be object, it is 3"),
+        ({"metrics": {"m": {"kpi": [3]}}}, "request: metrics.m.kpi must be texts, they are [3]"),
         ({"metrics": {"m": {}}}, "request: metrics.m.kpi, classes, log, file, prefix or mean must say where to look"),
         ({"metrics": {"m": {"log": "no group"}}}, "request: metrics.m.log must have a group"),
         ({"metrics": {"m": {"file": "a.json"}}}, "request: metrics.m.key or prefix must say what in a.json is meant"),
