@@ -47,7 +47,7 @@ import urllib.parse
 import uuid
 import zipfile
 from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Mapping, NamedTuple, NoReturn, Optional
-from typing import Sequence, Set, Tuple, Union
+from typing import Pattern, Sequence, Set, Tuple, Union
 
 try:
     import fcntl
@@ -366,8 +366,9 @@ CHECKS: Dict[str, Callable[[str], str]] = {
     "png": check_png,
     "jpg": check_jpg,
 }
-# Which files of a folder an output's format speaks about.
-NAMES = {"tfrecord": r"tfrecord", "jpg": r"\.jpe?g$"}
+# Which files of a folder an output's format speaks about. TAO's TF1 converters name TFRecords PREFIX-fold-000-of-002-
+# shard-00000-of-00010; an index beside one begins with idx-.
+NAMES = {"tfrecord": r"tfrecord|^(?!(?:.*/)?idx-).*-shard-\d+-of-\d+$", "jpg": r"\.jpe?g$"}
 
 
 class Missing(Exception):
@@ -398,6 +399,8 @@ def find_output(out: str, spec: Json) -> str:
         chosen = [n for n in names if not n or pattern.search(n)]
         if not chosen:
             raise Missing("%s holds no %s file" % (name, spec["format"]))
+        if spec["format"] == "tfrecord" and not any(os.path.getsize(os.path.join(path, n)) for n in chosen):
+            raise Missing("%s holds no record" % name)
         for n in chosen:
             wrong = check(os.path.join(path, n) if n else path)
             if wrong:
@@ -536,6 +539,7 @@ class Output:
         self.scrubber = scrubber
         self.tail: Deque[str] = collections.deque(maxlen=60)
         self.error = ""
+        self.listen: Callable[[str], None] = lambda line: None
         self.log: Optional[int] = None
         self.stdout = True
         self._waiting = b""
@@ -599,6 +603,7 @@ class Output:
         text = ESCAPES.sub("", last[: 4 * LINE_BYTES].decode("utf-8", "replace")).rstrip()[:LINE_BYTES]
         if text:
             self.tail.append(text)
+            self.listen(text)
             match = ERROR_LINE.match(text)
             if match:
                 self.error = match.group(1)
@@ -653,6 +658,26 @@ def texts(data: Any, key: str, default: Any = REQUIRED) -> Dict[str, str]:
     return {name: field(found, name, str, where="request: %s." % key) for name in found}
 
 
+def names(data: Any, key: str, where: str) -> List[str]:
+    """A list of texts of the request, or none."""
+    found = field(data, key, list, [], where)
+    if not all(isinstance(name, str) for name in found):
+        raise Fault("bad_spec", "%s%s must be texts, they are %.80r" % (where, key, found))
+    return list(found)
+
+
+def patterns(data: Any, key: str, where: str) -> List[Pattern[str]]:
+    """The regular expressions of the request at `key`: one, a list of them, or none."""
+    found = field(data, key, (str, list), [], where)
+    compiled = []
+    for text in [found] if isinstance(found, str) else found:
+        try:
+            compiled.append(re.compile(text))
+        except (re.error, TypeError) as error:
+            raise Fault("bad_spec", "%s%s: %.60r is no regular expression: %s" % (where, key, text, error)) from None
+    return compiled
+
+
 def inside(path: str, where: str) -> str:
     """A relative path that cannot leave the folder it is meant for."""
     if not path or "\0" in path or os.path.isabs(path) or ".." in path.split("/"):
@@ -702,6 +727,14 @@ class Stage:
         for name, path in (("status", self.status), ("summary", self.summary)):
             if path is not None:
                 inside(path, name)
+        self.success = Success(field(data, "success", dict, {}), self.status)
+        self.action = field(data, "action", str, "")
+        classes = names(data, "classes", "request: ")
+        self.metrics = [
+            Metric(name, field(entries, name, dict, where="request: metrics."), classes)
+            for entries in [field(data, "metrics", dict, {})]
+            for name in entries
+        ]
         self.watch = field(data, "watch", dict, {})
         self.stall = field(self.watch, "stall_seconds", NUMBER, None, "request: watch.")
         self.timeout = field(data, "timeout_seconds", NUMBER, None)
@@ -844,6 +877,136 @@ class Tokens:
         return result
 
 
+# --- success and metrics, by the request's rules ----------------------------------------------------------------
+
+
+def table(value: Any) -> Json:
+    """A JSON object; an empty one where the value is something else."""
+    return value if isinstance(value, dict) else {}
+
+
+class Success:
+    """What must be seen besides exit code 0 and good outputs: an entry `success` of the request."""
+
+    def __init__(self, data: Json, status_file: Optional[str]) -> None:
+        where = "request: success."
+        self.status = field(data, "status", str, None, where)
+        self.message = field(data, "message", str, None, where)
+        self.messages = patterns(data, "message", where)
+        self.denials = patterns(data, "denied_by", where)
+        self.denied = ""  # the first line of the log that denies it
+        if (self.status or self.message) and not status_file:
+            raise Fault("bad_spec", "request: success.status and success.message need status, the file to look in")
+
+    def add_line(self, text: str) -> None:
+        if not self.denied and any(pattern.search(text) for pattern in self.denials):
+            self.denied = text
+
+    def missing(self, progress: "Progress", status_file: Optional[str]) -> List[str]:
+        """What speaks against a success, as clauses for a person."""
+        found = []
+        if self.denied:
+            found.append("its log says %r" % one_line(self.denied, 300))
+        if self.status and progress.status != self.status:
+            last = "the last status in %s is %s" % (status_file, progress.status)
+            last = last if progress.status else "there is no status in %s" % status_file
+            found.append("%s, not %s" % (last, self.status))
+        elif self.messages and not any(pattern.search(progress.message) for pattern in self.messages):
+            last = "the last message in %s is %r" % (status_file, progress.message)
+            last = last if progress.status else "there is no message in %s" % status_file
+            found.append("%s; a success says /%s/" % (last, self.message))
+        return found
+
+
+class Metric:
+    """Where one of Refit's metrics stands in what the toolkit says: an entry of `metrics` in the request.
+
+    `kpi` and `classes` name figures in status.json, `log` is a pattern for a line of the log, `file` a JSON object
+    below out/. `classes`, `prefix` and a `log` of two groups give a figure for each class, under the class names of
+    the request: TAO writes some of them in lower case.
+    """
+
+    def __init__(self, name: str, data: Json, classes: Sequence[str]) -> None:
+        where = "request: metrics.%s." % name
+        self.name = name
+        self.kpi = names(data, "kpi", where)
+        self.classes = names(data, "classes", where)
+        self.log = patterns(data, "log", where)
+        self.file = field(data, "file", str, None, where)
+        self.key = field(data, "key", str, None, where)
+        self.prefix = field(data, "prefix", str, None, where)
+        self.mean = field(data, "mean", str, None, where)
+        self.scale = float(field(data, "scale", NUMBER, 1.0, where))
+        self.most = field(data, "most", NUMBER, None, where)
+        self.labels = {label.lower(): label for label in classes}
+        if self.file is not None:
+            inside(self.file, "metrics.%s.file" % name)
+            if not self.key and self.prefix is None:
+                raise Fault("bad_spec", "%skey or prefix must say what in %s is meant" % (where, self.file))
+        for pattern in self.log:
+            if pattern.groups not in (1, 2):
+                raise Fault("bad_spec", "%slog must have a group, or one for the class before it" % where)
+        if not (self.kpi or self.classes or self.log or self.file or self.mean or self.prefix):
+            raise Fault("bad_spec", "%skpi, classes, log, file, prefix or mean must say where to look" % where)
+
+    def in_status(self, figures: Json, categorical: Mapping[str, Json]) -> List[Tuple[str, float]]:
+        """What a line of status.json has of it: (name, figure) pairs."""
+        found = [(self.name, figures[name]) for name in self.kpi if name in figures][:1]
+        for name in self.classes:
+            found += self._by_class(table(categorical.get(name)))
+        return self._scaled(found if self.file else found + self._named(figures))
+
+    def in_line(self, text: str) -> List[Tuple[str, float]]:
+        """What a line of the log has of it; of two groups the first is the class."""
+        found: List[Tuple[str, Any]] = []
+        for match in filter(None, (pattern.search(text) for pattern in self.log)):
+            label, value = (None,) + match.groups() if len(match.groups()) == 1 else match.groups()
+            found += [(self.name, value)] if label is None else self._by_class({label: value})
+        return self._scaled(found)
+
+    def in_file(self, out: str) -> List[Tuple[str, float]]:
+        return self._scaled(self._named(read_json(os.path.join(out, native(self.file))) or {})) if self.file else []
+
+    def _named(self, figures: Json) -> List[Tuple[str, Any]]:
+        """What an object of figures has of it, by `key` or `prefix`."""
+        if self.prefix is None:
+            return [(self.name, figures[self.key])] if self.key in figures else []
+        length = len(self.prefix)
+        return self._by_class({name[length:]: v for name, v in figures.items() if name.startswith(self.prefix)})
+
+    def _by_class(self, figures: Json) -> List[Tuple[str, Any]]:
+        """Figures by class under the request's class names; another name is no class, where the request has any."""
+        named = {self.labels.get(label.lower(), "" if self.labels else label): v for label, v in figures.items()}
+        return [("%s/%s" % (self.name, label), value) for label, value in named.items() if label]
+
+    def _scaled(self, found: Iterable[Tuple[str, Any]]) -> List[Tuple[str, float]]:
+        figures = [(name, number(value)) for name, value in found]
+        return [(name, figure * self.scale) for name, figure in figures if figure is not None]
+
+    def is_among(self, names: Iterable[str]) -> bool:
+        return any(name == self.name or name.startswith(self.name + "/") for name in names)
+
+    def too_much(self, metrics: Mapping[str, float]) -> str:
+        """What is wrong where a figure is above `most`, for a person."""
+        figure = metrics.get(self.name)
+        if self.most is None or figure is None or figure <= self.most:
+            return ""
+        if self.name == "kept":
+            text = "kept %.5g %% of the parameters, at most %.5g %% was wanted: nothing was pruned"
+            return text % (100 * figure, 100 * self.most)
+        return "%s is %.5g, at most %.5g was wanted" % (self.name, figure, self.most)
+
+    def absence(self) -> str:
+        """That it is missing, and where it should have been, for a person."""
+        places = ["%s in status.json's kpi" % " or ".join(map(repr, self.kpi))] if self.kpi else []
+        places += ["%s in its categorical" % " or ".join(map(repr, self.classes))] if self.classes else []
+        places += ["/%s/ in the log" % pattern.pattern for pattern in self.log]
+        named = "%s*" % self.prefix if self.prefix else repr(self.key)
+        places += ["%s in %s" % (named, self.file or "status.json's kpi")] if self.file or self.prefix else []
+        places += ["the mean of %s/*" % self.mean] if self.mean else []
+        return "no %s (%s)" % (self.name, ", nor ".join(places))
+
+
 # --- status.json and the watches --------------------------------------------------------------------------------
 
 
@@ -881,78 +1044,134 @@ class StatusFile:
         return records
 
 
-class Progress:
-    """What status.json says: metrics, the last epoch, the last status; and whether training has gone wrong.
+def one_based(record: Json) -> Tuple[Optional[int], Optional[int]]:
+    """(epoch, max_epoch) of a line of status.json, as epochs that are done and epochs in all.
 
-    Lines of earlier attempts give metrics only; the watches begin with this start.
+    TAO's Keras and TF2 loggers count so, and DetectNet_v2's, which writes "epoch 0 of 12" as the first one begins.
+    PyTorch's counts from 0 and gives the last epoch's number as max_epoch; only its lines have max_step
+    (nvidia_tao_pytorch/core/callbacks/loggers.py).
+    """
+    more = 1 if "max_step" in record else 0
+    epoch, most = number(record.get("epoch")), number(record.get("max_epoch"))
+    if epoch is None or not math.isfinite(epoch):
+        return None, None
+    return int(epoch) + more, int(most) + more if most is not None and math.isfinite(most) else None
+
+
+class Progress:
+    """What status.json and the log say: metrics, the last epoch, the last status; and whether training went wrong.
+
+    Lines of earlier attempts give metrics only; the watches begin with this start. `metrics` holds the figures under
+    the toolkit's own names, or under Refit's where the request says how to find those (`wanted`). TAO's loggers keep
+    a figure and repeat it on every later line, so a repetition is neither a new loss nor another evaluation.
     """
 
-    def __init__(self, watch: Json) -> None:
+    def __init__(self, watch: Json, wanted: Sequence["Metric"] = ()) -> None:
+        self.wanted = wanted
         self.loss_factor = field(watch, "loss_factor", NUMBER, None, "request: watch.")
         self.zero_metric = field(watch, "zero_metric", str, None, "request: watch.")
         self.zero_evaluations = field(watch, "zero_evaluations", int, 5, "request: watch.")
         self.metrics: Dict[str, float] = {}
+        self.seen: Set[str] = set()  # names of the metrics that this start gave
         self.last: Dict[str, Any] = {}
         self.status = ""
+        self.message = ""
         self.failure = ""
         self.trouble = ""
         self._before = 0  # the last epoch of earlier starts
         self._smallest = math.inf
         self._bad_losses = 0
         self._evaluations = 0
+        self._evaluates = ""
         self._alive = False
 
     def add_old(self, record: Json) -> None:
         """A line from before this start."""
-        epoch = number(record.get("epoch"))
-        if epoch is not None and math.isfinite(epoch):
-            self._before = max(self._before, int(epoch))
+        self._before = max(self._before, one_based(record)[0] or 0)
         self._figures(record)
 
-    def _figures(self, record: Json) -> None:
-        kpi = record.get("kpi")
-        for name, value in kpi.items() if isinstance(kpi, dict) else ():
-            self._metric(str(name), value)
-        categorical = record.get("categorical")
-        for name, classes in categorical.items() if isinstance(categorical, dict) else ():
-            for label, value in classes.items() if isinstance(classes, dict) else ():
-                self._metric("%s/%s" % (name, label), value)
+    def add_line(self, text: str) -> None:
+        """A line of the command's output."""
+        for metric in self.wanted:
+            self.seen.update(self._take(metric.in_line(text)))
+
+    def complete(self, out: str) -> None:
+        """At the end of a success: the metrics that stand in files of `out`, means, and the order of the request."""
+        for metric in self.wanted:
+            self.seen.update(self._take(metric.in_file(out)))
+        for metric in self.wanted:
+            if metric.mean and metric.name not in self.seen:
+                parts = [self.metrics[name] for name in self.seen if name.startswith(metric.mean + "/")]
+                self.seen.update(self._take([(metric.name, sum(parts) / len(parts))] if parts else []))
+        order = {metric.name: place for place, metric in enumerate(self.wanted)}
+        ordered = sorted(self.metrics, key=lambda name: order.get(name.partition("/")[0], len(order)))
+        self.metrics = {name: self.metrics[name] for name in ordered}
+
+    def _take(self, found: Iterable[Tuple[str, Any]]) -> Dict[str, float]:
+        """Note figures; gives those that are any."""
+        figures = {}
+        for name, value in found:
+            figure = number(value)
+            if figure is None or not math.isfinite(figure):
+                continue
+            figures[name] = self.metrics[name] = figure
+            if name == self.zero_metric and figure:
+                self._alive = True
+        return figures
+
+    def _figures(self, record: Json) -> Dict[str, float]:
+        """Note the figures of a line of status.json; gives them."""
+        kpi, categorical = table(record.get("kpi")), table(record.get("categorical"))
+        found: List[Tuple[str, Any]] = []
+        if self.wanted:
+            figures = dict(table(record.get("graphical")), **kpi)
+            for metric in self.wanted:
+                found += metric.in_status(figures, categorical)
+        else:
+            found += [(str(name), value) for name, value in kpi.items()]
+            for name, classes in categorical.items():
+                found += [("%s/%s" % (name, label), value) for label, value in table(classes).items()]
+        return self._take(found)
 
     def add(self, record: Json) -> Optional[str]:
         """A new line; gives the text to show when it begins a new epoch."""
-        self._figures(record)
+        figures = self._figures(record)
+        self.seen.update(figures)
         if isinstance(record.get("status"), str):
             self.status = record["status"].upper()
+            self.message = one_line(str(record.get("message") or ""))
             if self.status == "FAILURE":
-                self.failure = one_line(str(record.get("message") or ""))
-        kpi = record["kpi"] if isinstance(record.get("kpi"), dict) else {}
-        loss = number(record.get("loss", kpi.get("loss")))
-        if loss is not None:
-            self._watch_loss(loss)
-        if self.zero_metric in kpi:
-            self._watch_zero()
-        epoch = number(record.get("epoch"))
-        if epoch is None or not math.isfinite(epoch):
+                self.failure = self.message
+        loss = self._loss_of(record)
+        if self.zero_metric in figures or self.zero_metric in table(record.get("kpi")):
+            self._watch_zero(record)
+        epoch, most = one_based(record)
+        if epoch is None:
             return None
         fresh = epoch != self.last.get("epoch")
         if self._before and "epoch" not in self.last:
             self.last["resumed_after"] = self._before
-            self.last["repeated_epochs"] = max(0, self._before - int(epoch) + 1)
-        self.last["epoch"] = int(epoch)
-        most = number(record.get("max_epoch"))
-        if most is not None and math.isfinite(most):
-            self.last["max_epoch"] = int(most)
-        if loss is not None:
-            self.last["loss"] = loss
+            self.last["repeated_epochs"] = max(0, self._before - epoch + 1)
+        self.last["epoch"] = epoch
+        if most is not None:
+            self.last["max_epoch"] = most
         return self._line(record, loss) if fresh else None
 
-    def _metric(self, name: str, value: Any) -> None:
-        figure = number(value)
-        if figure is None or not math.isfinite(figure):
-            return
-        self.metrics[name] = figure
-        if name == self.zero_metric and figure:
-            self._alive = True
+    def _loss_of(self, record: Json) -> Optional[float]:
+        """The loss that a line names, watched where it is a new one.
+
+        It stands at the top (TF2), in `graphical` (TF1), or in `kpi` as train_loss (PyTorch); later lines repeat the
+        last two.
+        """
+        kept = dict(table(record.get("graphical")), **table(record.get("kpi")))
+        loss = number(record.get("loss"))
+        repeated = loss is None
+        if loss is None:
+            loss = number(kept.get("loss", kept.get("train_loss")))
+        if loss is not None and not (repeated and loss == self.last.get("loss")):
+            self.last["loss"] = loss
+            self._watch_loss(loss)
+        return loss
 
     def _watch_loss(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -965,7 +1184,12 @@ class Progress:
             self.trouble = text % (loss, self._bad_losses, self.loss_factor, self._smallest)
         self._smallest = min(self._smallest, loss)
 
-    def _watch_zero(self) -> None:
+    def _watch_zero(self, record: Json) -> None:
+        # Lines of the kind that came first report evaluations; others repeat the figure.
+        kind = "epoch" if "epoch" in record else "message %s" % record.get("message")
+        self._evaluates = self._evaluates or kind
+        if kind != self._evaluates:
+            return
         self._evaluations += 1
         if not self._alive and self._evaluations >= self.zero_evaluations and not self.trouble:
             self.trouble = "%s is still 0 after %d evaluations" % (self.zero_metric, self._evaluations)
@@ -1511,6 +1735,9 @@ HOST_MEMORY = re.compile(
     r"^MemoryError\b|std::bad_alloc|not enough memory: you tried to allocate|can't allocate memory"
     r"|Cannot allocate memory|_ArrayMemoryError"
 )
+EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception)\b: \S")
+EPILOGUE = re.compile(r"Execution status: |HYDRA_FULL_ERROR|[Tt]elemetry|\[Error\]: ")  # of TAO's entry points
+EXCESS_ADVICE = {"kept": "Prune with a larger threshold (prune.threshold), or leave the stages prune and retrain out."}
 NO_SPACE = re.compile(r"No space left on device|\bENOSPC\b|Disk quota exceeded")
 
 
@@ -1555,7 +1782,7 @@ class Run:
         self.parent = parent
         self.folder = Folder(stage, output.say)
         self.command = Command()
-        self.progress = Progress(stage.watch)
+        self.progress = Progress(stage.watch, stage.metrics)
         self.status = StatusFile(os.path.join(stage.out, native(stage.status))) if stage.status else None
         self.memory = MemoryLimit()
         self.kills = (self.memory.kills(), self.memory.machine_kills())
@@ -1626,6 +1853,7 @@ class Run:
             raise Fault("cancelled", "stopped before the command was started")
         words = [one_line(shlex.quote(part), 120) for part in stage.argv]  # tokens unreplaced: no secret in them
         output.say("refit: %s" % " ".join(words))
+        output.listen = self._hear
         self.command.start(
             [part.encode("utf-8", "surrogateescape") for part in argv],
             self._environment(env),
@@ -1707,6 +1935,11 @@ class Run:
                 self.deadline = now + self.stage.grace
                 self.output.say("refit: stopping: %s" % fault.reason)
                 self.command.signal(signal.SIGTERM)
+
+    def _hear(self, text: str) -> None:
+        """A line of the command's output."""
+        self.stage.success.add_line(text)
+        self.progress.add_line(text)
 
     def _read_status(self, last: bool = False) -> None:
         for record in self.status.read(last) if self.status else ():
@@ -1792,9 +2025,21 @@ class Run:
                 found[spec["name"]] = find_output(self.stage.out, spec)
             except Missing as error:
                 wrong.append("%s: %s" % (spec["name"], error))
+        doubts = self.stage.success.missing(self.progress, self.stage.status)
         if wrong:
-            reason = "the command ended with exit code 0, but its outputs are not right: %s" % "; ".join(wrong)
+            doubts.append("its outputs are not right: %s" % "; ".join(wrong))
+        self.progress.complete(self.stage.out)
+        if self.stage.action.startswith("evaluate"):
+            doubts += [m.absence() for m in self.stage.metrics if not m.is_among(self.progress.seen)]
+        if doubts:
+            reason = "the command ended with exit code 0, but %s" % "; ".join(doubts)
+            if self.stage.success.denied:
+                reason += "; in its log: %s" % (self._last_words() or "nothing else")
             raise self._evidence(code, reason, "") or Fault("toolkit_error", one_line(reason))
+        for metric in self.stage.metrics:
+            excess = metric.too_much(self.progress.metrics)
+            if excess:
+                raise Fault("rejected", excess, EXCESS_ADVICE.get(metric.name, ""))
         outputs = {}
         for name, path in found.items():
             size, digest = measure(path)
@@ -1804,7 +2049,10 @@ class Run:
     def _failure(self, code: int) -> Fault:
         stated = self.progress.failure or self.output.error
         how = describe_exit(code) if code else "FAILURE in %s, exit code 0" % self.stage.status
-        last = self.output.tail[-1] if self.output.tail else ""
+        last = self._last_words()
+        if stated.endswith("was interrupted") and last:
+            # TAO writes that also where it ended itself by sys.exit, for a faulty spec (detectnet_v2/scripts/train.py).
+            stated = "%s; in its log: %s" % (stated, last)
         said = stated or ("%s (%s)" % (last, how) if last else "%s, and no output" % how)
         mapped = self.stage.exit_codes.get(str(code))
         if mapped and mapped != "succeeded":
@@ -1823,6 +2071,11 @@ class Run:
                 "toolkit_error", reason, "If the machine ran out of memory, that is why; see the kernel's log."
             )
         return Fault("toolkit_error", one_line(said))
+
+    def _last_words(self) -> str:
+        """The last exception in the end of the output, else its last line; a launcher's own words follow both."""
+        lines = [line for line in list(self.output.tail)[-TAIL_LINES:] if not EPILOGUE.search(line)]
+        return next((line for line in reversed(lines) if EXCEPTION.search(line)), lines[-1] if lines else "")
 
     def _evidence(self, code: int, stated: str, how: str) -> Optional[Fault]:
         """Want of memory or space, where the kernel's counters or the output's last lines show it.

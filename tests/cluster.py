@@ -105,7 +105,10 @@ def build(image: str) -> str:
     options = []
     if image == "release":
         options = [f"--build-arg={base.upper()}_IMAGE={build(base)}" for base in ("tools", "triton")]
-    _build(name, ROOT, "-f", str(ROOT / "images" / image / "Dockerfile"), *options)
+    if image == "standin":  # for NVIDIA TAO's
+        _build(name, ROOT / "tests" / "tao" / "standin", f"--build-arg=TOOLS_IMAGE={build('tools')}")
+    else:
+        _build(name, ROOT, "-f", str(ROOT / "images" / image / "Dockerfile"), *options)
     return name
 
 

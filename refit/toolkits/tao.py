@@ -279,7 +279,14 @@ class TaoChain(Chain):
         yield from self._judge("trained", first, first, None)
         last, judged = first, "trained"
         if s.prune:
-            yield self.tao("prune", "prune", inputs=(first,), after=(f"gate_{judged}",), trained=first, model=first)
+            yield self.tao(
+                "prune",
+                "prune",
+                inputs=(*self._data, first),
+                after=(f"gate_{judged}",),
+                trained=first,
+                model=first,
+            )
             last, name = "prune", "pruned"
             if s.retrain:
                 yield self.tao("retrain", "train", inputs=(*self._data, "prune"), trained="retrain", model="prune")
@@ -462,6 +469,8 @@ class TaoChain(Chain):
         return {**self._scope(trained, model, split), **dict(render.flat("", self._block(action, name)))} | {
             "gpus": (gpus := self._wanted(name, self.fact(action)).gpus or 1),
             "gpu_ids": list(range(gpus)),
+            # Weights to begin with: of no use to the others, which do not have the stages that bring them as inputs.
+            **({} if action in ("train", "distill") else {"pretrained": None, "start": None, "pruned": None}),
         }
 
     def rendered(self, name: str, action: str, trained: str, model: str | None, split: str) -> list[render.Rendered]:

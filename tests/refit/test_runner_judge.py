@@ -258,6 +258,20 @@ def test_a_folder_is_checked_file_by_file(tmp_path: Path) -> None:
     assert why(out, **spec) == "records/val/tag-00000-of-00002.tfrecord is cut off after 2 records, or is no TFRecord"
 
 
+def test_tfrecords_as_tf1_names_them(tmp_path: Path) -> None:
+    """Fold 0 is empty where Refit has split the data; the warnings and ssd's indexes beside the records are none."""
+    out = tmp_path / "out"
+    (out / "records").mkdir(parents=True)
+    (out / "records" / "part_warning.json").write_text('{"0.jpg": "no objects"}')
+    (out / "records" / "idx-part-fold-000-of-002-shard-00000-of-00001").write_text("0 37")
+    spec = {"path": "records", "kind": "dir", "format": "tfrecord"}
+    assert why(out, **spec) == "records holds no tfrecord file"
+    (out / "records" / "part-fold-000-of-002-shard-00000-of-00001").write_bytes(b"")
+    assert why(out, **spec) == "records holds no record"
+    (out / "records" / "part-fold-001-of-002-shard-00000-of-00001").write_bytes(tfrecord())
+    assert find(out, **spec) == "records"
+
+
 def test_a_truncated_output_fails_the_stage(bench: Bench) -> None:
     code = f"open(path('model.onnx'), 'wb').write(bytes.fromhex('{onnx()[:-50].hex()}'))"
     done = bench.run(bench.request(code, outputs=[{"name": "model", "path": "model.onnx", "format": "onnx"}]))
