@@ -297,6 +297,11 @@ class TaoChain(Chain):
         if self._calibration:
             yield self._calibrate(*self._calibration)
         images = ("calibrate",) if self._calibration else ()
+        if s.inference:
+            read = (*self._data, last)
+            yield self.tao(
+                "inference", "inference", inputs=read, after=(f"gate_{judged}",), trained=trained, model=last
+            )
         onnx_quantized = s.quantize is not None and s.quantize.backend == "modelopt.onnx"
         if s.quantize and not onnx_quantized:
             yield self.tao("quantize", "quantize", inputs=(*self._data, *images, last), trained=trained, model=last)
