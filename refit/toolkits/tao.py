@@ -19,17 +19,18 @@ from refit.cluster import KubernetesProfile, Profile
 from refit.data.prepare.names import written
 from refit.engine.gpu import recording
 from refit.pipeline import Pipeline, Resources
-from refit.specs import Key, Problem, SpecError, did_you_mean
+from refit.specs import Key, Problem, did_you_mean
 from refit.tao import networks, preflight, render
 from refit.tao.networks import Network, StageFact
-from refit.tao.params import BuildEngineParams, NetworkParams, RetrainParams, Stages, TrainParams
+from refit.tao.params import BuildEngineParams, NetworkParams, Stages, TrainParams
 from refit.toolkits.base import Output, Stage, command
 from refit.toolkits.chain import NO_PROFILE, Chain
 
 # A retraining has these of its own; it takes all else from `train`.
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "min_learning_rate", "spec")
+# What only a training reads: where it begins.
+BEGINNINGS = ("pretrained", "pretrained_backbone", "pretrained_model", "start", "pruned")
 RESULTS = "{{input:evaluate_{}}}/../result.json"
-SHARED = ("prepare", "release")
 
 
 class TaoStages(Stages):
@@ -475,7 +476,7 @@ class TaoChain(Chain):
             "gpus": (gpus := self._wanted(name, self.fact(action)).gpus or 1),
             "gpu_ids": list(range(gpus)),
             # Weights to begin with: of no use to the others, which do not have the stages that bring them as inputs.
-            **({} if action in ("train", "distill") else {"pretrained": None, "start": None, "pruned": None}),
+            **({} if action in ("train", "distill") else dict.fromkeys(BEGINNINGS)),
         }
 
     def rendered(self, name: str, action: str, trained: str, model: str | None, split: str) -> list[render.Rendered]:
@@ -806,6 +807,3 @@ class _Files(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._made)
-
-
-__all__ = ["SHARED", "TOOLKIT", "RetrainParams", "SpecError", "TaoChain", "TaoPipeline"]
