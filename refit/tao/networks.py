@@ -144,6 +144,9 @@ class Network(Spec):
     int8: dict[Literal["ptq", "qat", "qdq"], str] = Field(
         default_factory=dict, description="the ways to INT8 that there are -> a note for people"
     )
+    plugins: list[str] = Field(
+        default_factory=list, description="TensorRT's operators in its ONNX file: nothing but an engine can run it"
+    )
     sidecar: dict[str, Any] = Field(default_factory=dict, description="model.json, values by ${name}")
     tensors: dict[Literal["inputs", "outputs"], list[dict[str, Any]]] = Field(default_factory=dict)
     deepstream: dict[str, Any] = Field(default_factory=dict)

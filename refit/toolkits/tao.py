@@ -149,6 +149,9 @@ def _check_stages(pipeline: TaoPipeline, facts: Network) -> Iterator[tuple[Key, 
                 hint = did_you_mean(label, pipeline.dataset.classes)
                 yield ("stages", weights, "class_weights", label), f"is no class of the data set{hint}"
     engine = stages.build_engine
+    if engine is None and facts.plugins and pipeline.release is not None:
+        text = f"the ONNX file of {name} has TensorRT's operators ({', '.join(facts.plugins)}): Triton needs an engine"
+        yield ("stages", "build_engine"), f"{text}. Leave build_engine in, or say release: false"
     if engine is not None and engine.precision == "int8":
         yield from _check_int8(pipeline, facts, engine)
 
@@ -457,7 +460,7 @@ class TaoChain(Chain):
     def tag(self, action: str) -> str:
         """The tag of an action's image; "" for an image of the user's own whose name has no release in it."""
         tag = self._image(self.fact(action)).rpartition(":")[2]
-        return tag if re.match(r"\d+\.\d+", tag) else ""
+        return tag if re.match(r"\d+\.\d+[\w.]*-(tf|pyt|deploy|data)", tag) else ""
 
     def _image(self, fact: StageFact) -> str:
         own = self.p.network.images.get(fact.image)

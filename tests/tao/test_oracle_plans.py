@@ -25,6 +25,7 @@ toolkit: tao
 network: {{name: {network}{key}}}
 stages: {stages}
 resources: {{default: {{gpus: 1}}}}
+release: false
 """
 TF1 = ("detectnet_v2", "faster_rcnn", "ssd", "yolo_v4")
 TRAIN = "epochs: 20, batch_size: 4, learning_rate: 0.001"

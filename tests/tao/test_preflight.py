@@ -238,6 +238,13 @@ def test_a_network_and_a_stage_that_do_not_go_together(profile: Profile) -> None
     assert told == ["cars.yaml:7: network.name: there is no network 'detectnet'; did you mean 'detectnet_v2'?"]
 
 
+def test_an_onnx_file_that_only_tensorrt_can_run_is_not_released(profile: Profile) -> None:
+    told = found(pipeline("yolo_v4", "  build_engine: false\n"), profile)
+    assert any("BatchedNMSDynamic_TRT" in t and "Triton needs an engine" in t for t in told)
+    assert found(pipeline("yolo_v4", "  build_engine: false\n", release="false"), profile) == []
+    assert found(pipeline("detectnet_v2", "  build_engine: false\n"), profile) == []
+
+
 def test_own_specs_keep_what_refit_does_not_control(profile: Profile) -> None:
     text = own("detectnet_v2", profile, ("cov_radius_x: 0.4", "cov_radius_x: 0.7"))
     doc = parse_yaml(pipeline(more="    spec: my.txt\n"), "cars.yaml")
