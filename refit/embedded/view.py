@@ -134,7 +134,8 @@ class TerminalView:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        # soft_wrap: a path that is broken over two lines cannot be copied.
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def wait(self, text: str) -> None:
         self._draw(Spinner("dots", Text(text)))

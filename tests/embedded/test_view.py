@@ -81,9 +81,11 @@ def test_the_live_view_keeps_what_is_said():
     with view.TerminalView(console) as live:
         live.wait("starting ...")
         live.say("Airflow is up at [bold]http://127.0.0.1:8080[/bold]")
+        live.say("drawn: /" + 40 * "folder/")
         live.show([Step("train", "Train", state="running", total=0)])
         live.leave()
     assert "Airflow is up at [bold]http://127.0.0.1:8080[/bold]" in out.getvalue(), "text is no markup"
+    assert "drawn: /" + 40 * "folder/" in out.getvalue(), "a path stays whole"
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0:00"), (65.4, "1:05"), (3723, "1:02:03")])
