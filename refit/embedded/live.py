@@ -109,7 +109,7 @@ class Session:
 
     def run(self, once: bool) -> int:
         """The exit code; everything that was started is ended."""
-        code = INTERRUPTED
+        code, interrupted = INTERRUPTED, False
         with ServicesProcess(self.place, self._lock) as services:
             self._services = services
             try:
@@ -125,7 +125,11 @@ class Session:
                     self._check()
                     time.sleep(POLL)
             except KeyboardInterrupt:
-                self.view.say("\nending everything (Ctrl-C again: at once) ...")
+                interrupted = True
+                self.view.wait("ending everything (Ctrl-C again: at once) ...")
+        if interrupted:
+            kept = "; what was finished is kept, `make run` goes on from there" if code == INTERRUPTED else ""
+            self.view.say(f"everything has ended{kept}")
         return code
 
     def _check(self) -> None:
