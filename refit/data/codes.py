@@ -36,7 +36,7 @@ CODES: dict[str, Code] = {
     "too_many_bad_labels": Code("error", "correct the labels, or raise dataset.max_bad_labels", fixed=True),
     "list_missing": Code(
         "error",
-        "dataset.split.lists names files of the data set; without it (dataset.split: {val: 0.2}) Refit splits by itself",
+        "dataset.split.lists names files of the data set; without it ({val: 0.2}) Refit splits by itself",
         fixed=True,
     ),
     "list_unknown_name": Code("error", "correct the list, or add the image", fixed=True),
