@@ -55,8 +55,9 @@ class _ProcessOperator(BaseOperator):
         return result
 
     def _tell(self, line: str) -> None:
-        """A line of the stage into the task's log; the reason of a failure in red, and found by the log's filter."""
-        (self.log.error if line.startswith("error: ") else self.log.info)("%s", line)
+        """A line of the stage into the task's log; errors and warnings in colour, and found by the log's filter."""
+        kind = line.partition(": ")[0]
+        {"error": self.log.error, "warning": self.log.warning}.get(kind, self.log.info)("%s", line)
 
     def on_kill(self) -> None:
         """Called in a signal handler. Airflow kills the task's process 5 s later; the runner then ends by itself."""
