@@ -5,7 +5,7 @@ import json
 import pytest
 
 from refit.embedded import view
-from refit.embedded.follow import Follower, _seconds
+from refit.embedded.follow import Follower, _seconds, ended_by_hand
 from refit.plan import Node
 from refit.status import StatusWriter
 
@@ -139,3 +139,11 @@ def test_half_written_files_are_read_later(run):
 )
 def test_eta(eta, expected):
     assert _seconds(eta) == expected
+
+
+@pytest.mark.parametrize(
+    ("release", "done", "by_hand"), [("skipped", "skipped", True), ("skipped", "upstream_failed", False)]
+)
+def test_a_run_that_somebody_failed_is_not_an_interrupted_one(release, done, by_hand):
+    states = {"stages.train": "failed", "release": release, "done": done}
+    assert ended_by_hand([{"task_id": k, "state": v} for k, v in states.items()]) is by_hand
