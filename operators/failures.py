@@ -33,6 +33,8 @@ def _message(stage: str, result: Result) -> str:
     lines = [f"{stage}: {result.outcome}: {result.reason}"]
     if result.advice:
         lines.append(f"What to do: {result.advice}")
-    if result.log_tail:
-        lines += ["The stage's last lines:", *(f"    {line}" for line in result.log_tail[-TAIL_LINES:])]
+    # A stage of our own ends with its reason: that is told.
+    tail = [line for line in result.log_tail if not (result.reason and line.endswith(result.reason))]
+    if tail:
+        lines += ["The stage's last lines:", *(f"    {line}" for line in tail[-TAIL_LINES:])]
     return "\n".join(lines)

@@ -44,7 +44,7 @@ class _ProcessOperator(BaseOperator):
         self._process = StageProcess(
             python=python,
             env=where.environment(),
-            on_line=lambda line: self.log.info("%s", line),
+            on_line=self._tell,
             **what,
         )
         if self._killed:  # the signal came before there was a process
@@ -53,6 +53,11 @@ class _ProcessOperator(BaseOperator):
         if not result.succeeded:
             raise_failure(name, result)
         return result
+
+    def _tell(self, line: str) -> None:
+        """A line of the stage into the task's log; errors and warnings in colour, and found by the log's filter."""
+        kind = line.partition(": ")[0]
+        {"error": self.log.error, "warning": self.log.warning}.get(kind, self.log.info)("%s", line)
 
     def on_kill(self) -> None:
         """Called in a signal handler. Airflow kills the task's process 5 s later; the runner then ends by itself."""

@@ -24,12 +24,14 @@ from refit import plan as plans
 from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
+from refit.data.faults import Fault
 from refit.runtime import pod
 from refit.specs import Document, Problem, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
+WARNINGS_SHOWN = 5  # in the log; issues.jsonl has all
 
 
 class BindSpec(Spec):
@@ -92,7 +94,19 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     files.write_json(out / "summary.json", summary)
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
     print(message + (f": {', '.join(todo)}" if todo else ""))
+    warnings = _warnings(snapshot / "issues.jsonl")
+    print("".join(f"warning: {line}\n" for line in warnings[:WARNINGS_SHOWN]), end="")
+    if warnings:
+        print(f"warnings about the data: {len(warnings)}, all in {snapshot / 'issues.jsonl'}")
+        message += f"; warnings about the data: {len(warnings)}"
     status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": summary["images"]})
+
+
+def _warnings(issues: Path) -> list[str]:
+    """What the data set lost, or had changed: too little to stop the run, and nothing that may go unseen."""
+    rows = map(json.loads, issues.read_text(encoding="utf-8").splitlines())
+    found = [Fault(**{"file": "", **row}) for row in rows]
+    return [f"{fault}; {fault.advice}" for fault in found if fault.severity == "warning"]
 
 
 def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profile:

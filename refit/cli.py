@@ -201,7 +201,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         request = plans.bind_request(
             path.absolute(), path.read_text(encoding="utf-8"), run_id, conf, settings, nonce=uuid.uuid4().hex, data=data
         )
-        return PipelineRun(settings, request, until=args.until, quiet=args.quiet).execute()
+        pipeline_run = PipelineRun(settings, request, until=args.until, quiet=args.quiet)
+        try:
+            return pipeline_run.execute()
+        finally:
+            if pipeline_run.resumable:
+                print(f"to go on with this run: the same command with --run-id {run_id}", file=sys.stderr)
 
 
 def _param(text: str) -> tuple[str, Any]:

@@ -110,7 +110,7 @@ def overrides(pipeline: Pipeline, conf: Mapping[str, Any]) -> tuple[dict[str, An
     if unknown:
         named = {f.path: f"; its name here is {f.key!r}" for f in known.values() if f.path}
         hints = [f"{k!r}{named.get(k) or did_you_mean(k, list(known))}" for k in sorted(unknown)]
-        raise ConfError(f"unknown params: {', '.join(hints)}; this pipeline takes {', '.join(sorted(known))}")
+        raise ConfError(f"unknown params: {', '.join(hints)} (this pipeline takes {', '.join(sorted(known))})")
     changed, switches = {}, {}
     for key, value in conf.items():
         field = known[key]

@@ -2354,6 +2354,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if run:
             run.leave()
     if result["outcome"] != "succeeded":
+        if arguments.parent:
+            output.stdout = False  # whoever started us reads the answer and tells it; log.txt has it too
         output.say("error: %s: %s" % (result["outcome"], result["reason"]))
         output.say("refit: %s" % result["advice"])
     write_termination_log(result, output.say)

@@ -177,10 +177,12 @@ def did_you_mean(word: str, choices: list[str]) -> str:
 def near_file(path: Path) -> str:
     """ "; did you mean 'x'?" for the nearest file of the folder, or ""."""
     try:
-        names = [p.name for p in path.parent.iterdir()]
+        names = {p.stem: p.name for p in path.parent.iterdir() if p.suffix == path.suffix}
     except OSError:
         return ""
-    return did_you_mean(path.name, names)
+    # By the stem: with it counted, a common ending makes any two names alike.
+    close = difflib.get_close_matches(path.stem, names, n=1)
+    return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
 def _explain(model: type[BaseModel], doc: Document, data: Any, error: Any) -> Problem:

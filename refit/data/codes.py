@@ -34,7 +34,11 @@ CODES: dict[str, Code] = {
     ),
     "no_objects": Code("error", "check the class names (classes, class_map) and the labels", fixed=True),
     "too_many_bad_labels": Code("error", "correct the labels, or raise dataset.max_bad_labels", fixed=True),
-    "list_missing": Code("error", "dataset.split.lists is relative to the source", fixed=True),
+    "list_missing": Code(
+        "error",
+        "dataset.split.lists names files of the data set; without it ({val: 0.2}) Refit splits by itself",
+        fixed=True,
+    ),
     "list_unknown_name": Code("error", "correct the list, or add the image", fixed=True),
     "list_overlap": Code("error", "leave the image in one list only", fixed=True),
     "split_without_objects": Code("error", "take labelled images into it", fixed=True),

@@ -7,7 +7,7 @@ Airflow says what waits, runs, and is tried again; the workspace says how far a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from refit.plan import Node, run_folder
 from refit.runner import StatusFile
 from refit.runtime import report
 
-ARRIVAL, BIND, DAG_PREFIX = "arrival", "bind", "retrain_"  # operators.names has the same words
+# operators.names has the same words
+ARRIVAL, BIND, DONE, DAG_PREFIX = "arrival", "bind", "done", "retrain_"
 ENDED = ("success", "failed")  # states of a DAG run
 _PARTS = re.compile(r"(\d+) of (\d+)")
 
@@ -44,6 +45,11 @@ class Step:
     @property
     def over(self) -> bool:
         return self.state not in ("waiting", "running", "retrying")
+
+
+def ended_by_hand(tasks: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether somebody marked a failed run so: Airflow then skips what had not begun, and the last task with it."""
+    return any(task["task_id"] == DONE and task["state"] == "skipped" for task in tasks)
 
 
 class Progress:

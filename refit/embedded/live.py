@@ -25,7 +25,7 @@ from refit.config import ConfigError
 from refit.embedded import airflow, data
 from refit.embedded.api import Airflow, ApiError
 from refit.embedded.data import DataError, Source
-from refit.embedded.follow import DAG_PREFIX, ENDED, Follower
+from refit.embedded.follow import DAG_PREFIX, ENDED, Follower, ended_by_hand
 from refit.embedded.launcher import Busy, ServicesProcess, only_one
 from refit.embedded.processes import catch_signals
 from refit.embedded.settings import Embedded
@@ -109,7 +109,7 @@ class Session:
 
     def run(self, once: bool) -> int:
         """The exit code; everything that was started is ended."""
-        code = INTERRUPTED
+        code, interrupted = INTERRUPTED, False
         with ServicesProcess(self.place, self._lock) as services:
             self._services = services
             try:
@@ -125,7 +125,11 @@ class Session:
                     self._check()
                     time.sleep(POLL)
             except KeyboardInterrupt:
-                self.view.say("\nending everything (Ctrl-C again: at once) ...")
+                interrupted = True
+                self.view.wait("ending everything (Ctrl-C again: at once) ...")
+        if interrupted:
+            kept = "; what was finished is kept, `make run` goes on from there" if code == INTERRUPTED else ""
+            self.view.say(f"everything has ended{kept}")
         return code
 
     def _check(self) -> None:
@@ -206,9 +210,14 @@ class Session:
     def _was_cancelled(self, run: Mapping[str, Any]) -> bool:
         """Whether a failed run failed only because it was told to end: once too often for Airflow's retries."""
         follower = self._follower(str(run["dag_run_id"]))
-        follower.update(self.airflow.tasks(self.dag, str(run["dag_run_id"])))
+        tasks = self.airflow.tasks(self.dag, str(run["dag_run_id"]))
+        follower.update(tasks)
         failures = follower.failures()
-        return bool(failures) and all(reason.startswith(Outcome.CANCELLED) for _, reason, _, _ in failures)
+        return (
+            bool(failures)
+            and not ended_by_hand(tasks)
+            and all(reason.startswith(Outcome.CANCELLED) for _, reason, _, _ in failures)
+        )
 
     def _follower(self, run: str) -> Follower:
         return Follower(self.place.refit.workspace / str(self.pipeline.name), run, plans.skeleton(self.pipeline))

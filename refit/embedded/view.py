@@ -26,11 +26,12 @@ MARKS = {
     "blocked": ("-", "dim"),
     "failed": ("✗", "bold red"),
 }
+WIDE = 110  # columns of a terminal that has room for whole titles and long bars
 LINE_SECONDS = 10  # between two lines about the same running stage, in plain output
 
 
 def figures(step: Step) -> str:
-    """The figures of a step in a few words: epoch, loss, mAP, time left; or what it reached."""
+    """The figures of a step in a few words: epoch, time left, loss, mAP; or what it reached."""
     if step.state in ("done", "reused"):
         return _reached(step)
     if step.state == "retrying":
@@ -42,12 +43,12 @@ def figures(step: Step) -> str:
         words.append(f"epoch {step.done}/{step.total}")
     elif step.total:
         words.append(f"{step.done} of {step.total}")
+    if step.eta is not None:  # before the figures: a narrow terminal cuts the end
+        words.append(f"{clock(step.eta)} left")
     if step.loss is not None:
         words.append(f"loss {step.loss:.4g}")
     if "val_mAP50" in step.metrics:
         words.append(f"mAP@0.5 {step.metrics['val_mAP50']:.3f}")
-    if step.eta is not None:
-        words.append(f"{clock(step.eta)} left")
     return "  ".join(words) or step.message
 
 
@@ -133,14 +134,15 @@ class TerminalView:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False)
+        # soft_wrap: a path that is broken over two lines cannot be copied.
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def wait(self, text: str) -> None:
         self._draw(Spinner("dots", Text(text)))
 
     def show(self, steps: Iterable[Step]) -> None:
         self._steps = list(steps)
-        self._draw(picture(self._steps))
+        self._draw(picture(self._steps, self.console.width))
 
     def _draw(self, what: RenderableType) -> None:
         self._live.update(what)
@@ -149,35 +151,38 @@ class TerminalView:
     def leave(self) -> None:
         self._live.stop()
         if self._steps:
-            self.console.print(picture(self._steps))
+            self.console.print(picture(self._steps, self.console.width))
 
 
-def picture(steps: Sequence[Step]) -> RenderableType:
-    """A row per step: mark, title, bar, time, figures."""
+def picture(steps: Sequence[Step], width: int) -> RenderableType:
+    """A row per step: mark, title, bar, time, figures; on a terminal of 80 columns titles and bars are shorter."""
+    bar = 20 if width >= WIDE else 8
+    title = min(max((len(s.title) for s in steps), default=0), 45 if width >= WIDE else 27)
+    # Every width is set: rich takes what is missing from the narrowest column, which is the mark.
     table = Table.grid(padding=(0, 1))
-    for _ in range(3):
-        table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for each in (1, title, bar):
+        table.add_column(no_wrap=True, overflow="ellipsis", width=each)
+    table.add_column(no_wrap=True, width=8, justify="right")
+    table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, width - (1 + title + bar + 8 + 4)))
     for step in steps:
         mark, style = MARKS[step.state]
         table.add_row(
             Text(mark, style),
             Text(step.title, style),
-            _bar(step),
+            _bar(step, bar),
             "reused" if step.state == "reused" else seconds(step),
             figures(step),
         )
     return table
 
 
-def _bar(step: Step) -> RenderableType:
+def _bar(step: Step, width: int) -> RenderableType:
     if step.state in ("done", "reused"):
-        return ProgressBar(total=1, completed=1, width=20)
+        return ProgressBar(total=1, completed=1, width=width)
     if step.state == "running":
         known = step.total > 0
-        return ProgressBar(total=step.total if known else None, completed=step.done, width=20, pulse=not known)
-    return Text(" " * 20)
+        return ProgressBar(total=step.total if known else None, completed=step.done, width=width, pulse=not known)
+    return Text()
 
 
 View = PlainView | TerminalView

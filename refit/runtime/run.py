@@ -32,6 +32,7 @@ class PipelineRun:
     ) -> None:
         self.settings, self.request, self.until, self.quiet = settings, request, until, quiet
         self._process: StageProcess | None = None
+        self.resumable = False  # whether the same run, started again, goes on from what a stage saved
 
     def execute(self) -> int:
         previous = signal.signal(signal.SIGTERM, self._terminate)
@@ -40,6 +41,7 @@ class PipelineRun:
         except KeyboardInterrupt:
             if self._process is not None:
                 self._process.stop()
+            self.resumable = True
             raise
         finally:
             signal.signal(signal.SIGTERM, previous)
@@ -85,8 +87,8 @@ class PipelineRun:
     def _table(self, plan: Mapping[str, Any]) -> None:
         print("\n".join(report.table(report.rows(plan))))
 
-    @staticmethod
-    def _explain(name: str, result: Result) -> None:
+    def _explain(self, name: str, result: Result) -> None:
+        self.resumable = result.retryable
         print(f"error: {name}: {result.outcome}: {result.reason}", file=sys.stderr)
         if result.advice:
             print(f"       {result.advice}", file=sys.stderr)

@@ -44,7 +44,8 @@ class ModelRepository:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise RepositoryError(
-                f"{root}: no such model repository; make the folder, or correct the release's repository"
+                f"{root}: no such model repository; start the Triton that reads it (`make run` does), or correct "
+                "release.triton.repository"
             )
         self.root = Path(os.path.realpath(root))
         self.staging, self.retired, self.locks = (

@@ -5,15 +5,15 @@ import json
 import pytest
 
 from refit.embedded import view
-from refit.embedded.follow import Follower, _seconds
+from refit.embedded.follow import Follower, _seconds, ended_by_hand
 from refit.plan import Node
 from refit.status import StatusWriter
 
 NODES = [
-    Node("train", "Train", "train", "stages", ()),
-    Node("prune", "Prune", "prune", "stages", ("train",)),
-    Node("export", "Export", "export", "stages", ("prune",)),
-    Node("release", "Release", "release", None, ("export",)),
+    Node("train", "Train", "train", "stages", (), 0),
+    Node("prune", "Prune", "prune", "stages", ("train",), 0),
+    Node("export", "Export", "export", "stages", ("prune",), 0),
+    Node("release", "Release", "release", None, ("export",), 0),
 ]
 
 
@@ -72,7 +72,7 @@ def test_a_running_stage_with_epochs(run):
     status.running("Epoch 3 of 18", epoch=3, max_epoch=18, loss=0.12345, eta="0:01:05")
     status.running("Evaluated", epoch=3, kpi={"val_mAP50": 0.5})
     run.update([task("prune", "running")])
-    assert view.figures(step) == "epoch 3/18  loss 0.1235  mAP@0.5 0.500  1:05 left"
+    assert view.figures(step) == "epoch 3/18  1:05 left  loss 0.1235  mAP@0.5 0.500"
 
 
 def test_a_retry_starts_its_bar_again(run):
@@ -139,3 +139,11 @@ def test_half_written_files_are_read_later(run):
 )
 def test_eta(eta, expected):
     assert _seconds(eta) == expected
+
+
+@pytest.mark.parametrize(
+    ("release", "done", "by_hand"), [("skipped", "skipped", True), ("skipped", "upstream_failed", False)]
+)
+def test_a_run_that_somebody_failed_is_not_an_interrupted_one(release, done, by_hand):
+    states = {"stages.train": "failed", "release": release, "done": done}
+    assert ended_by_hand([{"task_id": k, "state": v} for k, v in states.items()]) is by_hand

@@ -124,3 +124,16 @@ def test_the_command_line_releases_to_the_triton_that_make_run_moved(tmp_path, e
         [Settings.from_env({}).repository / "bin" / "refit"], env=path | env, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == url
+
+
+def test_the_command_line_imports_nothing_from_where_it_is_called(tmp_path):
+    (tmp_path / "yaml.py").write_text("raise SystemExit('not this one')")
+    repository = Settings.from_env({}).repository
+    done = subprocess.run(
+        [repository / "bin" / "refit", "validate", repository / "specs" / "pipelines" / "demo.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -44,14 +44,35 @@ def test_the_picture_has_a_row_for_each_step():
         Step("release", "Release", state="blocked"),
     ]
     out = io.StringIO()
-    Console(file=out, width=120, color_system=None).print(view.picture(steps))
+    Console(file=out, width=120, color_system=None).print(view.picture(steps, 120))
     lines = out.getvalue().splitlines()
     assert len(lines) == len(steps)
     assert "▶ Train" in lines[1]
-    assert "epoch 9/18  loss 0.5  1:05 left" in lines[1]
+    assert "epoch 9/18  1:05 left  loss 0.5" in lines[1]
     assert "reused 2,048 bytes" in lines[2]
     assert lines[3].startswith("✗ Quantize to INT8")
     assert "not run" in lines[4]
+
+
+def test_eighty_columns_show_what_counts():
+    steps = [
+        Step("train", "Train", state="running", unit="epoch", done=9, total=18, loss=0.5123, eta=65),
+        Step(
+            "gate_quantized",
+            "Gate: is the quantized model good enough?",
+            state="done",
+            result=Row("gate_quantized", "succeeded", seconds=1234.5, map50=0.9),
+        ),
+        Step("release", "Release to Triton"),
+    ]
+    out = io.StringIO()
+    Console(file=out, width=80, color_system=None).print(view.picture(steps, 80))
+    train, gate, release = out.getvalue().splitlines()
+    assert train.startswith("▶ Train")
+    assert "epoch 9/18  1:05 left  loss" in train
+    assert gate.startswith("✓ Gate: is the quantized")
+    assert "1234.5 s mAP@0.5 0.900" in gate
+    assert release.startswith("· Release to Triton")
 
 
 def test_the_live_view_keeps_what_is_said():
@@ -60,9 +81,11 @@ def test_the_live_view_keeps_what_is_said():
     with view.TerminalView(console) as live:
         live.wait("starting ...")
         live.say("Airflow is up at [bold]http://127.0.0.1:8080[/bold]")
+        live.say("drawn: /" + 40 * "folder/")
         live.show([Step("train", "Train", state="running", total=0)])
         live.leave()
     assert "Airflow is up at [bold]http://127.0.0.1:8080[/bold]" in out.getvalue(), "text is no markup"
+    assert "drawn: /" + 40 * "folder/" in out.getvalue(), "a path stays whole"
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0:00"), (65.4, "1:05"), (3723, "1:02:03")])

@@ -62,7 +62,7 @@ def test_a_good_stage_returns_its_result_in_short(tmp_path: Path) -> None:
 @needs_tools
 @pytest.mark.parametrize(("exit_code", "outcome", "final"), [(1, "toolkit_error", False), (3, "bad_data", True)])
 def test_a_failed_stage_says_why_and_whether_to_try_again(
-    tmp_path: Path, exit_code: int, outcome: str, final: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], exit_code: int, outcome: str, final: bool
 ) -> None:
     code = f"import sys; print('error: the label is torn', file=sys.stderr); sys.exit({exit_code})"
     plan = write_plan(tmp_path / "p" / "runs" / "r1", {"train": code})
@@ -71,7 +71,9 @@ def test_a_failed_stage_says_why_and_whether_to_try_again(
     assert isinstance(failure.value, AirflowFailException) is final
     text = str(failure.value)
     assert text.startswith(f"train: {outcome}: ")
-    assert "the label is torn" in text
+    assert text.count("the label is torn") == 1, text
+    told = [line for line in capsys.readouterr().out.splitlines() if "the label is torn" in line]
+    assert [("[error" in line) for line in told] == [True], "once, and as an error"
     assert "What to do: " in text
 
 

@@ -27,6 +27,18 @@ def test_a_plan_is_written_with_the_snapshot_it_is_bound_to(place: Place) -> Non
     assert json.loads((place.workspace / "datasets" / "arrival.json").read_text())["fingerprint"] == plan["fingerprint"]
 
 
+def test_a_faulty_label_that_does_not_stop_the_run_is_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    label = sorted((place.data / "labels").iterdir())[0]
+    text = label.read_text()
+    label.write_text(text + "ring 0.00 0 -10 50.00 60.00 50.00 60.00 -1 -1 -1 -1000 -1000 -1000 -10\n")
+    lenient = PIPELINE.replace("split:", "max_bad_labels: 0.5\n  split:")
+    assert place.bind(text=lenient) == 0
+    told = capsys.readouterr().out
+    line = len(text.splitlines()) + 1
+    assert f"warning: labels/{label.name}:{line}: the box ring 50 60 50 60 has no area; draw the box again" in told
+    assert f"warnings about the data: 1, all in {place.workspace}" in told
+
+
 def test_params_change_the_plan(place: Place) -> None:
     assert place.bind(conf={"train_epochs": 7, "release": False}) == 0
     train = next(s for s in place.plan["stages"] if s["name"] == "train")

@@ -58,8 +58,10 @@ def test_a_stage_by_its_plan(bench: Bench) -> None:
 
 
 def test_a_failure_is_a_result(bench: Bench) -> None:
-    result, _ = run(bench.request("say('error: bad boxes'); sys.exit(3)", exit_codes={"3": "bad_data"}))
+    result, lines = run(bench.request("say('error: bad boxes'); sys.exit(3)", exit_codes={"3": "bad_data"}))
     assert (result.outcome, result.reason, result.exit_code, result.retryable) == ("bad_data", "bad boxes", 3, False)
+    assert [line for line in lines if "bad boxes" in line] == ["error: bad boxes"], "the caller tells the rest"
+    assert "error: bad_data: bad boxes" in (bench.folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("plan", ["no file", "[1]", '{"stages": 5}', "{"])

@@ -67,6 +67,8 @@ def test_a_missing_file_names_its_neighbour(tmp_path) -> None:
     (tmp_path / "demo.yaml").write_text("name: x\n")
     with pytest.raises(SpecError, match=r"no such file; did you mean 'demo\.yaml'"):
         read(Outer, tmp_path / "demp.yaml")
+    with pytest.raises(SpecError, match=r"no such file$"):
+        read(Outer, tmp_path / "parts.yaml")
 
 
 def test_values_are_read_and_frozen(tmp_path) -> None:
