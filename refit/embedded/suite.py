@@ -43,7 +43,7 @@ GROUPS = {
     "cpu": Group("cpu", ("cpu", "postprocess")),
     "embedded": Group("tools", ("embedded",)),
     "airflow": Group("airflow", ("operators", "dags", "plugins", "pods")),
-    "helm": Group("helm", ("helm", "e2e"), instead="tools"),
+    "helm": Group("helm", ("helm", "e2e", "chaos"), instead="tools"),
 }
 AT_ONCE = 2 if (os.cpu_count() or 1) < 4 else len(GROUPS)
 if os.environ.get("REFIT_E2E") == "1":
