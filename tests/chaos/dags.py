@@ -43,7 +43,16 @@ GROWING = "save(epoch, bytes(150_000 * epoch))"
 # One DAG and one folder of the workspace for each fault, so that none is mistaken for another's.
 PLAIN = (
     *("deleted", "evicted", "killed", "read-only", "triggerer", "scheduler", "worker-start", "worker-end", "postgres"),
-    *("kubelet", "containerd", "kube-apiserver", "etcd", "kube-scheduler", "kube-controller-manager", "api-away"),
+    *(
+        "kubelet",
+        "containerd",
+        "kube-apiserver",
+        "etcd",
+        "kube-scheduler",
+        "kube-controller-manager",
+        "api-away",
+        "api-start",
+    ),
 )
 CASES: dict[str, dict[str, Any]] = {
     **{name: {} for name in PLAIN},

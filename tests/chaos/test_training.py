@@ -231,6 +231,16 @@ def test_the_api_server_is_away_while_the_training_ends(house: House, workspace:
 
 
 @component
+def test_the_api_server_is_away_as_the_stage_starts(house: House, workspace: Path, tell: Tell) -> None:
+    with faults.away("kube-apiserver", seconds=40):
+        training = Training.start(house, workspace, "api-start")
+    ended = training.ended()
+    ended.assert_whole(starts=1)
+    assert ended.tries == 1
+    tell("the API server away for 40 s, in which the stage starts", ended.story, ended.lost)
+
+
+@component
 @pytest.mark.parametrize("name", ["kube-scheduler", "kube-controller-manager"])
 def test_a_pod_is_deleted_while_a_component_is_away(house: House, workspace: Path, tell: Tell, name: str) -> None:
     training = Training.start(house, workspace, name)
