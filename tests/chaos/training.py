@@ -54,7 +54,7 @@ class Training:
         except ApiError:
             return False
 
-    def ended(self, seconds: float = 150) -> Ended:
+    def ended(self, seconds: float = 300) -> Ended:
         """Wait for the end of the run, and until no pod is left of it."""
         state = self.house.airflow.finished(self.dag, self.run, seconds)
         wait(f"no pod of {self.dag}", lambda: not self.pods(), 60)
