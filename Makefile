@@ -3,13 +3,14 @@
 #   make run [PIPELINE=specs/pipelines/x.yaml] [DATA=folder] [ONCE=1]
 #   make test [ARGS="-k name"]      make lint      make setup      make lock      make clean
 #   make e2e [ARGS="-k name"]       on a Kubernetes cluster
+#   make chaos [ARGS="-k name"]     on one that may be broken (docs/chaos.md)
 #
 # Ports: AIRFLOW_PORT, TRITON_HTTP_PORT, TRITON_GRPC_PORT, TRITON_METRICS_PORT. Everything made lies below REFIT_HOME
 # (default .refit).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e lint format lock clean dags
+.PHONY: help setup run test e2e chaos lint format lock clean dags
 
 export PYTHONPATH := $(CURDIR)
 REFIT_HOME ?= $(CURDIR)/.refit
@@ -20,7 +21,7 @@ ENVS := $(REFIT_ENVS)
 SETUP := sh bin/setup
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,9s/^# *//p' Makefile
 
 setup:
 	@$(SETUP)
@@ -46,6 +47,10 @@ e2e:
 	fi; \
 	$(SETUP) --quiet --tests airflow tools helm cluster && \
 	exec $(ENVS)/tools/bin/python -m refit.embedded.suite -o faulthandler_timeout=1200 $(E2E) $(ARGS)
+
+# The same cluster and Airflow, broken piece by piece; what was seen is written to $(REFIT_HOME)/chaos.md.
+chaos:
+	@$(MAKE) --no-print-directory e2e E2E=tests/chaos
 
 # The lint needs what it judges: types of the cpu environment, nothing of the others.
 lint:

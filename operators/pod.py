@@ -23,6 +23,7 @@ from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase
 from airflow.settings import pod_mutation_hook
 from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from operators import inputs, names, pools
 from operators.failures import raise_failure
@@ -31,7 +32,7 @@ from operators.stage import compact, finish_bind
 from refit import cluster
 from refit.outcome import Outcome, Result
 from refit.runtime import pod as pods
-from refit.runtime.podstatus import Do, Pod, Verdict, count, has_ended, judge, refused, result_of
+from refit.runtime.podstatus import BUSY, Do, Pod, Verdict, count, has_ended, judge, refused, result_of
 from refit.specs import SpecError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 MADE = "refit_remade"  # in the task state store: pods made again in this try, by the classifier's row
 SERVERS = "servers"  # a row of MADE: releases done again for a server that was not there at first
 SERVERS_MOST = 3
-QUOTA_SECONDS = 30
+AGAIN_SECONDS = 30  # until the API server is asked for a pod again that it did not take
+DOUBT_SECONDS = 20  # a refused right is believed when it is still refused after that: see _refused
 DELETE_SECONDS = 120
 READ_BACK_SECONDS = 180
 
@@ -192,36 +194,47 @@ class TaoStageOperator(KubernetesPodOperator):
 
     def _start(self, context: Context, *, since: float) -> None:
         self.pod = None
-        self.pod_request_obj = self.build_pod_request_obj(context)
         try:
+            self.pod_request_obj = self.build_pod_request_obj(context)
             self.pod = self.get_or_create_pod(self.pod_request_obj, context)
-        except ApiException as exc:
+        except (ApiException, HTTPError) as exc:
             self._refused(exc, context, since)
         self.invoke_defer_method(context=context)
 
-    def _refused(self, exc: ApiException, context: Context, since: float) -> None:
-        """Wait for a quota, else fail with what mends it."""
+    def _refused(self, exc: ApiException | HTTPError, context: Context, since: float) -> None:
+        """Wait for a quota or for an API server that does not answer, else fail with what mends it.
+
+        An API server that has just started refuses everybody until it has read the Roles (seen: for about a second).
+        """
         from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 
-        verdict = refused(exc.status, _api_message(exc), self.profile.namespace)
-        if verdict.do is Do.WAIT and time.time() - since < self.profile.schedule_timeout_seconds:
-            self.log.info("%s %s Asking again in %d s.", verdict.reason, verdict.advice, QUOTA_SECONDS)
-            moment = datetime.now(UTC) + timedelta(seconds=QUOTA_SECONDS)
+        status = exc.status if isinstance(exc, ApiException) else None
+        verdict = refused(status, _api_message(exc), self.profile.namespace)
+        waits = self.profile.schedule_timeout_seconds if verdict.do is Do.WAIT else 0
+        if verdict.row == "forbidden":
+            waits = DOUBT_SECONDS
+        if time.time() - since < waits:
+            self.log.warning("%s %s Asking again in %d s.", verdict.reason, verdict.advice, AGAIN_SECONDS)
+            moment = datetime.now(UTC) + timedelta(seconds=AGAIN_SECONDS)
             kwargs = {"since": since}
             self.defer(trigger=DateTimeTrigger(moment), method_name="start_again", kwargs=kwargs)
         raise_failure(self.stage, verdict.failed(self.stage))
 
     def start_again(self, context: Context, since: float, event: Any = None) -> None:
-        """Return from a wait for a quota."""
+        """Return from a wait for the API server to take the pod."""
         self._prepare(context)
         self._start(context, since=since)
 
     def invoke_defer_method(self, last_log_time: Any = None, context: Context | None = None) -> None:
         assert self.pod is not None
+        self._follow(self.pod.metadata.name, self.pod.metadata.namespace)
+
+    def _follow(self, name: str, namespace: str) -> None:
+        """Wait in the triggerer for a pod's end."""
         self.defer(
             trigger=StageTrigger(
-                pod_name=self.pod.metadata.name,
-                pod_namespace=self.pod.metadata.namespace,
+                pod_name=name,
+                pod_namespace=namespace,
                 kubernetes_conn_id=self.kubernetes_conn_id,
                 schedule_timeout=self.profile.schedule_timeout_seconds,
                 startup_timeout=self.profile.start_timeout_seconds,
@@ -235,16 +248,26 @@ class TaoStageOperator(KubernetesPodOperator):
         """The pod has ended, is gone or cannot start: find out what that means, tidy up, go on."""
         self._prepare(context)
         name, namespace = str(event["name"]), str(event["namespace"])
+        try:
+            self._conclude(context, event, name, namespace)
+        except (ApiException, HTTPError) as exc:
+            if not _may_pass(exc):
+                raise
+            # The trigger asks until there is an answer, however long that takes; then the task comes back once more.
+            self.log.warning("the cluster's API does not answer (%s); following pod %s again", _api_message(exc), name)
+            self._follow(name, namespace)
+
+    def _conclude(self, context: Context, event: Mapping[str, Any], name: str, namespace: str) -> None:
         raw = None if event["status"] == "gone" else self._read(name, namespace)
         store = context.get("task_state_store")
         made = dict(store.get(MADE, default=None) or {}) if store is not None else {}
         verdict = count(self._verdict(event, raw, context), made, self.profile.remakes)
         if verdict.do is Do.REMAKE:
+            self._delete(name, namespace)
             made[verdict.row] = made.get(verdict.row, 0) + 1
             if store is not None:
                 store.set(MADE, made)
             self.log.warning("pod %s: %s. Making it again (%d so far).", name, verdict.reason, sum(made.values()))
-            self._delete(name, namespace)
             self._again = verdict.row == SERVERS
             self._start(context, since=time.time())
             return
@@ -317,6 +340,8 @@ class TaoStageOperator(KubernetesPodOperator):
                     return Verdict(Do.ANSWER, "read_back", result=result) if result is not None else failure
                 time.sleep(1)
         except ApiException as exc:
+            if _may_pass(exc):
+                raise
             self.log.warning("the result cannot be read back: %s", _api_message(exc))
         finally:
             self._delete(name, namespace, wait=False)
@@ -330,14 +355,14 @@ class TaoStageOperator(KubernetesPodOperator):
             text = self.client.read_namespaced_pod_log(
                 name, namespace, container=pods.CONTAINER, tail_lines=20, _preload_content=False
             ).data.decode("utf-8", "replace")
-        except ApiException:
+        except (ApiException, HTTPError):
             return []
         return list(text.splitlines())
 
     def _tell_events(self, name: str, namespace: str) -> None:
         try:
             found = self.client.list_namespaced_event(namespace, field_selector=f"involvedObject.name={name}").items
-        except ApiException as exc:
+        except (ApiException, HTTPError) as exc:
             self.log.info("the pod's events cannot be read: %s", _api_message(exc))
             return
         for event in found[-10:]:
@@ -365,8 +390,8 @@ class TaoStageOperator(KubernetesPodOperator):
                 if not wait:
                     return
                 self.client.read_namespaced_pod(name, namespace)
-            except ApiException as exc:
-                if exc.status == 404:
+            except (ApiException, HTTPError) as exc:
+                if isinstance(exc, ApiException) and exc.status == 404:
                     return
                 if time.monotonic() > until:
                     raise
@@ -429,10 +454,17 @@ def kubernetes_profile(name: str) -> cluster.KubernetesProfile:
     return profile
 
 
-def _api_message(exc: ApiException) -> str:
-    """The API server's own sentence."""
+def _may_pass(exc: ApiException | HTTPError) -> bool:
+    """Whether the API server may answer in a while: it was not reached, or says that it cannot now."""
+    return not isinstance(exc, ApiException) or exc.status in BUSY
+
+
+def _api_message(exc: ApiException | HTTPError) -> str:
+    """The API server's own sentence, or why there was none."""
     import json
 
+    if not isinstance(exc, ApiException):
+        return str(exc)
     try:
         return str(json.loads(exc.body)["message"])
     except (TypeError, ValueError, KeyError):

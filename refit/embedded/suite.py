@@ -43,11 +43,13 @@ GROUPS = {
     "cpu": Group("cpu", ("cpu", "postprocess")),
     "embedded": Group("tools", ("embedded",)),
     "airflow": Group("airflow", ("operators", "dags", "plugins", "pods")),
-    "helm": Group("helm", ("helm", "e2e"), instead="tools"),
+    "helm": Group("helm", ("helm", "e2e", "chaos"), instead="tools"),
 }
 AT_ONCE = 2 if (os.cpu_count() or 1) < 4 else len(GROUPS)
+STOP_SECONDS = 20
 if os.environ.get("REFIT_E2E") == "1":
     AT_ONCE = 1  # they share one cluster and its few GPUs
+    STOP_SECONDS = 200  # until Airflow, the chart's release and the namespace are gone
 HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
 NOTHING_COLLECTED = 5  # pytest's exit code
 TELL_SECONDS = 60
@@ -134,7 +136,7 @@ class Part:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGINT)
             try:
-                self.process.wait(20)
+                self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)

@@ -29,6 +29,7 @@ INIT = "runner"
 TERMINATION_LOG = "/dev/termination-log"
 RUNNER_AT = "/refit"
 BROUGHT_PYTHON = "/refit/python/bin/python3"
+BROUGHT_LIMIT = "512Mi"  # the CPython that is brought has some 120 MB
 START_MARGIN_SECONDS = 120  # of activeDeadlineSeconds: for the init container and the runner's own end
 GRACE_MARGIN_SECONDS = 10  # for the runner to write its result once the command has ended
 BIND, RELEASE = "bind", "release"
@@ -404,7 +405,7 @@ def _volumes(stage: PodStage, profile: KubernetesProfile, brought: bool) -> list
     if stage.action == RELEASE:
         out.append({"name": "models", "persistentVolumeClaim": {"claimName": volumes.models.claim}})
     if brought:
-        out.append({"name": "refit", "emptyDir": {}})
+        out.append({"name": "refit", "emptyDir": {"sizeLimit": BROUGHT_LIMIT}})
     return out
 
 

@@ -33,7 +33,7 @@ Tell = Callable[[str, str, str], None]
 
 @pytest.fixture(scope="session")
 def airflow_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A second bundle with the trainings; a lost worker or triggerer is noticed after 10 s, not 60 and 30."""
+    """A second bundle with the trainings; a lost worker or triggerer is noticed after 30 and 20 s, not 60 and 30."""
     folder = tmp_path_factory.mktemp("dags")
     (folder / "trainings.py").write_text(DAG_FILE)
     local = "airflow.dag_processing.bundles.local.LocalDagBundle"
@@ -44,9 +44,9 @@ def airflow_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     ]
     return {
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "10",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
         "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
-        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "20",
     }
 
 

@@ -6,6 +6,7 @@ each) and after it was ended (`ends`): what was done twice is seen in the stage'
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -43,7 +44,16 @@ GROWING = "save(epoch, bytes(150_000 * epoch))"
 # One DAG and one folder of the workspace for each fault, so that none is mistaken for another's.
 PLAIN = (
     *("deleted", "evicted", "killed", "read-only", "triggerer", "scheduler", "worker-start", "worker-end", "postgres"),
-    *("kubelet", "containerd", "kube-apiserver", "etcd", "kube-scheduler", "kube-controller-manager", "api-away"),
+    *(
+        "kubelet",
+        "containerd",
+        "kube-apiserver",
+        "etcd",
+        "kube-scheduler",
+        "kube-controller-manager",
+        "api-away",
+        "api-start",
+    ),
 )
 CASES: dict[str, dict[str, Any]] = {
     **{name: {} for name in PLAIN},
@@ -58,12 +68,20 @@ def dags() -> dict[str, Any]:
 
     from operators.tao import Output, TaoTrainOperator
 
+    class Slow(TaoTrainOperator):
+        """The moment between the making of the pod and the deferral, long enough to be hit."""
+
+        def get_or_create_pod(self, pod_request_obj: Any, context: Any) -> Any:
+            found = super().get_or_create_pod(pod_request_obj, context)
+            time.sleep(4)
+            return found
+
     made = {}
     for name, case in CASES.items():
         wanted = {"cpus": 0.1, "memory_gib": 0.25, "gpus": 0, **case}
         code = TRAINING.replace("FAULT", wanted.pop("fault", "pass"))
         with DAG(name, schedule=None, default_args={"retries": 1, "retry_delay": timedelta(seconds=1)}) as dag:
-            TaoTrainOperator(
+            (Slow if name == "worker-start" else TaoTrainOperator)(
                 pipeline=name,
                 environment="tools",
                 command=["{python}", "{specs}/code.py", "{out}"],

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refit.embedded.api import ApiError
 from tests.chaos.dags import EPOCHS
 from tests.cluster import get, wait
+from tests.e2e.airflow import ENDED
 from tests.e2e.conftest import House
 
 TASK = "train"
@@ -46,7 +48,13 @@ class Training:
     def task(self) -> dict[str, Any]:
         return next(t for t in self.house.airflow.client.tasks(self.dag, self.run) if t["task_id"] == TASK)
 
-    def ended(self, seconds: float = 150) -> Ended:
+    def over(self) -> bool:
+        try:
+            return bool(self.house.airflow.client.get(f"/dags/{self.dag}/dagRuns/{self.run}")["state"] in ENDED)
+        except ApiError:
+            return False
+
+    def ended(self, seconds: float = 300) -> Ended:
         """Wait for the end of the run, and until no pod is left of it."""
         state = self.house.airflow.finished(self.dag, self.run, seconds)
         wait(f"no pod of {self.dag}", lambda: not self.pods(), 60)

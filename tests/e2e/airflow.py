@@ -79,6 +79,13 @@ class Airflow:
         send([child.pid, *descendants(child.pid)], signal.SIGKILL)
         child.process.wait(10)
 
+    def revive(self) -> list[str]:
+        """Start the components that have ended by themselves, as Kubernetes would; their names."""
+        ended = [child.name for child in self.children.values() if not child.running()]
+        for name in ended:
+            self.start_component(name)
+        return ended
+
     def close(self) -> None:
         for child in self.children.values():
             _signal(child.pid, signal.SIGTERM)

@@ -64,7 +64,7 @@ class Watch:
         decoder, text = json.JSONDecoder(), ""
         for line in self._kubectl.stdout:
             text += line
-            if line.rstrip() != "}":  # the events are indented: only their end is a bare bracket
+            if not line.startswith(('{"', "}")):  # an event is one line, or (some versions of kubectl) indented
                 continue
             event, _ = decoder.raw_decode(text)
             text = ""

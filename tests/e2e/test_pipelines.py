@@ -18,7 +18,7 @@ from tests.helm.manifests import house_faults, restricted_faults
 REASON = cluster.reason_to_skip()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-RUN_SECONDS = 900
+RUN_SECONDS = 1500
 CHAIN = (
     "dataset_convert", "train", "evaluate_trained", "gate_trained", "prune", "retrain", "evaluate_retrained",
     "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized",

@@ -82,6 +82,9 @@ def house_faults(spec: Manifest) -> list[str]:
     faults = []
     if spec.get("automountServiceAccountToken") is not False:
         faults.append("mounts a service account's token")
+    for volume in spec.get("volumes", []):
+        if "sizeLimit" not in volume.get("emptyDir", {"sizeLimit": ""}):
+            faults.append(f"volume {volume['name']} may fill the node's disk")
     for container in containers(spec):
         name = container["name"]
         if container["securityContext"].get("readOnlyRootFilesystem") is not True:

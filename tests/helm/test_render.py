@@ -71,7 +71,7 @@ MATRIX: dict[str, tuple[dict[str, Any], set[str]]] = {
                 "logVerbose": 1,
                 "extraArgs": ["--rate-limit=execution_count"],
                 "extraEnv": [{"name": "OMP_NUM_THREADS", "value": "2"}],
-                "extraVolumes": [{"name": "more", "emptyDir": {}}],
+                "extraVolumes": [{"name": "more", "emptyDir": {"sizeLimit": "1Gi"}}],
                 "extraVolumeMounts": [{"name": "more", "mountPath": "/more"}],
                 "affinity": {"nodeAffinity": {}},
                 "topologySpreadConstraints": [

@@ -32,10 +32,10 @@ EPOCHS = (
 at = out / "epoch"
 first = int(at.read_text()) if at.exists() else 0
 print("starting at epoch", first, flush=True)
-for epoch in range(first + 1, 26):
+for epoch in range(first + 1, 16):
     time.sleep(1)
     at.write_text(str(epoch))
-    tell(status="RUNNING", message="epoch", epoch=epoch, max_epoch=25, loss=1 / epoch)
+    tell(status="RUNNING", message="epoch", epoch=epoch, max_epoch=15, loss=1 / epoch)
 (out / "model.txt").write_text(f"first epoch of the last start: {first}")
 tell(status="SUCCESS", message="done", kpi={"first": first})
 """
@@ -54,7 +54,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "no_gpu": {"code": GOOD, "gpus": 64, "cluster": "impatient", "pool": "refit_pods", "pool_slots": 1},
     "no_claim": {"code": GOOD, "cluster": "no_claim"},
     "no_account": {"code": GOOD, "cluster": "no_account"},
-    "no_class": {"code": GOOD, "cluster": "no_class"},
+    "no_class": {"code": GOOD, "cluster": "no_class", "gpus": 1},
     "no_priority": {"code": GOOD, "cluster": "no_priority"},
     "no_namespace": {"code": GOOD, "cluster": "no_namespace"},
 }

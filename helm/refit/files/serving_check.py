@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -14,6 +15,7 @@ SERVICE = os.environ["TRITON_SERVICE"]
 HOST = os.environ.get(SERVICE.upper().replace("-", "_") + "_SERVICE_HOST", SERVICE)
 HTTP = f"http://{HOST}:{os.environ['TRITON_HTTP_PORT']}"
 KEY = os.environ["TRITON_CONTROL_KEY"]
+PATIENCE_SECONDS = 180  # for a server that is just starting
 
 
 def ask(path, post=False, key=None):
@@ -29,11 +31,27 @@ def ask(path, post=False, key=None):
         return error.code, None
 
 
+def readiness():
+    """None once the server is ready, else how it answered last."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            status, _ = ask("/v2/health/ready")
+        except OSError as error:
+            status = getattr(error, "reason", error)
+        if status == 200:
+            return None
+        if time.monotonic() > until:
+            return status
+        time.sleep(2)
+
+
 def faults():
     """Each fault as a sentence."""
-    status, _ = ask("/v2/health/ready")
-    if status != 200:
-        yield f"{HTTP}/v2/health/ready answered {status}: look at the log of the Triton pods"
+    answer = readiness()
+    if answer is not None:
+        yield f"{HTTP}/v2/health/ready, for {PATIENCE_SECONDS} s: {answer}; look at the Triton pods and their log"
+        return
     for path in ("/v2/repository/index", "/v2/systemsharedmemory/region/x/register"):
         for key, who in ((None, "without a key"), ("wrong", "with a wrong key")):
             status, _ = ask(path, post=True, key=key)
