@@ -104,12 +104,15 @@ def plan(args: argparse.Namespace, settings: Settings) -> int:
             stage["key"] = stage["publish"] = None  # only a run, which sees the data, can know them
         print(json.dumps(made, indent=1))
         return GOOD
+    changes = toolkits.get(pipeline.toolkit).changes(pipeline, profile)
     for stage in made["stages"]:
         print(f"{stage['index']:2d}. {stage['name']}: {stage['title']}  [{stage['environment']}]")
         print(f"    {' '.join(stage['argv'])}")
         if stage["inputs"]:
             print(f"    reads {', '.join(stage['inputs'])}")
         print(f"    makes {', '.join(o['path'] for o in stage['outputs'])}")
+        for line in changes.get(stage["name"], ()):
+            print(f"    changed in your spec: {line}")
         if args.specs:
             for name, text in stage["files"].items():
                 print(f"    {name}:")

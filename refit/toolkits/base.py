@@ -6,7 +6,7 @@ clock, no environment; the same pipeline gives the same stages. `refit.plan` bin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -114,6 +114,9 @@ class Toolkit(Protocol):
 
     def params(self, pipeline: Any) -> Iterable[tuple[str, str, str]]:
         """(section, key, dotted path) of the stage values that a manual run may change."""
+
+    def changes(self, pipeline: Any, profile: Profile) -> Mapping[str, Sequence[str]]:
+        """Stage -> what is changed in the user's own spec files for it, a line each; {} where there are none."""
 
     def preflight(
         self, pipeline: Any, profile: Profile, dataset: Mapping[str, Any] | None

@@ -5,7 +5,7 @@ Turns a pipeline with `toolkit: cpu` into stages whose commands are `python -m r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -125,6 +125,9 @@ class CpuToolkit:
         if stages.quantize:
             yield "INT8", "quantize_method", "stages.quantize.method"
             yield "INT8", "quantize_images", "stages.quantize.images"
+
+    def changes(self, pipeline: CpuPipeline, profile: Profile) -> Mapping[str, Sequence[str]]:
+        return {}
 
     def preflight(
         self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None

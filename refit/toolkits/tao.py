@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -232,6 +232,13 @@ class TaoToolkit:
         if stages.build_engine:
             yield "Engine", "engine_precision", "stages.build_engine.precision"
             yield "Engine", "calibration_batches", "stages.build_engine.calibration_batches"
+
+    def changes(self, pipeline: TaoPipeline, profile: Profile) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        for stage, _, spec in TaoChain(pipeline, profile).specs():
+            if spec.own:
+                found.setdefault(stage, []).extend(spec.changed)
+        return found
 
     def preflight(
         self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None

@@ -256,3 +256,16 @@ def test_own_specs_keep_what_refit_does_not_control(profile: Profile) -> None:
     made = pipelines.from_document(doc, "cars", attached={"my.txt": other})
     spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == "train")
     assert [c.partition(" ")[2] for c in spec.changed] == ["training_config.num_epochs: 99 -> 20"]
+
+
+def test_the_plan_shows_what_is_changed_in_ones_own_spec(tmp_path: Any, profile: Profile, capsys: Any) -> None:
+    from refit.cli import main
+
+    text = own("detectnet_v2", profile, ("num_epochs: 20", "num_epochs: 99"))
+    (tmp_path / "my.txt").write_text(text)
+    file = tmp_path / "cars.yaml"
+    file.write_text(pipeline(more="    spec: my.txt\n"))
+    assert main(["plan", str(file)]) == 0
+    shown = capsys.readouterr().out
+    line = next(i for i, t in enumerate(text.splitlines(), 1) if "num_epochs" in t)
+    assert f"changed in your spec: my.txt:{line}: training_config.num_epochs: 99 -> 20" in shown
