@@ -323,8 +323,8 @@ def doctor(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def schema(args: argparse.Namespace, settings: Settings) -> int:
-    """The JSON Schema of pipeline files, for editors."""
-    print(pipeline_schema())
+    """The JSON Schema of pipeline files, for editors; with --network, that of specs/networks/*/network.yaml."""
+    print(network_schema() if args.network else pipeline_schema())
     return GOOD
 
 
@@ -334,9 +334,26 @@ def pipeline_schema() -> str:
 
     models = tuple(toolkits.get(name).model for name in toolkits.NAMES)
     either: Any = Annotated[Union[models], Field(discriminator="toolkit")]  # noqa: UP007 - of a tuple
-    made = TypeAdapter(either).json_schema()
-    made["title"] = "Refit pipeline"
-    made["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return _schema_text(TypeAdapter(either).json_schema(), "Refit pipeline")
+
+
+def network_schema() -> str:
+    """JSON Schema (text) of a network.yaml; specs/network.schema.json is this. What the family's file may give in its
+    place (specs/tao/families) is not required, and null takes out what that file gives."""
+    from refit.tao.networks import Network
+
+    made = Network.model_json_schema()
+    for name in ("StageFact", "SpecFile"):
+        del made["$defs"][name]["required"]
+    made["required"] = [name for name in made["required"] if name not in ("specs", "stages")]
+    for name in ("specs", "stages"):
+        entry = made["properties"][name]
+        entry["additionalProperties"] = {"anyOf": [entry["additionalProperties"], {"type": "null"}]}
+    return _schema_text(made, "TAO network of Refit")
+
+
+def _schema_text(made: dict[str, Any], title: str) -> str:
+    made |= {"title": title, "$schema": "https://json-schema.org/draft/2020-12/schema"}
     # Python's escapes for control characters are not those of ECMAScript, which editors use.
     return re.sub(r"\\\\x([0-9a-f]{2})", r"\\\\u00\1", json.dumps(made, indent=1))
 
@@ -406,7 +423,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--no-pods", action="store_true", help="only read, start no pods")
     c.add_argument("--wait", type=_count, metavar="SECONDS", default=300, help="for images to be pulled; default 300")
-    command("schema", schema)
+    c = command("schema", schema)
+    c.add_argument("--network", action="store_true", help="of a TAO network's facts")
     return parser
 
 
