@@ -275,13 +275,14 @@ def of_param(problem: Problem, overrides: dict[str, Any]) -> Problem:
 
 
 def _override(data: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A copy of `data` with dotted paths replaced; blocks that are missing or null on the way are made."""
+    """A copy of `data` with dotted paths replaced; blocks that are missing, null or `true` on the way are made."""
     for dotted_path, value in overrides.items():
         *parents, last = dotted_path.split(".")
         data = dict(data)
         at = data
         for part in parents:
-            at[part] = dict(at.get(part) or {})
+            below = at.get(part)
+            at[part] = dict(below) if isinstance(below, dict) else {}  # `prune: true` is a block of defaults
             at = at[part]
         at[last] = value
     return data

@@ -83,7 +83,8 @@ def test_a_mistake_is_named(tmp_path: Path, extra: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (MINIMAL.replace("cpu", "tao"), "TAO runs in NVIDIA's containers only"),
+        (MINIMAL.replace("cpu", "tao") + "runtime: local\n", "TAO runs in NVIDIA's containers only"),
+        (MINIMAL.replace("cpu", "tao"), "network: is missing"),
         (MINIMAL.replace("cpu", "cpuu"), "'cpuu' is not a choice; use cpu, tao; did you mean 'cpu'?"),
         (MINIMAL.replace("toolkit: cpu\n", ""), "toolkit: is missing"),
         (MINIMAL.replace("[a, b]", "[a, a]"), "classes holds a twice"),
@@ -151,3 +152,8 @@ def test_the_published_schema_is_the_model(tmp_path: Path) -> None:
         assert schema["$defs"][name]["additionalProperties"] is False
         assert schema["$defs"][name]["properties"]["schedule"]["description"]
     assert schema["discriminator"]["propertyName"] == "toolkit"
+
+
+def test_a_param_goes_into_a_block_that_the_file_turns_on_by_true() -> None:
+    doc = parse_yaml(MINIMAL + "stages: {prune: true}\n", "mine.yaml")
+    assert pipelines.from_document(doc, "mine", {"stages.prune.ratio": 0.5}).stages.prune.ratio == 0.5
