@@ -9,7 +9,7 @@ import pytest
 
 from refit import pipeline as pipelines
 from refit.cli import pipeline_schema
-from refit.specs import SpecError
+from refit.specs import SpecError, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIMAL = "dataset:\n  source: inbox/x\n  classes: [a, b]\ntoolkit: cpu\n"
