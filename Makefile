@@ -39,7 +39,7 @@ test:
 # The tests that need a cluster: that of ../shared/cluster (started here, left running), else the one that KUBECONFIG
 # names where REFIT_E2E=1 says that it is for tests. A part of them: make e2e E2E=tests/e2e ARGS="-k two_pipelines".
 CLUSTER := $(CURDIR)/../shared/cluster/up
-E2E ?= tests/images tests/pods tests/helm/test_cluster.py tests/e2e
+E2E ?= tests/images tests/refit/test_doctor_cluster.py tests/pods tests/helm/test_cluster.py tests/e2e
 e2e:
 	@if [ -x '$(CLUSTER)' ]; then export REFIT_E2E=1; cluster=$$('$(CLUSTER)') || exit 1; eval "$$cluster"; fi; \
 	if [ "$$REFIT_E2E" != 1 ]; then \

@@ -60,7 +60,12 @@ def examine(place: Place) -> Iterator[Finding]:
                 if finding.level is FAIL and name in ("cluster", "namespace"):
                     return
         except KubectlError as exc:
-            yield Finding(FAIL, name, str(exc), "kubectl config current-context; kubectl auth can-i --list")
+            yield Finding(
+                FAIL,
+                name,
+                str(exc),
+                "is it the right cluster (KUBECONFIG)? kubectl config view --minify; kubectl auth can-i --list",
+            )
             if name == "cluster":
                 return
 

@@ -128,10 +128,12 @@ def _run(place: Place, token: str, probes: Sequence[Probe], wait_seconds: float)
         time.sleep(1)
         seen = {p["metadata"]["name"]: p for p in place.kubectl.all("pods", "-l", f"{LABEL}run={token}")}
         for name, probe in list(open_.items()):
-            findings = _look(probe, seen.get(name), patience)
+            pod = seen.get(name)
+            findings = _look(probe, pod, patience)
             if findings is not None:
                 del open_[name]
-                yield from findings
+                stuck = pod is not None and not podstatus.has_ended(pod)
+                yield from (_with_cause(place, name, f) for f in findings) if stuck else findings
     for probe in open_.values():
         show = place.command("describe", "pod", probe.name)
         yield Finding(Level.FAIL, probe.title, "its pod neither ended nor failed in time", show)
@@ -149,6 +151,14 @@ def _look(probe: Probe, pod: Mapping[str, Any] | None, patience: Patience) -> li
     if verdict.do is not Do.FAIL:
         return None
     return [Finding(Level.FAIL, probe.title, verdict.reason, verdict.advice)]
+
+
+def _with_cause(place: Place, name: str, finding: Finding) -> Finding:
+    """And what the node said first of a pod that does not start: later it says only that it waits ("Back-off")."""
+    events = place.kubectl.all("events", "--field-selector", f"involvedObject.name={name},reason=Failed")
+    said = (str(event["message"]) for event in events)
+    cause = next((text for text in said if not text.startswith("Error: ") and text not in finding.text), "")
+    return replace(finding, text=f"{finding.text}: {cause}") if cause else finding
 
 
 def _answer(pod: Mapping[str, Any] | None) -> list[tuple[str, str, str, str]] | None:

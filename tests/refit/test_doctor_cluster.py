@@ -142,6 +142,7 @@ def test_every_fault_is_named_with_what_mends_it(home: Home, capsys: pytest.Capt
     said = capsys.readouterr().out
     for words in (
         "FAIL  image refit-cpu:no-such: the image refit-cpu:no-such cannot be pulled",
+        'Failed to pull image "refit-cpu:no-such"',
         "FAIL  image refit-release:0.1.0 python: /no/runner.py is not there",
         "FAIL  secret: triton-control has no entry no-such, which TRITON_CONTROL_KEY is taken from; its entries",
         "FAIL  secret: tao, which TAO_KEY is taken from, does not exist",
