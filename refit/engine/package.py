@@ -4,7 +4,9 @@
     model.plan, engine.json, cal.bin                        of one engine, the cache where it was calibrated
     model_<compute capability>.plan, engine_<...>.json ...  of several, so that one Triton version serves them all
     deepstream/[<compute capability>/]                      a bundle for each engine, or one from the ONNX file
-    package.json                                            the names and hashes of all of it
+    package.json                                            the names and hashes of all of it, and notes
+
+The bundle is left out, with a note, where NVIDIA's parsers cannot read the network, unless the spec asks for one.
 
 Everything is copied, so that the folder can be taken away.
 """
@@ -51,10 +53,19 @@ def run(spec: PackageSpec, out: Path, status: StatusWriter) -> None:
         if record.calibration is not None:
             _copy(plan.with_name(CACHE), out / f"cal{end}.bin")
         records.append(named)
+    notes = []
     if spec.deepstream is not None:
-        _bundles(spec.deepstream, info, records, spec.precision, out)
+        try:
+            _bundles(spec.deepstream, info, records, spec.precision, out)
+        except deepstream.Unsupported as exc:
+            if "deepstream" in spec.model_fields_set:
+                raise BadSpec(f"deepstream: {exc}; or leave the bundle out (deepstream: null)") from None
+            notes.append(f"no DeepStream bundle: {exc}")  # nobody asked for it
+            print(notes[0])
     files = sorted(str(p.relative_to(out)) for p in _made(out))
-    write_json(out / "package.json", {"schema": 1, "files": {name: sha256(out / name) for name in files}})
+    write_json(
+        out / "package.json", {"schema": 1, "files": {name: sha256(out / name) for name in files}, "notes": notes}
+    )
     status.success(f"{len(files)} files, {len(records)} engines.", {"files": len(files), "engines": len(records)})
 
 
@@ -84,20 +95,17 @@ def _bundles(
 ) -> None:
     onnx = out / ONNX if (out / ONNX).exists() else None
     home = out / "deepstream"
-    try:
-        if not records:
-            _bundle(home, spec, info, precision, _logits(info, onnx, None), {ONNX: onnx})
-        for record in records:
-            limit = record.profile.max if record.profile is not None else 1
-            if spec.batch_size > limit:
-                raise BadSpec(f"deepstream.batch_size: {spec.batch_size}, and {record.plan.file} takes up to {limit}")
-            folder = home / record.gpu.compute_capability if len(records) > 1 else home
-            plan = out / record.plan.file
-            cache = out / f"cal{plan.stem.removeprefix('model')}.bin" if record.calibration is not None else None
-            files = {ONNX: onnx, PLAN: plan, CACHE: cache}
-            _bundle(folder, spec, info, record.precision, _logits(info, onnx, record), files)
-    except deepstream.Unsupported as exc:
-        raise BadSpec(f"deepstream: {exc}; or leave the bundle out (deepstream: null)") from None
+    if not records:
+        _bundle(home, spec, info, precision, _logits(info, onnx, None), {ONNX: onnx})
+    for record in records:
+        limit = record.profile.max if record.profile is not None else 1
+        if spec.batch_size > limit:
+            raise BadSpec(f"deepstream.batch_size: {spec.batch_size}, and {record.plan.file} takes up to {limit}")
+        folder = home / record.gpu.compute_capability if len(records) > 1 else home
+        plan = out / record.plan.file
+        cache = out / f"cal{plan.stem.removeprefix('model')}.bin" if record.calibration is not None else None
+        files = {ONNX: onnx, PLAN: plan, CACHE: cache}
+        _bundle(folder, spec, info, record.precision, _logits(info, onnx, record), files)
 
 
 def _logits(info: ModelInfo, onnx: Path | None, record: EngineRecord | None) -> int | None:

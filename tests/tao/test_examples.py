@@ -101,7 +101,10 @@ def test_an_example_goes_from_images_to_its_package(path: Path, bench: Bench, pr
         assert wanted <= found, (request["name"], wanted - found)
     package = Path(next(s for s in plan["stages"] if s["name"] == "package")["paths"]["stage"]) / "out"
     names = {p.name for p in package.iterdir()}
-    assert {"model.json", "labels.txt", "package.json", "deepstream", "model.plan", "engine.json"} <= names
+    assert {"model.json", "labels.txt", "package.json", "model.plan", "engine.json"} <= names
+    notes = json.loads((package / "package.json").read_text())["notes"]
+    assert ("deepstream" in names) == (not notes), notes
+    assert bool(notes) == (pipeline.network.name == "rtdetr"), "NVIDIA's parser takes id 0 for the background"
     info = ModelInfo.read(package / "model.json")
     assert decoder_for(info)
     engine = json.loads((package / "engine.json").read_text())
