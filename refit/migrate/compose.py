@@ -92,8 +92,9 @@ def _comment(why: str) -> str:
 def compose(old: Old) -> Made:
     """Raises ImportFault where something is missing without which there is no pipeline."""
     made = Made()
-    specs = {role: f"{old.name}/{_file(role, spec)}" for role, spec in old.specs.items()}
-    for role, spec in old.specs.items():
+    kept = {r: s for r, s in old.specs.items() if r != "augment" or s.tree.form == "yaml"}
+    specs = {role: f"{old.name}/{_file(role, spec)}" for role, spec in kept.items()}
+    for role, spec in kept.items():
         changed, notes = facts.changes(spec, old.mounts)
         made.notes += notes
         result = edit(spec.tree, spec.text, changed)
@@ -278,10 +279,8 @@ class _Pipeline:
             self._training("retrain", qat)
         if "inference" in self.specs:
             out.put(1, "inference", {"spec": self.specs["inference"]}, self._from("inference"))
-        if "augment" in self.specs:
-            out.note(
-                1, f"augment: {self.specs['augment']} is kept, and no stage reads it: the spec of the training augments"
-            )
+        if "augment" in self.old.specs:
+            self._augment()
         engine: dict[str, Any] = {"precision": "int8"}
         why = "Refit's default"
         if kubeflow and kubeflow.precision:
@@ -290,6 +289,16 @@ class _Pipeline:
             engine["int8"] = "qat"
             why += f"; trained for it ({qat.where})"
         out.put(1, "build_engine", engine, why)
+
+    def _augment(self) -> None:
+        """TLT's own tool read a prototxt, TAO's data services read YAML."""
+        spec = self.old.specs["augment"]
+        if "augment" in self.specs:
+            self.out.put(1, "augment", {"spec": self.specs["augment"]}, self._from("augment"))
+            return
+        found, notes = facts.augmentation(spec)
+        self.out.put(1, "augment", found, f"{self._from('augment')}; in TAO's data services now")
+        self.made.notes += notes
 
     def _training(self, role: Role, qat: Said | None) -> None:
         if role not in self.specs:

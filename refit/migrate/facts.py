@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,39 @@ def differences(specs: list[Spec]) -> Iterator[tuple[str, Said, Said]]:
             one, two = said(first, role), said(other, role)
             if one and two and _plain(one.value) != _plain(two.value):
                 yield what, one, two
+
+
+# A leaf of the prototxt of TLT's `augment` -> the parameter of Refit's stage. Source: NVIDIA's archived user guide of
+# TLT 3.0, "Offline Data Augmentation".
+_AUGMENT = {
+    "spatial_config.rotation_config.angle": "rotate_degrees",
+    "spatial_config.flip_config.flip_horizontal": "hflip",
+    "spatial_config.flip_config.flip_vertical": "vflip",
+    "color_config.hue_saturation_config.hue_rotation_angle": "hue_degrees",
+    "color_config.hue_saturation_config.saturation_shift": "saturation",
+    "blur_config.size": "blur_size",
+    "blur_config.std": "blur_std",
+}
+_AUGMENT_ELSE = ("spatial_config.rotation_config.units", "dataset_config.", "output_image_", "image_extension")
+
+
+def augmentation(spec: Spec) -> tuple[dict[str, Any], list[str]]:
+    """What TLT's offline augmentation was told, as parameters of Refit's stage, and notes on what has no place."""
+    found: dict[str, Any] = {}
+    notes = []
+    for path, scalar in spec.tree.leaves():
+        name = _AUGMENT.get(path)
+        if name is None:
+            if not path.startswith(_AUGMENT_ELSE):
+                notes.append(
+                    f"{spec.file}:{scalar.line}: {path}: is not carried over: Refit's augment has no such parameter"
+                )
+            continue
+        value = scalar.value
+        if name == "rotate_degrees" and spec.tree.value("spatial_config.rotation_config.units") == "radians":
+            value = round(math.degrees(float(str(value))), 3)
+        found[name] = int(value) if name == "blur_size" and isinstance(value, float) else value
+    return found, notes
 
 
 def pretrained_path(spec: Spec) -> Said | None:

@@ -20,6 +20,21 @@ kitti_config {
 image_directory_path: "/workspace/data/training"
 """
 
+AUGMENT = """\
+spatial_config {
+  rotation_config { angle: 10.0 units: "degrees" }
+  flip_config { flip_horizontal: true }
+  shear_config { shear_ratio_x: 0.1 }
+}
+color_config {
+  hue_saturation_config { hue_rotation_angle: 5.0 saturation_shift: 1.0 }
+}
+blur_config { size: 5.0 std: 1.5 }
+output_image_width: 1248
+output_image_height: 384
+dataset_config { image_path: "image_2" label_path: "label_2" }
+"""
+
 _CLASSES = {
     "car": "car",
     "van": "car",
