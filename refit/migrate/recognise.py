@@ -200,8 +200,8 @@ def _of_json(data: Any) -> str:
         return "a notebook: name the specs that it trains with, and the mounts file that it writes"
     if isinstance(data, dict) and "dbscan_eps" in data:
         return (
-            "the cluster parameters of tlt-infer: give them to the model's model.json (clustering), as "
-            "docs/coming-from.md says; import reads specs, mounts files and the Kubeflow pipeline's input"
+            "the cluster parameters of tlt-infer: their place is an inference spec now, a clustering_config for each "
+            "class in bbox_handler_config.classwise_bbox_handler_config; write them there, and import that"
         )
     return "JSON that import does not know; it reads specs, mounts files and the Kubeflow pipeline's input"
 

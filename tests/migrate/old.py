@@ -20,6 +20,52 @@ kitti_config {
 image_directory_path: "/workspace/data/training"
 """
 
+INFERENCE = """\
+inferencer_config {
+  target_classes: "car"
+  target_classes: "cyclist"
+  target_classes: "pedestrian"
+  image_width: 1248
+  image_height: 384
+  image_channels: 3
+  batch_size: 16
+  gpu_index: 0
+  tlt_config { model: "/workspace/model.tlt" }
+}
+bbox_handler_config {
+  kitti_dump: true
+  disable_overlay: false
+  overlay_linewidth: 2
+  classwise_bbox_handler_config {
+    key: "car"
+    value {
+      confidence_model: "aggregate_cov"
+      output_map: "car"
+      bbox_color { R: 0 G: 255 B: 0 }
+      clustering_config {
+        coverage_threshold: 0.005
+        dbscan_eps: 0.3
+        dbscan_min_samples: 1
+        minimum_bounding_box_height: 4
+      }
+    }
+  }
+  classwise_bbox_handler_config {
+    key: "default"
+    value {
+      confidence_model: "aggregate_cov"
+      bbox_color { R: 255 G: 0 B: 0 }
+      clustering_config {
+        coverage_threshold: 0.005
+        dbscan_eps: 0.15
+        dbscan_min_samples: 1
+        minimum_bounding_box_height: 4
+      }
+    }
+  }
+}
+"""
+
 AUGMENT = """\
 spatial_config {
   rotation_config { angle: 10.0 units: "degrees" }

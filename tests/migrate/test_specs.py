@@ -196,6 +196,14 @@ def test_offline_augmentation(refit: Refit, tmp_path: Path) -> None:
     assert refit("validate", "new/cars.yaml").code == 0
 
 
+def test_an_inference_spec_whose_default_serves_the_other_classes(refit: Refit, tmp_path: Path) -> None:
+    files = write(tmp_path / "old", spec=old.detectnet(), infer=old.INFERENCE)
+    assert refit("import", *files, "--into", "new", "--name", "cars").code == 0
+    assert pipeline(tmp_path / "new/cars.yaml")["stages"]["inference"] == {"spec": "cars/inference.txt"}
+    judged = refit("validate", "new/cars.yaml")
+    assert judged.code == 0, judged.err
+
+
 def test_mounts_map_the_paths_of_specs(refit: Refit, tmp_path: Path) -> None:
     (spec,) = write(tmp_path / "old", spec=old.frcnn())
     mounts = tmp_path / "tlt_mounts.json"
