@@ -20,7 +20,7 @@ from refit.migrate.fetch import ImportFault, place
 from refit.migrate.kubeflow import Kubeflow
 from refit.migrate.mounts import Mounts
 from refit.migrate.recognise import Spec, backbone
-from refit.migrate.secrets import Vault, marked
+from refit.migrate.secrets import Vault, marked, shown
 from refit.tao import networks
 from refit.tao.networks import Role as Fact
 
@@ -110,6 +110,7 @@ def compose(old: Old) -> Made:
         )
     composed = _Pipeline(old, made, specs, training).text()
     made.files[f"{old.name}.yaml"] = composed
+    made.files = {path: shown(text) for path, text in made.files.items()}
     return made
 
 
@@ -276,7 +277,12 @@ class _Pipeline:
         if wants_prune and "prune" in self.network.stages:
             where = "the prune command's -pth; it stands in no file, this is Refit's default"
             out.put(1, "prune", True if self.network.format == "yaml" else {"threshold": 0.1}, where)
-            self._training("retrain", qat)
+            if "retrain" in self.specs:
+                self._training("retrain", qat)
+            elif "train" in self.specs:
+                out.put(
+                    1, "retrain", {"spec": self.specs["train"]}, "no spec of a retraining was named: the training's"
+                )
         if "inference" in self.specs:
             out.put(1, "inference", {"spec": self.specs["inference"]}, self._from("inference"))
         if "augment" in self.old.specs:

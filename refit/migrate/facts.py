@@ -77,10 +77,9 @@ def mapping(spec: Spec, path: str) -> dict[str, str]:
 
 def differences(specs: list[Spec]) -> Iterator[tuple[str, Said, Said]]:
     """What the training specs of one model say in two ways."""
-    first, *others = specs
-    for other in others:
+    for other in specs[1:]:
         for role, what in EQUAL:
-            one, two = said(first, role), said(other, role)
+            one, two = said(specs[0], role), said(other, role)
             if one and two and _plain(one.value) != _plain(two.value):
                 yield what, one, two
 

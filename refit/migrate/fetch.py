@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import lzma
 import os
 import shutil
 import stat
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from refit.migrate.secrets import Vault, shown
 
@@ -91,6 +92,8 @@ class Fetcher:
                 self.vault.reveal(at), headers={"User-Agent": "refit-import"}
             )
             try:
+                if not trusted:
+                    _literal(at)  # behind a proxy, only this can be seen
                 return opener.open(request, timeout=self.timeout)
             except urllib.error.HTTPError as exc:
                 exc.close()
@@ -99,7 +102,7 @@ class Fetcher:
                         f"{place(at)}: the server answers {exc.code} {exc.reason}; {_advice(exc.code)}"
                     ) from None
                 to = urljoin(self.vault.reveal(at), exc.headers["Location"])
-                if urlsplit(at).scheme == "https" and urlsplit(to).scheme != "https":
+                if _parts(at).scheme == "https" and _parts(to).scheme != "https":
                     raise ImportFault(
                         f"{place(at)}: redirects to plain http ({place(to)}), which is not followed"
                     ) from None
@@ -118,12 +121,12 @@ class Fetcher:
         raise ImportFault(f"{place(url)}: redirects more than {_HOPS} times")
 
     def _allowed(self, url: str) -> None:
-        parts = urlsplit(url)
+        parts = _parts(url)
         if parts.scheme == "http" and not self.allow_http:
             raise ImportFault(
                 f"{place(url)}: plain http: anyone on the way can change what comes; use https, or --allow-http"
             )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not _host(url)[0]:
             raise ImportFault(f"{place(url)}: only https URLs are read; download it, and name the file")
 
 
@@ -142,6 +145,17 @@ def _public(connection: http.client.HTTPConnection) -> None:
     if not ipaddress.ip_address(address.partition("%")[0]).is_global:
         connection.close()
         raise _Private(address)
+
+
+def _literal(url: str) -> None:
+    """Refuse a URL whose host is written as a private address."""
+    host = _host(url)[0] or ""
+    try:
+        private = not ipaddress.ip_address(host).is_global
+    except ValueError:
+        private = host == "localhost"
+    if private:
+        raise _Private(host)
 
 
 class _PublicHttp(http.client.HTTPConnection):
@@ -190,7 +204,7 @@ def place(url: str) -> str:
     """A URL as people may see it: without login and query, which may hold secrets."""
     if not is_url(url):
         return url
-    parts = urlsplit(url)
+    parts = _parts(url)
     return shown(urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")))
 
 
@@ -239,7 +253,15 @@ def texts_of_zip(data: IO[bytes], called: str) -> dict[str, str]:
                 text = as_text(raw)
                 if text is not None:
                     found[str(path)] = text
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, IndexError) as exc:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        IndexError,
+    ) as exc:
         raise ImportFault(f"{called}: a damaged zip ({exc}); download it again") from None
     return found
 
@@ -261,7 +283,15 @@ def unpack(archive: Path, folder: Path, called: str, limit: int) -> int:
                             )
                         f.write(chunk)
                 count += 1
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, IndexError) as exc:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        IndexError,
+    ) as exc:
         raise ImportFault(f"{called}: a damaged zip ({exc}); download it again") from None
     except FileExistsError as exc:
         raise ImportFault(f"{called}: holds {Path(str(exc.filename)).name} twice; not unpacked") from None
@@ -302,8 +332,18 @@ def as_text(raw: bytes) -> str | None:
 
 
 def _host(url: str) -> tuple[str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.hostname, parts.port
+    parts = _parts(url)
+    try:
+        return parts.hostname, parts.port
+    except ValueError as exc:  # a port that is none
+        raise ImportFault(f"{place(url)}: {exc}") from None
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as exc:
+        raise ImportFault(f"{url.partition('://')[0]}://...: is no URL: {exc}") from None
 
 
 def _advice(code: int) -> str:

@@ -36,6 +36,8 @@ _UNBUILT = {
     "efficientdet_config": "EfficientDet of TensorFlow 1", "lpr_config": "LPRNet", "unet_config": "UNet",
     "train_config": "an image classifier, or of TensorFlow's Object Detection API",
 }  # fmt: skip
+_ALIAS = re.compile(r"(?:^|[\s\[,:])\*\w")
+_MOST_ALIASES = 20
 _CONVERT = (
     "convert the data to KITTI or Pascal VOC, check it (`refit dataset check FOLDER`), and begin with a file of "
     "specs/examples; docs/coming-from.md has the steps"
@@ -75,6 +77,10 @@ def recognise(text: str, file: str, network: str = "", role: Role | None = None)
             f"{file}: the CSV of TensorFlow's Object Detection API: Refit has no reader for it; {_CONVERT}"
         )
     form = form_of(text)
+    if form == "yaml" and len(_ALIAS.findall(text)) > _MOST_ALIASES:
+        raise ImportFault(
+            f"{file}: more than {_MOST_ALIASES} aliases (*name), which can make a small file endless; write them out"
+        )
     if form == "yaml" and is_kubeflow(_yaml(text)):
         return Other(file, text, "kubeflow")
     spec = trees.parse(text, form, file)
@@ -88,8 +94,11 @@ def recognise(text: str, file: str, network: str = "", role: Role | None = None)
 
 
 def form_of(text: str) -> Format:
-    """Protobuf text has blocks `name {`, which YAML has not."""
-    return "prototxt" if re.search(r"^\s*[A-Za-z_]\w*\s*:?\s*[{<]\s*(?:$|#|\w+\s*[:{])", text, re.MULTILINE) else "yaml"
+    """Protobuf text has blocks `name {`, which YAML has not; `name: {` is in both, with commas in YAML alone."""
+    if re.search(r"^\s*[A-Za-z_]\w*\s*\{", text, re.MULTILINE):
+        return "prototxt"
+    blocks = re.search(r"^\s*[A-Za-z_]\w*\s*:\s*\{\s*$", text, re.MULTILINE)
+    return "prototxt" if blocks and not isinstance(_yaml(text), dict) else "yaml"
 
 
 def is_kubeflow(data: Any) -> bool:

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     except SpecError as exc:
         for problem in exc.problems:
             _say(f"error: {problem}", vault, sys.stderr)
+    except RecursionError:
+        _say("error: a file is nested too deeply to be a spec; nothing was written", vault, sys.stderr)
     except (ImportFault, ConfigError) as exc:
         _say(f"error: {exc}", vault, sys.stderr)
     except OSError as exc:

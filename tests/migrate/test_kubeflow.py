@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import stat
 import subprocess
 import zipfile
@@ -79,6 +80,13 @@ def test_the_third_shape_from_a_server(refit: Refit, serve: Serve, tmp_path: Pat
     assert pipeline["dataset"]["class_map"]["Car"] == "car"
     assert refit("validate", "new/street-cars.yaml").code == 0
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["cars"]
+
+
+def test_yaml_on_one_line_is_yaml(refit: Refit, tmp_path: Path) -> None:
+    text = old.kubeflow().replace(old.SPECS, "specs: {train_spec: train.txt, retrain_spec: retrain.txt}\n")
+    told = refit("import", local(tmp_path / "old", text), "--into", "new")
+    assert told.code == 0, told.text
+    assert "dataset_convert" not in made(tmp_path / "new/detectnet_v2.yaml")["stages"]
 
 
 def test_dvc_becomes_a_script_and_containers_are_noted(refit: Refit, tmp_path: Path) -> None:
@@ -167,6 +175,25 @@ def test_faults_of_the_input(refit: Refit, tmp_path: Path, edit: tuple[str, str]
     assert not (tmp_path / "new").exists()
 
 
+def test_an_input_whose_specs_are_nowhere(refit: Refit, tmp_path: Path) -> None:
+    file = tmp_path / "input.yaml"
+    file.write_text(old.kubeflow().replace(old.SPECS, ""))
+    called = refit("import", file, "--into", "new")
+    assert called.code == 2
+    assert "--classes car,person" in called.err
+    called = refit("import", file, "--into", "new", "--classes", "car")
+    assert called.code == 0, called.text
+    assert refit("validate", "new/detectnet_v2.yaml").code == 0
+
+
+def test_a_retraining_without_a_spec_has_the_trainings(refit: Refit, tmp_path: Path) -> None:
+    file = local(tmp_path / "old", old.kubeflow().replace("  retrain_spec: retrain.txt\n", ""))
+    assert refit("import", file, "--into", "new").code == 0
+    assert made(tmp_path / "new/detectnet_v2.yaml")["stages"]["retrain"] == {"spec": "detectnet_v2/train.txt"}
+    judged = refit("validate", "new/detectnet_v2.yaml")
+    assert judged.code == 0, judged.err
+
+
 def test_keys_that_no_shape_has_are_told(refit: Refit, tmp_path: Path) -> None:
     file = local(tmp_path / "old", old.kubeflow() + "nmu_gpus: '4'\n")
     told = refit("import", file, "--into", "new")
@@ -221,6 +248,24 @@ def test_a_redirect_to_a_private_address_is_not_followed(refit: Refit, serve: Se
     assert inside.asked == []
 
 
+def test_a_name_that_leads_to_a_private_address(refit: Refit, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of the connection counts, not the name in the URL."""
+    inside, server = serve("127.0.0.2"), serve()
+    inside.add("/input.yaml", old.kubeflow())
+    port = inside.url.rpartition(":")[2]
+    real = socket.getaddrinfo
+
+    def lookup(host: str, *more: Any, **options: Any) -> Any:
+        return real("127.0.0.2" if host == "public.example.com" else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    url = server.add("/input.yaml", "", status=302, Location=f"http://public.example.com:{port}/input.yaml")
+    told = refit("import", url, "--into", "new", "--allow-http")
+    assert told.code == 2
+    assert "leads to the private address 127.0.0.2" in told.err
+    assert inside.asked == []
+
+
 def test_a_downloaded_file_cannot_name_a_private_address(refit: Refit, serve: Serve) -> None:
     inside, server = serve("127.0.0.2"), serve()
     specs = inside.add("/specs.zip", zipped(SPECS))
@@ -229,6 +274,23 @@ def test_a_downloaded_file_cannot_name_a_private_address(refit: Refit, serve: Se
     assert told.code == 2
     assert "leads to the private address 127.0.0.2" in told.err
     assert inside.asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://[::1/x.zip", "is no URL"),
+        ("https://example.com:port/x.zip", "Port could not be cast"),
+        ("file:///etc/passwd", "only https URLs are read"),
+        ("ftp://example.com/x.zip", "only https URLs are read"),
+    ],
+)
+def test_urls_that_are_none(refit: Refit, tmp_path: Path, url: str, told: str) -> None:
+    file = tmp_path / "input.yaml"
+    file.write_text(old.kubeflow_zip("https://data.example.com/x.zip", url))
+    called = refit("import", file, "--into", "new")
+    assert called.code == 2
+    assert told in called.err
 
 
 def test_a_redirect_on_the_same_host_is_followed(refit: Refit, serve: Serve, tmp_path: Path) -> None:

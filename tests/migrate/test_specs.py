@@ -287,6 +287,7 @@ def test_a_misspelt_field_is_no_field_that_went_away(refit: Refit, tmp_path: Pat
         ("item {\n  id: 1\n  name: \"car\"\n}\n", "a label map of TensorFlow: its names, for --classes: car"),
         ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,1,1,car,0,0,1,1\n", "the CSV of TensorFlow's Object"),
         ('{"cells": [], "nbformat": 4}', "a notebook: name the specs"),
+        ("a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(11)), "more than 20 aliases"),
         ("some: thing\n", "no spec that import knows"),
         ("model_config {\n  arch: \"resnet\"\n", "ends inside a block"),
     ],
@@ -335,3 +336,11 @@ def test_a_folder_of_specs_may_hold_other_files(refit: Refit, tmp_path: Path) ->
     assert told.code == 0, told.text
     assert f"note: left aside: {folder / 'readme.txt'}:1: " in told.out
     assert sorted(p.name for p in (tmp_path / "new/cars").iterdir()) == ["dataset_convert.txt", "train.txt"]
+
+
+def test_a_file_that_is_nested_without_end(refit: Refit, tmp_path: Path) -> None:
+    file = tmp_path / "file.txt"
+    file.write_text("a {" * 5000)
+    told = refit("import", file, "--into", "new")
+    assert told.code == 2
+    assert "nested too deeply" in told.err
