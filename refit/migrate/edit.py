@@ -56,10 +56,12 @@ def edit(spec: Tree, text: str, changes: Changes) -> Edited:
     for path in changes.drop:
         spec.drop(path)
     for path, entries in changes.add.items():
-        old = [trees.plain(n) for n in spec.nodes(path)]
-        spec.put(path, [*entries, *old])
-    for path, new in changes.put.items():
-        spec.put(path, new)
+        old = spec.nodes(path)
+        spec.put(path, [*entries, *(trees.plain(n) for n in old)])
+        for new, line in zip(spec.nodes(path), [old[0].line] * len(entries) + [n.line for n in old], strict=True):
+            new.line = line
+    for path, value_now in changes.put.items():
+        spec.put(path, value_now)
     made = "\n".join(lines) + "\n"
     if not changes.put and _says(made, spec):
         return Edited(made, True)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import urljoin
 
 from refit import cluster, toolkits
@@ -409,5 +410,6 @@ def _judge(path: Path, made: Made, settings: Settings) -> tuple[list[str], list[
         return [], [str(p) for p in exc.problems]
 
 
-def _say(text: str, vault: Vault, to: object = None) -> None:
-    print(shown(vault.hide(text)), file=to or sys.stdout)  # type: ignore[arg-type]
+def _say(text: str, vault: Vault, to: TextIO | None = None) -> None:
+    plain = "".join(ch if ch.isprintable() else " " for ch in shown(vault.hide(text)))  # a file may hold escapes
+    print(plain, file=to or sys.stdout)

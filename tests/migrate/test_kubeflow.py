@@ -195,8 +195,9 @@ def test_a_retraining_without_a_spec_has_the_trainings(refit: Refit, tmp_path: P
 
 
 def test_keys_that_no_shape_has_are_told(refit: Refit, tmp_path: Path) -> None:
-    file = local(tmp_path / "old", old.kubeflow() + "nmu_gpus: '4'\n")
+    file = local(tmp_path / "old", old.kubeflow() + "nmu_gpus: '4'\n\"\\e[31m\": 1\n")
     told = refit("import", file, "--into", "new")
+    assert "\x1b" not in told.text
     assert "nmu_gpus: is not carried over: import does not know it; did you mean 'num_gpus'?" in told.out
 
 

@@ -162,6 +162,7 @@ def test_a_label_that_only_other_labels_lead_to_is_mapped_too(refit: Refit, tmp_
     (spec,) = write(tmp_path / "old", spec=old.detectnet(labels={"car": "car", "pedestrian": "person"}))
     assert refit("import", spec, "--into", "new", "--name", "cars").code == 0
     assert pipeline(tmp_path / "new/cars.yaml")["dataset"]["class_map"] == {"pedestrian": "person"}
+    assert f"{spec}:{line_of(spec, 'target_class_mapping')} " in (tmp_path / "new/cars.yaml").read_text()
     text = (tmp_path / "new/cars/train.txt").read_text()
     assert 'target_class_mapping { key: "person" value: "person" }' in text
     assert "# our cars" in text
