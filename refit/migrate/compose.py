@@ -92,6 +92,7 @@ def _comment(why: str) -> str:
 def compose(old: Old) -> Made:
     """Raises ImportFault where something is missing without which there is no pipeline."""
     made = Made()
+    start = facts.pretrained_path(old.specs["train"]) if "train" in old.specs else None
     kept = {r: s for r, s in old.specs.items() if r != "augment" or s.tree.form == "yaml"}
     specs = {role: f"{old.name}/{_file(role, spec)}" for role, spec in kept.items()}
     for role, spec in kept.items():
@@ -108,15 +109,15 @@ def compose(old: Old) -> Made:
             f"{two.where}: {two.path}: {what}: {one_line(two.short)}; and {one_line(one.short)} in {one.where}; each "
             "spec keeps its own: make them equal"
         )
-    composed = _Pipeline(old, made, specs, training).text()
+    composed = _Pipeline(old, made, specs, training, start).text()
     made.files[f"{old.name}.yaml"] = composed
     made.files = {path: shown(text) for path, text in made.files.items()}
     return made
 
 
 class _Pipeline:
-    def __init__(self, old: Old, made: Made, specs: dict[Role, str], training: list[Spec]) -> None:
-        self.old, self.made, self.specs, self.training = old, made, specs, training
+    def __init__(self, old: Old, made: Made, specs: dict[Role, str], training: list[Spec], start: Said | None) -> None:
+        self.old, self.made, self.specs, self.training, self.start = old, made, specs, training, start
         self.network = networks.load(old.network)
         self.kubeflow = old.kubeflow
         self.out = Lines()
@@ -253,9 +254,7 @@ class _Pipeline:
                 self.out.put(1, "pretrained", {"ngc": ngc, **secret}, f"{model.where} {model.value}, by today's name")
                 return
             self.out.note(1, f"pretrained: {model.value} ({model.where}) is no model of NGC")
-        if "train" not in self.old.specs:
-            return
-        start = facts.pretrained_path(self.old.specs["train"])
+        start = self.start
         if start is None or marked(start.value):
             return
         ngc_model = facts.ngc_name(str(start.value))

@@ -17,7 +17,9 @@ from refit.migrate.secrets import marked
 from refit.tao import networks, schema
 from refit.tao.networks import Network
 from refit.tao.networks import Role as Fact
+from refit.tao.schema.model import MISSING
 from refit.tao.tree import Scalar
+from refit.toolkits.tao import BEGINNINGS
 
 # What two specs of one model must agree on, and what to call it.
 EQUAL: tuple[tuple[Fact, str], ...] = (
@@ -121,7 +123,7 @@ def pretrained_path(spec: Spec) -> Said | None:
     """Where a training spec takes its first weights."""
     for path in _starts(networks.load(spec.network)):
         value = spec.tree.value(path)
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value not in ("", MISSING):
             return Said(value, spec.file, spec.tree.line(path), path)
     return None
 
@@ -152,10 +154,15 @@ def changes(spec: Spec, mounts: Mounts) -> tuple[Changes, list[str]]:
             drop(path, "the key comes from a Secret")
         elif name in _RESUMES and scalar.value:
             drop(path, "Refit resumes an interrupted training by itself")
-    if facts is not None and spec.role == "retrain":
-        for path, value in facts.specs["train"].control.items():
-            if value == "${pretrained}" and spec.tree.value(path) not in (None, ""):
+    if facts is not None and spec.role in ("train", "retrain"):
+        for path in _starts(facts):
+            value = spec.tree.value(path)
+            if value == MISSING:
+                drop(path, "it names no weights; network.pretrained does, if there are any")
+            elif spec.role == "retrain" and value and path not in facts.specs["train"].roles.get("start", ()):
                 drop(path, "the retraining begins with the pruned model")
+    if spec.network == "detectnet_v2" and spec.tree.has("inferencer_config.tensorrt_config"):
+        drop("inferencer_config.tensorrt_config", "Refit's inference is of the trained model (tlt_config)")
     if spec.network:
         _unknown(spec, made, drop)
     models = _models(facts) if facts is not None and spec.role in ("train", "retrain") else ()
@@ -207,12 +214,14 @@ def _below(path: str, above: str) -> bool:
 
 
 def _starts(facts: Network) -> list[str]:
-    return [p for p, v in facts.specs["train"].control.items() if v in ("${pretrained}", "${start}")]
+    """Where a training's first weights stand."""
+    given = [f"${{{name}}}" for name in BEGINNINGS if name != "pruned"]
+    return [p for p, v in facts.specs["train"].control.items() if v in given]
 
 
 def _models(facts: Network) -> list[str]:
-    """Where the model that a command works on stands: a training has none, and would be left with the old place."""
-    given = ("${model}", "${checkpoint}", "${onnx}", "${engine}")
+    """Where models stand: a stage that is given none would be left with the old place."""
+    given = [f"${{{name}}}" for name in ("model", "checkpoint", "onnx", "engine", *BEGINNINGS)]
     return [p for p, v in facts.specs["train"].control.items() if v in given]
 
 

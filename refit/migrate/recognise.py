@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ _UNBUILT = {
 }  # fmt: skip
 _ALIAS = re.compile(r"(?:^|[\s\[,:])\*\w")
 _MOST_ALIASES = 20
+_ACTIONS = {"evaluate", "inference", "export", "gen_trt_engine", "prune", "quantize", "distill"}
 _CONVERT = (
     "convert the data to KITTI or Pascal VOC, check it (`refit dataset check FOLDER`), and begin with a file of "
     "specs/examples; docs/coming-from.md has the steps"
@@ -153,30 +155,42 @@ def _prototxt(spec: Tree) -> tuple[str, Role | None]:
             if top == "yolov4_config" and "tiny" in str(spec.value("yolov4_config.arch", "")):
                 raise ImportFault(f"{spec.file}: is of YOLOv4-tiny, which Refit does not train; {_trains()}")
             return _OWNERS[top], "inference" if "inferencer_config" in tops else None
-    raise ImportFault(f"{spec.file}: no spec that import knows (it has {', '.join(dict.fromkeys(tops))}); {_trains()}")
+    raise ImportFault(f"{spec.file}: no spec that import knows (it has {_some(tops)}); {_trains()}")
 
 
 def _of_yaml(spec: Tree, network: str) -> tuple[str, Role | None]:
     tops = {name for name, _ in spec.root.fields}
     if {"spatial_aug", "color_aug"} & tops:
         return "", "augment"
-    if str(spec.value("model.name", "")).startswith("efficientdet"):
+    if str(spec.value("model.name", "")).startswith("efficientdet") and "train" in tops:
         return "efficientdet_tf2", None
     if "dataset_convert" in tops and not {"model", "train"} & tops:
         return network or "efficientdet_tf2", "dataset_convert"
     if not {"model", "train", "dataset"} & tops:
-        raise ImportFault(f"{spec.file}: no spec that import knows (it has {', '.join(sorted(tops))}); {_trains()}")
+        raise ImportFault(f"{spec.file}: no spec that import knows (it has {_some(sorted(tops))}); {_trains()}")
+    if "train" not in tops and tops & _ACTIONS:
+        raise ImportFault(
+            f"{spec.file}: is a spec of {', '.join(sorted(tops & _ACTIONS))} alone: in Refit all commands read the "
+            "training's; import that, and write what differs here to stages.<stage>.set"
+        )
     if network:
         return network, None
-    strange = {n: _unknown(spec, n) for n in _YAML_NETWORKS}
+    strange = {n: (_faults(spec, n), -_named(spec, n)) for n in _YAML_NETWORKS}
     best = [n for n in _YAML_NETWORKS if strange[n] == min(strange.values())]
     if len(best) > 1:
         raise ImportFault(f"{spec.file}: could be of {' or '.join(best)}; say which: --network NAME")
     return best[0], None
 
 
-def _unknown(spec: Tree, network: str) -> int:
-    return sum("unknown key" in p.message for p in schema.check(network, "train", spec))
+def _faults(spec: Tree, network: str) -> int:
+    """How ill a spec fits a network: keys that it has not, values that it does not take."""
+    return len(schema.check(network, "train", spec))
+
+
+def _named(spec: Tree, network: str) -> int:
+    """How often a spec's paths and names speak of a network."""
+    words = [str(s.value).lower() for _, s in spec.leaves() if isinstance(s.value, str)]
+    return sum(network in w for w in words)
 
 
 def _json(text: str) -> Any:
@@ -213,6 +227,11 @@ def _of_json(data: Any) -> str:
             "class in bbox_handler_config.classwise_bbox_handler_config; write them there, and import that"
         )
     return "JSON that import does not know; it reads specs, mounts files and the Kubeflow pipeline's input"
+
+
+def _some(names: Iterable[str]) -> str:
+    first = list(dict.fromkeys(names))
+    return ", ".join(first[:6]) + (", ..." if len(first) > 6 else "")
 
 
 def _trains() -> str:

@@ -218,6 +218,8 @@ def test_mounts_map_the_paths_of_specs(refit: Refit, tmp_path: Path) -> None:
     assert "Envs: CUDA_VISIBLE_DEVICES=0" in told.out
     assert "Envs: KEY=(taken out: a secret)" in told.out
     assert "DockerOptions.user=1000:1000" in (tmp_path / "new/cars.yaml").read_text()
+    judged = refit("validate", "new/cars.yaml")
+    assert judged.code == 0, "no stage is left with a model's old place: " + judged.err
 
 
 @pytest.mark.parametrize(
@@ -345,3 +347,20 @@ def test_a_file_that_is_nested_without_end(refit: Refit, tmp_path: Path) -> None
     told = refit("import", file, "--into", "new")
     assert told.code == 2
     assert "nested too deeply" in told.err
+
+
+def test_a_folder_with_a_spec_for_each_command(refit: Refit, tmp_path: Path) -> None:
+    """TAO 5's notebooks have one for each; the training's is read by all in Refit. ??? stands for weights to come."""
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    text = networks.template(networks.folder("dino"), "experiment.yaml")
+    assert "model:\n" in text
+    (folder / "train.yaml").write_text(text.replace("model:\n", "model:\n  pretrained_backbone_path: ???\n", 1))
+    (folder / "evaluate.yaml").write_text(
+        "evaluate:\n  checkpoint: /results/dino_model_latest.pth\ndataset:\n  workers: 8\n"
+    )
+    told = refit("import", folder, "--into", "new", "--name", "x", "--classes", "car", "--network", "dino")
+    assert told.code == 0, told.text
+    assert f"left aside: {folder / 'evaluate.yaml'}: is a spec of evaluate alone" in told.out
+    assert "model.pretrained_backbone_path: left out: it names no weights" in told.out
+    assert refit("validate", "new/x.yaml").code == 0
