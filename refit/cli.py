@@ -1,6 +1,6 @@
 """The command line.
 
-`refit validate | plan | pod | run | status | shell | dataset check | ngc list | gc | doctor | schema`
+`refit validate | plan | pod | run | status | shell | dataset check | ngc list | import | gc | doctor | schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -30,6 +30,7 @@ from refit import plan as plans
 from refit.command import StageError
 from refit.config import ConfigError, Settings
 from refit.data.cli import add_check, run_check
+from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.specs import Problem, SpecError, did_you_mean, read_document
 from refit.triton.errors import TritonError
@@ -278,6 +279,11 @@ def list_ngc(args: argparse.Namespace, settings: Settings) -> int:
     return run_list(args, settings)
 
 
+def import_(args: argparse.Namespace, settings: Settings) -> int:
+    """Write a pipeline file from an old system: the Kubeflow TLT pipeline, TLT notebooks, TLT and TAO specs."""
+    return run_import(args, settings)
+
+
 def gc(args: argparse.Namespace, settings: Settings) -> int:
     """Remove old runs, checkpoints and snapshots; never what a kept run, a release or a reused result needs."""
     from refit import collect
@@ -407,6 +413,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_list(listing)
     listing.set_defaults(call=list_ngc)
+    add_import(command("import", import_))
     c = command("gc", gc)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
     c.add_argument("--dry-run", action="store_true", help="only say what would go")

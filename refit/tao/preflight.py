@@ -132,11 +132,12 @@ def _classes(look: Look) -> Iterator[Fault]:
                 )
     targets = set(mapped.values()) or set(classes)
     for path, value in ((p, tree.keys(p)) for p in look.roles.get("classes", ()) if tree.has(p)):
-        for name in sorted(targets - set(value)):
+        others = "default" in value  # DetectNet_v2's inference: classes without an entry take it (bbox_handler.py)
+        for name in [] if others else sorted(targets - set(value)):
             yield look.told(
                 path, f"has nothing for class {name!r}{did_you_mean(name, value)}; it has {', '.join(value)}"
             )
-        for name in sorted(set(value) - targets):
+        for name in sorted(set(value) - targets - {"default"}):
             hint = did_you_mean(name, sorted(targets))
             yield look.told(f"{path}[{name}]", f"{name!r} is no class of the mapping{hint}")
     wanted = len(classes) + look.chain.facts.data.first_id
