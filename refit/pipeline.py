@@ -44,7 +44,7 @@ class OffOr:
     def _read(self, value: Any) -> Any:
         if value is False:
             return None
-        return self.default.model_dump() if value is None or value is True else value
+        return self.default.model_dump(exclude_unset=True) if value is None or value is True else value
 
     def __hash__(self) -> int:
         return id(self)

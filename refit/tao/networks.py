@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from refit.specs import Problem, Spec, SpecError, did_you_mean, read, read_document
 from refit.specs import load as load_spec
+from refit.tao.params import NetworkParams
 from refit.tao.tree import Format
 
 FOLDER = Path(__file__).resolve().parents[2] / "specs"
@@ -31,7 +32,7 @@ ImageKind = Literal["tf1", "tf2", "pyt", "deploy", "data_services"]
 
 Role = Literal[
     "key", "width", "height", "channels", "extension", "mapping", "classes", "num_classes", "epochs", "batch_size",
-    "evaluation_batch_size", "evaluate_every", "evaluate_from", "qat", "boxes", "iou", "start", "outputs",
+    "evaluation_batch_size", "evaluate_every", "evaluate_from", "qat", "boxes", "iou", "judging", "start", "outputs",
 ]  # fmt: skip
 
 
@@ -42,8 +43,12 @@ class Input(Spec):
     height: int = Field(gt=0)
     multiple_of: int = Field(1, gt=0, description="width and height must be a multiple of it")
     channels: list[Literal[1, 3]] = Field([3], min_length=1)
-    square: bool = False
-    resizes: bool = Field(True, description="False: the images must have the network's size")
+
+    def misfit(self, side: int, name: str) -> str:
+        """What is wrong with a width or height of the network `name`, "" where nothing is."""
+        step = self.multiple_of
+        near = max(step, round(side / step) * step)
+        return f"{side} is no multiple of {step}, which {name} needs; use {near}" if side % step else ""
 
 
 class Data(Spec):
@@ -136,9 +141,6 @@ class Network(Spec):
     data: Data
     encrypted: bool = Field(False, description="models may be encrypted by a key (-k)")
     backbones: dict[str, dict[str, Any]] = Field(min_length=1, description="name -> facts, e.g. arch, layers, ngc")
-    defaults: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="stage -> parameter -> value, where the network's differ"
-    )
     specs: dict[str, SpecFile]
     stages: dict[str, StageFact]
     int8: dict[Literal["ptq", "qat", "qdq"], str] = Field(
@@ -148,8 +150,6 @@ class Network(Spec):
         default_factory=list, description="TensorRT's operators in its ONNX file: nothing but an engine can run it"
     )
     sidecar: dict[str, Any] = Field(default_factory=dict, description="model.json, values by ${name}")
-    tensors: dict[Literal["inputs", "outputs"], list[dict[str, Any]]] = Field(default_factory=dict)
-    deepstream: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _agree(self) -> Network:
@@ -158,14 +158,6 @@ class Network(Spec):
                 if name not in self.specs:
                     raise ValueError(f"stages.{action} reads {name!r}, which specs does not have")
         return self
-
-    def parameters(self, action: str) -> set[str]:
-        """The parameters of a stage's block in the pipeline that do something in this network."""
-        stage = self.stages[action]
-        parts: list[Any] = [stage.argv, [o.model_dump() for o in stage.outputs]]
-        for name in stage.specs:
-            parts += [self.specs[name].set, self.specs[name].control]
-        return {n for part in parts for n in names_in(part)}
 
 
 class Services(Spec):
@@ -277,3 +269,23 @@ def services() -> Services:
 @lru_cache(maxsize=1)
 def releases() -> Releases:
     return read(Releases, FOLDER / "tao" / "releases.yaml")
+
+
+def number(release: str) -> tuple[int, ...]:
+    """A release in its order."""
+    return tuple(int(part) for part in release.split("."))
+
+
+def release_of(network: NetworkParams) -> str:
+    """The TAO release whose images a pipeline runs in."""
+    return network.release or releases().default[load(network.name).family]
+
+
+def image(network: NetworkParams, kind: ImageKind) -> str:
+    """The image of a kind: the pipeline's own, or the tag of its release."""
+    if kind in network.images:
+        return network.images[kind]
+    images = releases().releases[release_of(network)].images
+    if kind not in images:  # the older families' releases have no data services
+        images = releases().releases[releases().default["pyt"]].images
+    return images[kind]

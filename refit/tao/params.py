@@ -6,6 +6,7 @@ here is set by its path in the spec, under `set`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -35,7 +36,9 @@ class Pretrained(Spec):
     ngc: str | None = Field(
         None, pattern=r"^[^/:\s]+(/[^/:\s]+){1,2}:[^/:\s]+$", description="org[/team]/model:version, as NGC names it"
     )
-    path: str | None = Field(None, min_length=1, description="file or folder below the inbox or the workspace, offline")
+    path: str | None = Field(
+        None, min_length=1, description="offline: file or folder below the pipeline's folder of the workspace"
+    )
     file: str | None = Field(None, description="which file of it, a glob; null: the only one that fits")
     weights: Literal["backbone", "model"] = Field(
         "backbone", description="of the backbone only, or of a whole model of this network (PyTorch networks)"
@@ -197,7 +200,9 @@ class InferenceParams(Adjustable):
 class DistillParams(TrainParams):
     """Trains with a larger model's answers, in place of `train`."""
 
-    teacher: str = Field(description="checkpoint of the teacher, below the inbox or the workspace")
+    teacher: str = Field(
+        min_length=1, description="checkpoint of the teacher, below the pipeline's folder of the workspace"
+    )
     teacher_backbone: str | None = None
 
 
@@ -220,3 +225,33 @@ class Stages(Spec):
         BuildEngineParams(), description="false: Triton gets the ONNX model"
     )
     inference: Annotated[InferenceParams | None, OffOr(InferenceParams())] = None
+
+    @property
+    def trained_by(self) -> Literal["train", "distill", "retrain"]:
+        """The block whose training makes the model that is exported."""
+        return "retrain" if self.retrain else "distill" if self.distill else "train"
+
+    @property
+    def last_training(self) -> TrainParams:
+        params: TrainParams = getattr(self, self.trained_by)
+        return params
+
+
+def given(block: Spec, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of what a block of the file says."""
+    for name in sorted(block.model_fields_set):
+        value = getattr(block, name)
+        if isinstance(value, Spec):
+            yield from given(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def flat(block: Spec, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("train.epochs", 3), ("train.augmentation.hflip", 0.5), ... of a block, with what the file leaves out."""
+    for name in type(block).model_fields:
+        value = getattr(block, name)
+        if isinstance(value, Spec):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

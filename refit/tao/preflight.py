@@ -38,7 +38,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     from refit.tao import schema
 
     try:
-        looks = [Look(chain, stage, action, spec) for stage, action, spec in chain.specs()]
+        looks = [Look(chain, work.stage, work.action, work.trained, spec) for work, spec in chain.works()]
     except SpecError as exc:
         yield from exc.problems
         return
@@ -56,11 +56,12 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
 
 @dataclass(frozen=True)
 class Look:
-    """A spec file of a stage, and where in it things stand."""
+    """A spec file of a stage, and where in it things stand; `trained`: the block whose training the stage is of."""
 
     chain: TaoChain
     stage: str
     action: str
+    trained: str
     spec: render.Rendered
 
     @cached_property
@@ -105,10 +106,8 @@ def _size(look: Look) -> Iterator[Fault]:
     facts, network = look.chain.facts, look.chain.p.network
     for role in ("width", "height"):
         for path, value in look.found(role):
-            if isinstance(value, int) and value > 0 and value % facts.input.multiple_of:
-                step = facts.input.multiple_of
-                near = max(step, round(value / step) * step)
-                yield look.told(path, f"{value} is no multiple of {step}, which {network.name} needs; use {near}")
+            if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, network.name)):
+                yield look.told(path, fault)
     for path, value in look.found("channels"):
         if value not in facts.input.channels:
             only = " or ".join(map(str, facts.input.channels))
@@ -130,7 +129,7 @@ def _classes(look: Look) -> Iterator[Fault]:
                 yield look.told(
                     path, f"class {name!r} of the data set is mapped to nothing{hint}; its boxes would be lost"
                 )
-    targets = set(mapped.values()) or set(classes)
+    targets = set(mapped.values()) or set(look.chain.targets(look.trained))
     for path, value in ((p, tree.keys(p)) for p in look.roles.get("classes", ()) if tree.has(p)):
         others = "default" in value  # DetectNet_v2's inference: classes without an entry take it (bbox_handler.py)
         for name in [] if others else sorted(targets - set(value)):
@@ -163,15 +162,15 @@ def _validation(look: Look) -> Iterator[Fault]:
 
 
 def _qat(look: Look) -> Iterator[Fault]:
-    p = look.chain.p
-    wanted = (p.stages.retrain or p.stages.train).qat
+    """Each training by its own block: NVIDIA's way is to train and prune without, and to retrain with it."""
+    wanted = getattr(look.chain.p.stages, look.trained).qat
     for path, value in look.found("qat"):
         if bool(value) != wanted:
             is_, should = ("on", "off") if value else ("off", "on")
             yield look.told(
                 path,
-                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.train.qat); make "
-                "them agree",
+                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.{look.trained}.qat); "
+                "make them agree",
             )
 
 
@@ -184,7 +183,7 @@ def _paths(look: Look) -> Iterator[Fault]:
             continue
         if path in outputs and os.path.lexists(value):
             yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
-        elif not any(value.startswith(f"{root}/") for root in look.chain.roots):
+        elif look.chain.roots and not f"{value}/".startswith(tuple(f"{root}/" for root in look.chain.roots)):
             roots = " or ".join(look.chain.roots)
             yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}")
     if look.stage == "retrain":
@@ -207,28 +206,29 @@ _EQUAL: tuple[tuple[Role, str, str], ...] = (
     ("mapping", "the mapping of classes", ""),
     ("boxes", "the boxes that count in the evaluation", ": mAP before and after could not be compared"),
     ("iou", "the overlap that counts as found", ": mAP before and after could not be compared"),
-    ("qat", "quantization-aware training", ""),
+    ("judging", "what decides the evaluation", ": mAP before and after could not be compared"),
 )
 
 
 def _together(looks: list[Look]) -> Iterator[Fault]:
     for role, what, why in _EQUAL:
-        places = [(look, path, value) for look in looks for path, value in _values(look, role)]
-        for look, path, value in places[1:]:
-            first, there, wanted = places[0]
-            if _plain(value) != _plain(wanted):
-                text = f"{what} is {_short(value)} here, and {_short(wanted)} in {first.spec.tree.file} ({there})"
-                yield look.told(path, f"{text}{why}; make them equal")
+        groups: dict[str, list[tuple[Look, str, Any]]] = {}
+        for look in looks:
+            for path, value in _values(look, role):
+                groups.setdefault(path if role == "judging" else "", []).append((look, path, value))
+        for (first, there, wanted), *others in groups.values():
+            for look, path, value in others:
+                if _plain(value) != _plain(wanted):
+                    text = f"{what} is {_short(value)} here, and {_short(wanted)} in {first.spec.tree.file} ({there})"
+                    yield look.told(path, f"{text}{why}; make them equal")
 
 
 def _values(look: Look, role: Role) -> Iterator[tuple[str, Any]]:
-    if role in ("mapping", "boxes", "iou"):
-        for path in look.roles.get(role, ()):
-            nodes = look.spec.tree.values(path)
-            if nodes:
-                yield path, nodes if len(nodes) > 1 or isinstance(nodes[0], dict) else nodes[0]
-    else:
-        yield from look.found(role)
+    """(path, value) of each place of a role; of a repeated field, all of them."""
+    for path in look.roles.get(role, ()):
+        nodes = look.spec.tree.values(path)
+        if nodes:
+            yield path, nodes if len(nodes) > 1 or isinstance(nodes[0], dict) else nodes[0]
 
 
 def _plain(value: Any) -> Any:
@@ -258,16 +258,6 @@ def _with_data(look: Look, dataset: Mapping[str, Any]) -> Iterator[Fault]:
                     f"is {value!r}, and the data set has {listed} images, which {p.network.name} would not find; "
                     f"set network.image_extension, or let stages.prepare.convert make them all one kind",
                 )
-    if not facts.input.resizes and p.stages.prepare.resize is None:
-        for role in ("width", "height"):
-            sides = images.get(role)
-            for path, value in look.found(role):
-                if sides and isinstance(value, int) and sides != [value, value]:
-                    yield look.told(
-                        path,
-                        f"is {value}, and the images are {sides[0]} to {sides[1]} pixels; {p.network.name} does "
-                        "not resize them: set stages.prepare.resize",
-                    )
 
 
 def _batches(chain: TaoChain, looks: list[Look], dataset: Mapping[str, Any] | None) -> Iterator[Fault]:

@@ -7,14 +7,18 @@ user's `set`. In a spec of the user's own, `set` touches only what the pipeline 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refit.specs import Key, Problem, SpecError
+from refit.specs import Key, Problem, SpecError, dotted
 from refit.tao import networks, tree
 from refit.tao.networks import SpecFile, StageFact, fill, names_in
+
+# Where a training begins: what a spec of the user's own says there holds where the pipeline says nothing.
+KEPT = {"pretrained", "pretrained_backbone", "pretrained_model", "start"}
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,16 @@ class Source:
         scope: name -> value for `${name}`.
         keys: name -> the pipeline's key, for those that the pipeline gives.
         own: (path, text) of the user's spec, None for the template.
-        own_key: the pipeline's key that names it.
         set: the user's path -> value.
-        set_key: the pipeline's key of `set`.
+        set_keys: the pipeline's key of each.
         omit: paths that the command does not read.
     """
 
     scope: Mapping[str, Any]
     keys: Mapping[str, Key]
     own: tuple[str, str] | None = None
-    own_key: Key = ()
     set: Mapping[str, Any] = field(default_factory=dict)
-    set_key: Key = ()
+    set_keys: Mapping[str, Key] = field(default_factory=dict)
     omit: tuple[str, ...] = ()
 
 
@@ -82,31 +84,24 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     Raises SpecError: the user's spec is faulty, or a path of `set` is.
     """
     form: tree.Format = "yaml" if facts.file.endswith(".yaml") else "prototxt"
-    scope = dict(source.scope)
     if source.own is None:
         made = tree.parse(networks.template(folder, facts.file), form, f"{folder.name}/{facts.file}")
-        given = dict(facts.set)
+        wanted = facts.set
     else:
-        path, text = source.own
-        made = tree.parse(text, form, path)
-        given = {p: v for p, v in facts.set.items() if names_in(v) & set(source.keys)}
-    before = tree.parse(source.own[1], form, source.own[0]) if source.own else None
+        made = tree.parse(source.own[1], form, source.own[0])
+        wanted = {p: v for p, v in facts.set.items() if names_in(v) & set(source.keys)}
+    before = copy.deepcopy(made) if source.own else None
     origins: dict[str, Key] = {}
-    for path, value in {**given, **facts.control}.items():
-        filled = fill(value, scope)
-        if filled is None or (isinstance(filled, list | dict) and not filled):
-            continue
-        made.put(path, filled)
-        for used in names_in(value) & set(source.keys):
-            origins[path] = source.keys[used]
+    _put(made, wanted, source, origins)
+    _put(made, facts.control, source, origins, control=True)
     for path in facts.drop:
         made.drop(path)
     for path, value in source.set.items():
         try:
             made.put(path, value)
         except KeyError as exc:
-            raise SpecError([Problem("", 0, ".".join(map(str, source.set_key)), f"{exc.args[0]}")]) from None
-        origins[path] = (*source.set_key, path)
+            raise SpecError([Problem("", 0, dotted(source.set_keys[path]), f"{exc.args[0]}")]) from None
+        origins[path] = source.set_keys[path]
     for path in source.omit:
         made.drop(path)
     return Rendered(
@@ -120,6 +115,23 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     )
 
 
+def _put(
+    made: tree.Tree, values: Mapping[str, Any], source: Source, origins: dict[str, Key], *, control: bool = False
+) -> None:
+    """Set what has a value. What Refit controls and has none is taken out of a spec of the user's own, so that nothing
+    of theirs stays there: a checkpoint of another machine, the calibration of an engine without INT8."""
+    for path, value in values.items():
+        filled = fill(value, dict(source.scope))
+        # A list that the pipeline gives may be empty; one that is made of values has none of them then.
+        if filled is None or (filled in ([], {}) and not isinstance(value, str)):
+            if control and source.own and not names_in(value) & KEPT:
+                made.drop(path)
+            continue
+        made.put(path, filled)
+        for used in names_in(value) & set(source.keys):
+            origins[path] = source.keys[used]
+
+
 def file_name(name: str, facts: SpecFile) -> str:
     return f"{name}.{facts.file.rpartition('.')[2]}"
 
@@ -128,13 +140,3 @@ def origin(rendered: Rendered, path: str) -> Key | None:
     """The pipeline's key behind a place in a spec, None where the template or the user's file says it."""
     best = max((p for p in rendered.origins if path == p or path.startswith((f"{p}.", f"{p}["))), key=len, default=None)
     return rendered.origins[best] if best is not None else None
-
-
-def flat(prefix: str, block: Any) -> Iterator[tuple[str, Any]]:
-    """("train.epochs", 3), ("train.augmentation.hflip", 0.5), ... of a parameter block."""
-    for name in type(block).model_fields:
-        value = getattr(block, name)
-        if hasattr(type(value), "model_fields"):
-            yield from flat(f"{prefix}{name}.", value)
-        else:
-            yield f"{prefix}{name}", value

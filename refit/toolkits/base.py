@@ -49,7 +49,8 @@ class Stage:
     `inputs` are the stages whose outputs it reads, `after` those that must merely have ended well before it.
     `files` are specs to write: text, or a mapping that becomes YAML.
     `status` is the status file in out/; `success`, `metrics` and `classes` say how to read a command that is not ours.
-    `code` names the packages of `refit` whose source decides the result (part of the key).
+    `code` names the packages of `refit` whose source decides the result (part of the key); none where the command is
+    not Refit's: what is to be found in its results is part of the key then.
     """
 
     name: str

@@ -47,7 +47,7 @@ VARIANTS = {
         "{{train: {{{train}}}, quantize: {{}}, build_engine: {{int8: qdq}}}}",
     ),
     "torchao": (("rtdetr",), "{{train: {{{train}}}, quantize: {{backend: torchao}}, build_engine: {{int8: qdq}}}}"),
-    "distilled": (("rtdetr", "dino"), "{{train: {{{train}}}, distill: {{{train}, teacher: inbox/teacher.pth}}}}"),
+    "distilled": (("rtdetr", "dino"), "{{distill: {{{train}, teacher: teacher.pth}}}}"),
 }
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

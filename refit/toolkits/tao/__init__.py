@@ -1,0 +1,63 @@
+"""The tao toolkit: NVIDIA TAO's containers, stage by stage.
+
+What a network is stands in specs/networks/<name>/ (`refit.tao.networks`). Here: the pipeline file's model (`model`) and
+what is judged in it beyond types (`check`), the order of the stages (`chain`), what `${...}` stands for in a network's
+facts (`scope`), and Refit's own commands around TAO's (`own`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from refit.cluster import Profile
+from refit.pipeline import Pipeline
+from refit.specs import Key, Problem
+from refit.tao import preflight
+from refit.toolkits.base import Stage
+from refit.toolkits.tao.chain import TaoChain
+from refit.toolkits.tao.model import TaoPipeline, TaoStages
+
+__all__ = ["TOOLKIT", "TaoChain", "TaoPipeline", "TaoStages", "TaoToolkit"]
+
+
+@dataclass(frozen=True)
+class TaoToolkit:
+    """See `refit.toolkits.base.Toolkit`."""
+
+    name: str = "tao"
+    model: type[Pipeline] = TaoPipeline
+
+    def stages(self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
+        return list(TaoChain(pipeline, profile, dataset).stages())
+
+    def params(self, pipeline: TaoPipeline) -> Iterator[tuple[str, str, str]]:
+        stages = pipeline.stages
+        train = "distill" if stages.distill else "train"
+        yield "Data", "seed", "seed"
+        for name in ("epochs", "batch_size", "learning_rate"):
+            yield "Train", f"train_{name}", f"stages.{train}.{name}"
+        if stages.prune:
+            yield "Prune and retrain", "prune_threshold", "stages.prune.threshold"
+        if stages.retrain:
+            for name in ("epochs", "learning_rate"):
+                yield "Prune and retrain", f"retrain_{name}", f"stages.retrain.{name}"
+        if stages.build_engine:
+            yield "Engine", "engine_precision", "stages.build_engine.precision"
+            yield "Engine", "calibration_batches", "stages.build_engine.calibration_batches"
+
+    def changes(self, pipeline: TaoPipeline, profile: Profile) -> Mapping[str, Sequence[str]]:
+        found: dict[str, list[str]] = {}
+        for stage, _, spec in TaoChain(pipeline, profile).specs():
+            if spec.own:
+                found.setdefault(stage, []).extend(spec.changed)
+        return found
+
+    def preflight(
+        self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None
+    ) -> Iterator[Problem | tuple[Key, str]]:
+        yield from preflight.faults(TaoChain(pipeline, profile, dataset), dataset)
+
+
+TOOLKIT = TaoToolkit()

@@ -1,0 +1,50 @@
+"""The pipeline file of the tao toolkit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+
+from refit.pipeline import Pipeline
+from refit.specs import Key
+from refit.tao import networks
+from refit.tao.networks import Network
+from refit.tao.params import NetworkParams, Stages, TrainParams
+from refit.toolkits.tao import check
+
+
+class TaoStages(Stages):
+    @model_validator(mode="before")
+    @classmethod
+    def _retrain_like_train(cls, data: Any) -> Any:
+        """A pruned model is retrained unless that is refused; what `retrain` does not name is as in `train`."""
+        if not isinstance(data, dict) or data.get("prune") in (None, False):
+            return data
+        own, train = data.get("retrain"), data.get("train") or {}
+        if own is False:
+            return data
+        own = {} if own is None or own is True else own
+        if not isinstance(own, dict) or not isinstance(train, dict):
+            return data
+        try:
+            TrainParams.model_validate(train)
+        except ValidationError:  # it is reported where it stands, not in `retrain` as well
+            train = {}
+        return {**data, "retrain": {**train, **own}}
+
+
+class TaoPipeline(Pipeline):
+    toolkit: Literal["tao"]
+    runtime: Literal["local", "kubernetes"] = "kubernetes"
+    network: NetworkParams
+    stages: TaoStages = TaoStages()
+
+    @property
+    def facts(self) -> Network:
+        return networks.load(self.network.name)
+
+    def check(self) -> Iterable[tuple[Key, str]]:
+        yield from super().check()
+        yield from check.faults(self)

@@ -1,0 +1,48 @@
+"""model.json of a TAO network: what the exported model takes and gives, by the spec that it was exported by.
+
+Classes have the user's names, in the order of the model's outputs; `${classes}` and `${classes_sorted}` in the
+network's `sidecar` say which order that is (docs/contracts.md, "Model sidecar").
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from refit.tao import networks
+from refit.tao.networks import Role
+from refit.tao.render import Rendered
+from refit.toolkits.tao.scope import Work, scope
+
+if TYPE_CHECKING:
+    from refit.toolkits.tao.chain import TaoChain
+# What a spec says of the input -> the pipeline's name of it.
+_INPUT: dict[Role, str] = {"width": "input_width", "height": "input_height", "channels": "channels"}
+
+
+def text(chain: TaoChain) -> str:
+    work = Work("export", "export", chain.p.stages.trained_by)
+    classes = chain.targets(work.trained)
+    values = {
+        **scope(chain, work),
+        "classes": [chain.shown.get(name, name) for name in classes],
+        "classes_sorted": [chain.shown.get(name, name) for name in sorted(classes, key=str.lower)],
+        "category_ids": list(range(1, len(classes) + 1)),
+    }
+    for rendered in chain.rendered(work):
+        values |= _input(rendered)
+    filled = networks.fill(chain.facts.sidecar, values)
+    return json.dumps({"schema": 1, **filled}, indent=1)
+
+
+def _input(rendered: Rendered) -> dict[str, Any]:
+    """The input's size where the spec, which may be the user's own, says it."""
+    found: dict[str, Any] = {}
+    for role, name in _INPUT.items():
+        for path in rendered.facts.roles.get(role, ()):
+            value = rendered.tree.value(path)
+            if isinstance(value, int):
+                found.setdefault(f"network.{name}", value)
+    if "network.channels" in found:
+        found["grayscale"] = found["network.channels"] == 1
+    return found
