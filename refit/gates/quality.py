@@ -1,7 +1,9 @@
 """The quality gate: is this model good enough, and did pruning or INT8 cost too much?
 
-It compares figures of `results.json` files, which the evaluate stages of one run wrote for the same split of the
-same data with the same thresholds; anything else cannot be compared and is refused.
+It compares figures of evaluate stages of one run for the same split of the same data with the same thresholds. Refit's
+own write them into `results.json` with all of these, and what differs is refused. Of other commands the runner has
+read the figures into its `result.json`; that they are told to evaluate alike is judged before they run
+(`refit.tao.preflight`).
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from refit.specs import Spec
 # What must be equal for two results to be comparable: old systems evaluated boxes >= 5x5 before pruning and
 # >= 20x10 after it, so that their figures said nothing.
 SAME = ("dataset", "splits", "thresholds")
+CLASS = "AP50/"
 
 
 class QualitySpec(Spec):
     model: str = Field(description="which model is judged, for the message: trained, retrained, quantized")
     metric: Literal["mAP50", "mAP"] = "mAP50"
-    candidate: str = Field(description="results.json of the model")
-    baseline: str | None = Field(None, description="results.json of the model before it")
+    candidate: str = Field(description="results.json of the model, or the result.json of its evaluate stage")
+    baseline: str | None = Field(None, description="the same of the model before it")
     floor: float | None = Field(None, ge=0, le=1)
     max_drop: float | None = Field(None, ge=0, le=1)
     policy: Literal["fail", "warn"] = "fail"
@@ -94,10 +97,13 @@ def _comparable(candidate: dict[str, Any], baseline: dict[str, Any], spec: Quali
 
 
 def _worst_class(candidate: dict[str, Any], baseline: dict[str, Any]) -> tuple[str, float] | None:
-    now, before = candidate.get("per_class", {}), baseline.get("per_class", {})
-    drops = {
-        name: before[name]["AP50"] - now[name]["AP50"]
-        for name in now
-        if name in before and None not in (now[name].get("AP50"), before[name].get("AP50"))
-    }
+    now, before = _by_class(candidate), _by_class(baseline)
+    drops = {name: before[name] - now[name] for name in now if name in before}
     return max(drops.items(), key=lambda item: item[1]) if drops else None
+
+
+def _by_class(results: dict[str, Any]) -> dict[str, float]:
+    """AP50 of each class that has one: `per_class` of results.json, `AP50/<class>` in metrics of result.json."""
+    found = {name: figures.get("AP50") for name, figures in results.get("per_class", {}).items()}
+    found |= {k.removeprefix(CLASS): v for k, v in results.get("metrics", {}).items() if k.startswith(CLASS)}
+    return {k: float(v) for k, v in found.items() if isinstance(v, int | float) and math.isfinite(v)}

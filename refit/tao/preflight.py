@@ -22,13 +22,17 @@ if TYPE_CHECKING:
     from refit.toolkits.tao import TaoChain
 
 Fault = Problem | tuple[Key, str]
+_WHERE = " (in the spec of "
 
 
 def faults(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     """Every fault of the specs that the stages will read; with `dataset` (dataset.json), of the data too."""
     seen: set[tuple[Any, ...]] = set()
     for fault in _all(chain, dataset):
-        mark = (fault.file, fault.line, fault.key, fault.message) if isinstance(fault, Problem) else fault
+        if isinstance(fault, Problem):
+            mark: tuple[Any, ...] = (fault.file, fault.line, fault.key, fault.message)
+        else:  # several stages read what the pipeline says once
+            mark = (fault[0], fault[1].partition(_WHERE)[0])
         if mark not in seen:
             seen.add(mark)
             yield fault
@@ -39,6 +43,9 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
 
     try:
         looks = [Look(chain, work.stage, work.action, work.trained, spec) for work, spec in chain.works()]
+    except render.SetError as exc:
+        yield exc.key, exc.message
+        return
     except SpecError as exc:
         yield from exc.problems
         return
@@ -76,7 +83,7 @@ class Look:
         """A fault at a path: in the pipeline file where that gave the value, else in the spec file."""
         key = render.origin(self.spec, path)
         if key is not None:
-            return key, f"{message} (in the spec of {self.stage}: {path})"
+            return key, f"{message}{_WHERE}{self.stage}: {path})"
         return self.spec.tree.problem(path, message)
 
 

@@ -21,6 +21,14 @@ from refit.tao.networks import SpecFile, StageFact, fill, names_in
 KEPT = {"pretrained", "pretrained_backbone", "pretrained_model", "start"}
 
 
+class SetError(SpecError):
+    """A path in the pipeline's `set` that leads nowhere; `key` is its place in the pipeline file."""
+
+    def __init__(self, key: Key, message: str) -> None:
+        super().__init__([Problem("", 0, dotted(key), message)])
+        self.key, self.message = key, message
+
+
 @dataclass(frozen=True)
 class Rendered:
     """One spec file of a stage.
@@ -81,7 +89,7 @@ def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
 def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     """Make one spec file, from the template in `folder` or the user's own.
 
-    Raises SpecError: the user's spec is faulty, or a path of `set` is.
+    Raises SpecError: the user's spec is faulty; SetError: a path of `set` is.
     """
     form: tree.Format = "yaml" if facts.file.endswith(".yaml") else "prototxt"
     if source.own is None:
@@ -100,7 +108,7 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
         try:
             made.put(path, value)
         except KeyError as exc:
-            raise SpecError([Problem("", 0, dotted(source.set_keys[path]), f"{exc.args[0]}")]) from None
+            raise SetError(source.set_keys[path], str(exc.args[0])) from None
         origins[path] = source.set_keys[path]
     for path in source.omit:
         made.drop(path)

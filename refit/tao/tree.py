@@ -125,8 +125,11 @@ class Tree:
         """Set a value. A mapping becomes a block; a list becomes a YAML list or, in a prototxt, a repeated field.
 
         Blocks on the way are made. All fields of that name in the block are replaced; an enum stays an enum.
-        Raises KeyError for a path whose `[choice]` is not there.
+        None takes it out of a prototxt, and is null in YAML. Raises KeyError for a path whose `[choice]` is not there.
         """
+        if value is None and self.form == "prototxt":
+            self.drop(path)
+            return
         *parents, (name, choice) = _parts(path)
         block = self.root
         for parent, pick in parents:
@@ -241,7 +244,7 @@ _PART = re.compile(r"([^.\[\]]+)(?:\[([^\]]*)\])?(?:\.|$)")
 
 def _parts(path: str) -> Iterator[tuple[str, str | None]]:
     at = 0
-    while at < len(path):
+    while at < max(1, len(path)):
         match = _PART.match(path, at)
         if not match:
             raise KeyError(f"{path!r} is no path in a spec")

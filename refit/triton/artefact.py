@@ -124,7 +124,8 @@ def read_origin(spec: ReleaseSpec, out: Path | None) -> Origin:
 
 
 def _metrics(path: Path) -> dict[str, float]:
-    """The figures of the evaluate stage's results.json: its metrics, and AP50 of each class as ``AP50/<class>``."""
+    """The figures of an evaluation's results.json, or of the runner's result.json, AP50 of each class as
+    ``AP50/<class>``."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         figures = dict(value["metrics"])

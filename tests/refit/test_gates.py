@@ -56,6 +56,23 @@ def test_a_drop_names_the_class_that_lost_most(tmp_path: Path) -> None:
     assert verdict.figures["drop"] == pytest.approx(0.05)
 
 
+def test_the_runners_record_of_another_commands_figures(tmp_path: Path) -> None:
+    """As an evaluate stage of TAO leaves them: no results.json of Refit's, the classes among the metrics."""
+    record: dict[str, Any] = {"schema": 1, "outcome": "succeeded", "key": "k"}
+    before, after = tmp_path / "before" / "result.json", tmp_path / "after" / "result.json"
+    for path, metrics in (
+        (before, {"mAP50": 0.8, "AP50/car": 0.9, "AP50/van": 0.7}),
+        (after, {"mAP50": 0.75, "AP50/car": 0.9, "AP50/van": 0.6}),
+    ):
+        (path.parent / "out").mkdir(parents=True)
+        path.write_text(json.dumps({**record, "metrics": metrics}))
+    candidate, baseline = (str(path.parent / "out" / ".." / "result.json") for path in (after, before))
+    verdict = quality(QualitySpec(model="quantized", candidate=candidate, baseline=baseline, max_drop=0.01))
+    assert verdict.state == "fail"
+    assert "lost 0.050 mAP50 (0.800 -> 0.750), more than 0.010; van lost most (+0.100)" in verdict.reason
+    assert verdict.figures["drop of van"] == pytest.approx(0.1)
+
+
 def test_a_gain_is_no_drop(tmp_path: Path) -> None:
     spec = QualitySpec(
         model="retrained", candidate=results(tmp_path, "c", 0.82), baseline=results(tmp_path, "b", 0.8), max_drop=0.0

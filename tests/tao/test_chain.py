@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from refit.toolkits.tao import TaoChain
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = """\
-dataset: {source: inbox/cars, classes: [Car, Traffic Light], format: kitti}
+dataset: {source: inbox/cars, classes: CLASSES, format: kitti}
 toolkit: tao
 network: {name: NETWORK}
 resources: {default: {gpus: 2}}
 stages:
-  train: {epochs: 20}
+  FIRST
 """
 
 
@@ -37,12 +39,18 @@ def profile() -> KubernetesProfile:
 
 
 def stages(
-    profile: KubernetesProfile, network: str = "detectnet_v2", more: str = "", **network_keys: str
+    profile: KubernetesProfile,
+    network: str = "detectnet_v2",
+    more: str = "",
+    *,
+    classes: str = "[Car, Traffic Light]",
+    first: str = "train: {epochs: 20}",
+    attached: dict[str, str] | None = None,
+    **network_keys: str,
 ) -> dict[str, Stage]:
-    text = (
-        PIPELINE.replace("NETWORK}", ", ".join([network, *(f"{k}: {v}" for k, v in network_keys.items())]) + "}") + more
-    )
-    made = pipelines.from_document(parse_yaml(text, "cars.yaml"), "cars")
+    name = ", ".join([network, *(f"{k}: {v}" for k, v in network_keys.items())])
+    text = PIPELINE.replace("NETWORK", name).replace("CLASSES", classes).replace("FIRST", first) + more
+    made = pipelines.from_document(parse_yaml(text, "cars.yaml"), "cars", attached=attached)
     return {s.name: s for s in TaoChain(made, profile).stages()}
 
 
@@ -163,3 +171,89 @@ def test_every_example_is_good_and_makes_pods(path: Path, profile: KubernetesPro
         image = pod["spec"]["containers"][0]["image"]
         if stage.environment.startswith("tao_"):
             assert image == f"{profile.tao.repository}:{stage.image}"
+
+
+def sidecar(made: dict[str, Stage]) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(str(made["package"].files["model.json"]))
+    return read
+
+
+@pytest.mark.parametrize(
+    ("network", "classes"),
+    [("detectnet_v2", ["Car", "Animal", "Traffic Light"]), ("ssd", ["Animal", "Car", "Traffic Light"]),
+     ("faster_rcnn", ["Animal", "Car", "Traffic Light"]), ("yolo_v4", ["Animal", "Car", "Traffic Light"]),
+     ("rtdetr", ["Car", "Animal", "Traffic Light"]), ("efficientdet_tf2", ["Car", "Animal", "Traffic Light"])],
+)  # fmt: skip
+def test_the_sidecar_has_the_users_classes_in_the_order_of_the_outputs(
+    profile: KubernetesProfile, network: str, classes: list[str]
+) -> None:
+    made = stages(profile, network, classes="[Car, Animal, Traffic Light]")
+    assert sidecar(made)["classes"] == classes
+    ids = sidecar(made).get("class_ids")
+    assert ids in (None, [1, 2, 3])
+
+
+OWN = ("detectnet_v2", "faster_rcnn", "ssd", "yolo_v4")
+
+
+@pytest.mark.parametrize("network", OWN)
+def test_a_spec_of_ones_own_decides_size_and_classes(profile: KubernetesProfile, network: str) -> None:
+    """A spec that makes one class of two, at another size: model.json, figures and inference follow it."""
+    before = stages(profile, network)["train"]
+    text = str(before.files["train.txt"])
+    size = networks.load(network).input
+    text = text.replace(f"width: {size.width}", "width: 320").replace(f"height: {size.height}", "height: 320")
+    tree = parse(text, "prototxt", "my.txt")
+    mapping = networks.load(network).specs["train"].roles["mapping"][0]
+    tree.put(mapping, [{"key": "car", "value": "thing"}, {"key": "traffic_light", "value": "thing"}])
+    for path in networks.load(network).specs["train"].roles.get("classes", ()):
+        tree.drop(f"{path}[traffic_light]")
+    text = tree.text().replace('name: "car"', 'name: "thing"').replace('key: "car"\n', 'key: "thing"\n')
+    text = text.replace('key: "thing"\n    value: "thing"', 'key: "car"\n    value: "thing"')
+    made = stages(profile, network, first="train: {spec: my.txt}", attached={"my.txt": text})
+    assert sidecar(made)["classes"] == ["thing"]
+    assert (sidecar(made)["input"]["width"], sidecar(made)["input"]["height"]) == (320, 320)
+    assert made["evaluate_trained"].classes == ("thing",)
+
+
+def test_what_a_retraining_does_not_name_is_as_in_the_training(profile: KubernetesProfile) -> None:
+    more = "  prune: true\n  retrain: {learning_rate: 0.0001}\n"
+    spec = parse(str(stages(profile, more=more)["retrain"].files["train.txt"]), "prototxt", "x")
+    schedule = "training_config.learning_rate.soft_start_annealing_schedule"
+    assert spec.value("training_config.num_epochs") == 20
+    assert spec.value(f"{schedule}.max_learning_rate") == pytest.approx(0.0001)
+
+
+def test_quantization_aware_from_the_retraining_on(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  prune: true\n  retrain: {qat: true}\n")
+    qat = {name: "enable_qat: true" in str(made[name].files["train.txt"]) for name in ("train", "retrain", "export")}
+    assert qat == {"train": False, "retrain": True, "export": True}
+    assert "calibrate" not in made
+    assert "--cal_json_file" in made["build_engine"].argv
+
+
+def test_what_a_distilled_model_is_made_of(profile: KubernetesProfile) -> None:
+    made = stages(profile, "rtdetr", first="distill: {epochs: 7, teacher: weights/teacher.pth}")
+    spec = str(made["distill"].files["train.yaml"])
+    assert "pretrained_teacher_model_path: '{workspace}/weights/teacher.pth'" in spec
+    assert "num_epochs: 7" in spec
+    assert made["export"].inputs == ("prepare", "distill")
+
+
+def test_the_outputs_of_a_tao_command_are_in_its_key(profile: KubernetesProfile) -> None:
+    """Its command is not Refit's: no source stands for what is to be found in its results."""
+    bound = plans.Bound(
+        run="r", workspace=Path("/w/cars"), snapshot=Path("/w/s"), fingerprint="f", code=lambda package: "",
+        environments={"tools": ""}, find=lambda stage, key: None,
+    )  # fmt: skip
+    train = stages(profile)["train"]
+    other = replace(train, outputs=(replace(train.outputs[0], path="weights/other.hdf5"),))
+    above = dict.fromkeys(train.inputs, "k")
+    assert plans.stage_key(train, bound, above) != plans.stage_key(other, bound, above)
+    assert plans.stage_key(train, bound, above) == plans.stage_key(replace(train, title="Other"), bound, above)
+
+
+def test_a_param_of_a_block_that_is_turned_on_by_true() -> None:
+    text = PIPELINE.replace("NETWORK", "ssd").replace("CLASSES", "[car]").replace("FIRST", "prune: true")
+    made = pipelines.from_document(parse_yaml(text, "x"), "x", {"stages.prune.threshold": 0.4})
+    assert made.stages.prune.threshold == 0.4

@@ -267,3 +267,116 @@ def test_the_plan_shows_what_is_changed_in_ones_own_spec(tmp_path: Any, profile:
     shown = capsys.readouterr().out
     line = next(i for i, t in enumerate(text.splitlines(), 1) if "num_epochs" in t)
     assert f"changed in your spec: my.txt:{line}: training_config.num_epochs: 99 -> 20" in shown
+
+
+# (network, the stages, where it is told, words of the message): what would have no effect.
+WITHOUT_EFFECT = [
+    ("ssd", "train: {class_weights: {car: 2}}", "stages.train.class_weights", "no such parameter"),
+    ("rtdetr", "evaluate: {iou: 0.7}", "stages.evaluate.iou", "no such parameter"),
+    ("faster_rcnn", "evaluate: {min_width: 8}", "stages.evaluate.min_width", "no such parameter"),
+    ("detectnet_v2", "evaluate: {score_threshold: 0.3}", "stages.evaluate.score_threshold", "no such parameter"),
+    ("detectnet_v2", "inference: {score_threshold: 0.3}", "stages.inference.score_threshold", "no such parameter"),
+    ("efficientdet_tf2", "export: {opset: 13}", "stages.export.opset", "no such parameter"),
+    ("efficientdet_tf2", "{train: {qat: true}, build_engine: {precision: fp16}}", "stages.train.qat", "quantization"),
+    ("rtdetr", "dataset_convert: {shards: 4}", "stages.dataset_convert", "has no dataset_convert"),
+    ("detectnet_v2", "prune: {set: {a: 1}}", "stages.prune.set", "reads no spec"),
+    ("rtdetr", "{train: {epochs: 3}, distill: {teacher: a.pth}}", "stages.train", "say it there"),
+    ("rtdetr", "{quantize: true, build_engine: {int8: ptq}}", "stages.build_engine.int8", "use qdq or auto"),
+]
+
+
+@pytest.mark.parametrize(("network", "stages", "key", "message"), WITHOUT_EFFECT, ids=lambda v: str(v)[:40])
+def test_what_would_have_no_effect(network: str, stages: str, key: str, message: str, profile: Profile) -> None:
+    block = stages if stages.startswith("{") else f"{{{stages}}}"
+    text = pipeline(network).partition("stages:")[0] + f"stages: {block}\n"
+    told = found(text, profile)
+    assert len(told) == 1, told
+    assert f": {key}: " in told[0]
+    assert message in told[0]
+
+
+def test_what_the_network_block_says_without_effect(profile: Profile) -> None:
+    text = pipeline().replace("name: detectnet_v2", "name: detectnet_v2\n  images: {pyt: mine}")
+    assert found(text, profile) == [
+        "cars.yaml:8: network.images.pyt: detectnet_v2 runs in data_services, deploy, tf1 only; leave it out"
+    ]
+    text = pipeline().replace("name: detectnet_v2", "name: detectnet_v2\n  pretrained: {path: a.hdf5, weights: model}")
+    assert any("begins with a backbone's weights only" in line for line in found(text, profile))
+
+
+def test_a_gate_on_a_figure_that_no_evaluation_gives(profile: Profile) -> None:
+    told = found(pipeline(gates="{quality: {metric: mAP}}"), profile)
+    assert told == ["cars.yaml:12: gates.quality.metric: detectnet_v2 is evaluated by mAP50 only; use that"]
+    assert found(pipeline("rtdetr", gates="{quality: {metric: mAP}}"), profile) == []
+
+
+def test_a_fault_that_a_retraining_has_from_the_training_is_told_once_and_there(profile: Profile) -> None:
+    text = pipeline(more="    class_weights: {bus: 2}\n    set: {training_config.foo: 1}\n  prune: true\n")
+    assert [line.partition(": is no class")[0] for line in found(text, profile)] == [
+        "cars.yaml:12: stages.train.class_weights.bus"
+    ]
+    told = found(text.replace("bus", "car"), profile)
+    assert [line.partition(": unknown key")[0] for line in told] == [
+        "cars.yaml:13: stages.train.set.training_config.foo"
+    ]
+
+
+def test_quantization_awareness_may_begin_with_the_retraining(profile: Profile) -> None:
+    assert found(pipeline(more="  prune: true\n  retrain: {qat: true}\n"), profile) == []
+
+
+def test_a_place_that_refit_replaces_or_leaves_out_is_not_told(profile: Profile) -> None:
+    """An old experiment file is full of paths of the machine that it was written on."""
+    text = own("efficientdet_tf2", profile).replace('"/', "")
+    edits = (
+        ("results_dir: '{out}'", "results_dir: /workspace/tao-experiments/old"),
+        ("evaluate:\n", "evaluate:\n  checkpoint: /workspace/tao-experiments/old/model.tlt\n"),
+    )
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new, 1)
+    assert found(pipeline("efficientdet_tf2", "    spec: my.yaml\n"), profile, {"my.yaml": text}) == []
+
+
+def test_an_encryption_key_in_a_prototxt(profile: Profile) -> None:
+    text = own("faster_rcnn", profile) + 'enc_key: "nvidia_tlt"\n'
+    told = found(pipeline("faster_rcnn", "    spec: my.txt\n"), profile, {"my.txt": text})
+    assert any("an encryption key stands here in plain text" in line for line in told)
+    assert "nvidia_tlt" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("network", "edit"),
+    [("detectnet_v2", ("dbscan_eps: 0.15", "dbscan_eps: 0.3")), ("ssd", ("top_k: 200", "top_k: 100")),
+     ("yolo_v4", ("confidence_threshold: 0.001", "confidence_threshold: 0.3")),
+     ("faster_rcnn", ("object_confidence_thres: 0.0001", "object_confidence_thres: 0.3"))],
+)  # fmt: skip
+def test_models_of_one_run_are_judged_alike(network: str, edit: tuple[str, str], profile: Profile) -> None:
+    first = own(network, profile)
+    at = first.index("evaluation_config {") if network == "faster_rcnn" else 0
+    second = first[:at] + first[at:].replace(*edit)
+    assert second != first
+    more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
+    told = found(pipeline(network, more), profile, {"a.txt": first, "b.txt": second})
+    assert told
+    assert all(line.startswith("b.txt:") and "what decides the evaluation" in line for line in told)
+
+
+def test_a_command_may_have_a_spec_of_its_own(profile: Profile) -> None:
+    text = own("rtdetr", profile, stage="export").replace("opset_version: 17", "opset_version: 16")
+    doc = parse_yaml(pipeline("rtdetr", "  export: {spec: export.yaml}\n"), "cars.yaml")
+    made = pipelines.from_document(doc, "cars", attached={"export.yaml": text})
+    specs = {name: spec for name, _, spec in TaoChain(made, profile).specs()}
+    assert {name for name, spec in specs.items() if spec.own} == {"export"}
+
+
+def test_null_takes_a_field_out_of_a_prototxt(profile: Profile) -> None:
+    doc = parse_yaml(pipeline(more="    set: {training_config.visualizer: null}\n"), "cars.yaml")
+    chain = TaoChain(pipelines.from_document(doc, "cars"), profile)
+    assert not next(spec for name, _, spec in chain.specs() if name == "train").tree.has("training_config.visualizer")
+
+
+def test_a_path_of_set_that_is_none(profile: Profile) -> None:
+    told = found(pipeline(more="    set: {'dataset_config.data_sources[9].x': 1}\n"), profile)
+    assert told[0].startswith("cars.yaml:12: stages.train.set.dataset_config.data_sources[9].x: ")
+    assert "there is no data_sources[9]" in told[0]

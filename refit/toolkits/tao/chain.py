@@ -328,7 +328,8 @@ class TaoChain(Chain):
         for block in blocks:  # the command's own last: it wins
             params = getattr(self.p.stages, block)
             sets |= params.set
-            set_keys |= {path: ("stages", block, "set", path) for path in params.set}
+            said = "train" if block == "retrain" and params.set == self.p.stages.train.set else block
+            set_keys |= {path: ("stages", said, "set", path) for path in params.set}
             named = params.spec or named
         return render.Source(
             scope={**scope(self, work), **dict(flat(getattr(self.p.stages, owner)))},

@@ -150,7 +150,11 @@ def _without_effect(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
         stage = getattr(pipeline.stages, block)
         actions = {**networks.services().stages, **facts.stages}
         mine = [actions[a] for a in _ACTIONS.get(block, (block,)) if a in actions]
-        if stage is None or not mine:
+        if stage is None or block == "prepare" or (block in _NEEDS and not mine):
+            continue
+        if not mine:
+            if stage.model_fields_set:
+                yield ("stages", block), f"{name} has no {block}; leave it out"
             continue
         useful = _useful(facts, block)
         for key in _said(pipeline, block):
