@@ -9,6 +9,7 @@ these faults and found it after hours of GPU time.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from refit.specs import Key, Problem, SpecError, did_you_mean
 from refit.tao import render
-from refit.tao.networks import Role
+from refit.tao.networks import Role, names_in
 
 if TYPE_CHECKING:
     from refit.toolkits.tao import TaoChain
@@ -57,6 +58,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         yield from _alone(look)
         if dataset is not None:
             yield from _with_data(look, dataset)
+    yield from _words(chain)
     yield from _together(looks)
     yield from _batches(chain, looks, dataset)
 
@@ -122,37 +124,60 @@ def _size(look: Look) -> Iterator[Fault]:
 
 
 def _classes(look: Look) -> Iterator[Fault]:
-    tree, classes = look.spec.tree, list(look.chain.names.values())
-    mapped: dict[str, str] = {}
+    mapped = {
+        label: str(look.spec.tree.value(f"{path}[{label}].value", ""))
+        for path in look.roles.get("mapping", ())
+        for label in look.spec.tree.keys(path)
+    }
     for path in look.roles.get("mapping", ()):
-        for label in tree.keys(path):
-            mapped[label] = str(tree.value(f"{path}[{label}].value", ""))
-        for label, target in mapped.items():
-            if not target:
-                yield look.told(f"{path}[{label}]", f"{label!r} is mapped to nothing; name a class, or take it out")
-        for name in classes:
-            if tree.has(path) and name not in mapped:
-                hint = did_you_mean(name, list(mapped))
-                yield look.told(
-                    path, f"class {name!r} of the data set is mapped to nothing{hint}; its boxes would be lost"
-                )
+        if look.spec.tree.has(path):
+            yield from _mapping(look, path, mapped)
     targets = set(mapped.values()) or set(look.chain.targets(look.trained))
-    for path, value in ((p, tree.keys(p)) for p in look.roles.get("classes", ()) if tree.has(p)):
-        others = "default" in value  # DetectNet_v2's inference: classes without an entry take it (bbox_handler.py)
-        for name in [] if others else sorted(targets - set(value)):
-            yield look.told(
-                path, f"has nothing for class {name!r}{did_you_mean(name, value)}; it has {', '.join(value)}"
-            )
-        for name in sorted(set(value) - targets - {"default"}):
-            hint = did_you_mean(name, sorted(targets))
-            yield look.told(f"{path}[{name}]", f"{name!r} is no class of the mapping{hint}")
-    wanted = len(classes) + look.chain.facts.data.first_id
+    for path in look.roles.get("classes", ()):
+        if look.spec.tree.has(path):
+            yield from _entries(look, path, targets)
+    yield from _num_classes(look)
+
+
+def _mapping(look: Look, path: str, mapped: Mapping[str, str]) -> Iterator[Fault]:
+    """The data set's classes -> the model's."""
+    classes = list(look.chain.names.values())
+    for label, target in mapped.items():
+        if not target:
+            yield look.told(f"{path}[{label}]", f"{label!r} is mapped to nothing; name a class, or take it out")
+    for name in classes:
+        if name not in mapped:
+            hint = did_you_mean(name, list(mapped))
+            yield look.told(path, f"class {name!r} of the data set is mapped to nothing{hint}; its boxes would be lost")
+    met = {mapped[name] for name in classes if name in mapped}
+    if empty := sorted(set(mapped.values()) - met - {""}):
+        yield look.told(
+            path,
+            f"no class of the data set is mapped to {', '.join(map(repr, empty))}: the model would have outputs that "
+            "never see an object; take them out",
+        )
+
+
+def _entries(look: Look, path: str, targets: set[str]) -> Iterator[Fault]:
+    """A block for each of the model's classes."""
+    value = look.spec.tree.keys(path)
+    # DetectNet_v2's inference: classes without an entry take this one (bbox_handler.py).
+    rest = "default" in value
+    for name in sorted(targets - set(value)) if not rest else ():
+        yield look.told(path, f"has nothing for class {name!r}{did_you_mean(name, value)}; it has {', '.join(value)}")
+    for name in sorted(set(value) - targets - {"default"}):
+        hint = did_you_mean(name, sorted(targets))
+        yield look.told(f"{path}[{name}]", f"{name!r} is no class of the mapping{hint}")
+
+
+def _num_classes(look: Look) -> Iterator[Fault]:
+    classes, first = len(look.chain.names), look.chain.facts.data.first_id
+    wanted = classes + first
     for path, value in look.found("num_classes"):
         if value != wanted:
-            first = look.chain.facts.data.first_id
             yield look.told(
                 path,
-                f"is {value}; {len(classes)} classes with ids from {first} make {wanted}, and an id beyond it ends "
+                f"is {value}; {classes} classes with ids from {first} make {wanted}, and an id beyond it ends "
                 "in a CUDA assertion",
             )
 
@@ -161,8 +186,9 @@ def _validation(look: Look) -> Iterator[Fault]:
     epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
     if not epochs or look.action not in ("train", "distill"):
         return
-    for role, what in (("evaluate_every", "every"), ("evaluate_from", "first after")):
-        for path, value in look.found(role):  # type: ignore[arg-type]
+    first: tuple[tuple[Role, str], ...] = (("evaluate_every", "every"), ("evaluate_from", "first after"))
+    for role, what in first:
+        for path, value in look.found(role):
             if isinstance(value, int) and value > epochs[0]:
                 text = f"{what} {value} epochs, and the training has {epochs[0]}: it would never come; use at most"
                 yield look.told(path, f"{text} {epochs[0]}")
@@ -192,13 +218,28 @@ def _paths(look: Look) -> Iterator[Fault]:
             yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
         elif look.chain.roots and not f"{value}/".startswith(tuple(f"{root}/" for root in look.chain.roots)):
             roots = " or ".join(look.chain.roots)
-            yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}")
+            begins = path in look.spec.facts.control and names_in(look.spec.facts.control[path]) & render.KEPT
+            other = ", or take it out and name it in network.pretrained" if begins else ""
+            yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}{other}")
     if look.stage == "retrain":
         for path in look.roles.get("start", ()):
             value = look.spec.tree.value(path)
             if value != "{input:prune.model}":
                 named = f"names {value!r}" if value else "names no model"
                 yield look.told(path, f"{named}: the retraining must begin with the pruned model; leave it to Refit")
+
+
+def _words(chain: TaoChain) -> Iterator[Fault]:
+    """TAO's programs put their words into a line for bash, unquoted (nvidia_tao_tf1/cv/common/entrypoint/entrypoint.py,
+    `launch_job`); of what stands there only the workspace's place is not Refit's own making."""
+    for root in chain.roots:
+        if odd := sorted(set(re.sub(r"[A-Za-z0-9_./=:+,@%-]", "", root))):
+            listed = " ".join(map(repr, odd))
+            yield (
+                ("cluster",),
+                f"the workspace is mounted at {root!r}, and TAO's commands take {listed} for more than a character "
+                "of a path; change volumes.workspace.mount_path of the cluster profile",
+            )
 
 
 # --- several specs ----------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from refit import pipeline as pipelines
-from refit.cluster import Profile, load
+from refit.cluster import KubernetesProfile, Profile, load
 from refit.config import Settings
 from refit.specs import Problem, SpecError, parse_yaml
 from refit.tao import networks
@@ -380,3 +380,23 @@ def test_a_path_of_set_that_is_none(profile: Profile) -> None:
     told = found(pipeline(more="    set: {'dataset_config.data_sources[9].x': 1}\n"), profile)
     assert told[0].startswith("cars.yaml:12: stages.train.set.dataset_config.data_sources[9].x: ")
     assert "there is no data_sources[9]" in told[0]
+
+
+def test_outputs_that_never_see_an_object(profile: Profile) -> None:
+    """A spec of another data set: its classes stay in the mapping."""
+    text = own("ssd", profile).replace(
+        "  target_class_mapping {",
+        '  target_class_mapping {\n    key: "sheep"\n    value: "sheep"\n  }\n  target_class_mapping {',
+        1,
+    )
+    told = found(pipeline("ssd", "    spec: my.txt\n"), profile, {"my.txt": text})
+    assert len(told) == 1
+    assert "no class of the data set is mapped to 'sheep'" in told[0]
+
+
+def test_a_workspace_whose_path_bash_would_split(profile: Profile) -> None:
+    assert isinstance(profile, KubernetesProfile)
+    workspace = profile.volumes.workspace.model_copy(update={"mount_path": "/my data"})
+    volumes = profile.volumes.model_copy(update={"workspace": workspace})
+    told = found(pipeline(), profile.model_copy(update={"volumes": volumes}))
+    assert any("mounted at '/my data/cars'" in line and "volumes.workspace.mount_path" in line for line in told)
