@@ -17,8 +17,10 @@ from refit.specs import Key, Problem, SpecError, dotted
 from refit.tao import networks, tree
 from refit.tao.networks import SpecFile, StageFact, fill, names_in
 
-# Where a training begins: what a spec of the user's own says there holds where the pipeline says nothing.
-KEPT = {"pretrained", "pretrained_backbone", "pretrained_model", "start"}
+# What only a training reads: where it begins. What a spec of the user's own says of that holds where the pipeline says
+# nothing, but for the pruned model of another run.
+BEGINNINGS = ("pretrained", "pretrained_backbone", "pretrained_model", "start", "pruned")
+KEPT = {*BEGINNINGS} - {"pruned"}
 
 
 class SetError(SpecError):

@@ -15,11 +15,12 @@ from refit.cluster import Profile
 from refit.pipeline import Pipeline
 from refit.specs import Key, Problem
 from refit.tao import preflight
+from refit.tao.render import BEGINNINGS
 from refit.toolkits.base import Stage
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
 
-__all__ = ["TOOLKIT", "TaoChain", "TaoPipeline", "TaoStages", "TaoToolkit"]
+__all__ = ["BEGINNINGS", "TOOLKIT", "TaoChain", "TaoPipeline", "TaoStages", "TaoToolkit"]
 
 
 @dataclass(frozen=True)

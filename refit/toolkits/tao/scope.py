@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from refit.tao.params import BuildEngineParams, Stages, flat
+from refit.tao.render import BEGINNINGS
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.chain import TaoChain
 
 TRAININGS = ("train", "distill")  # the actions that train
-# What only a training reads: where it begins.
-BEGINNINGS = ("pretrained", "pretrained_backbone", "pretrained_model", "start", "pruned")
 
 
 @dataclass(frozen=True)
