@@ -193,6 +193,14 @@ def test_the_sidecar_has_the_users_classes_in_the_order_of_the_outputs(
     assert ids in (None, [1, 2, 3])
 
 
+def test_cells_are_joined_as_in_the_evaluation_that_judged_the_model(profile: KubernetesProfile) -> None:
+    at = "postprocessing_config.target_class_config[traffic_light].value.clustering_config"
+    change = f"set: {{'{at}.dbscan_eps': 0.4, '{at}.dbscan_min_samples': 0.05}}"
+    found = sidecar(stages(profile, first=f"train: {{epochs: 20, {change}}}", more="  prune: true\n"))["clustering"]
+    assert set(found) == {"default", "Traffic Light"}
+    assert found["Traffic Light"] == {**found["default"], "dbscan_eps": 0.4, "dbscan_min_samples": 1}
+
+
 OWN = ("detectnet_v2", "faster_rcnn", "ssd", "yolo_v4")
 
 

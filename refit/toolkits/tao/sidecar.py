@@ -12,12 +12,18 @@ from typing import TYPE_CHECKING, Any
 from refit.tao import networks
 from refit.tao.networks import Role
 from refit.tao.render import Rendered
+from refit.tao.tree import Tree
 from refit.toolkits.tao.scope import Work, scope
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.chain import TaoChain
 # What a spec says of the input -> the pipeline's name of it.
 _INPUT: dict[Role, str] = {"width": "input_width", "height": "input_height", "channels": "channels"}
+# What refit.postprocess knows of clustering_config, under TAO's names.
+_CLUSTERING = {
+    "coverage_threshold", "minimum_bounding_box_height", "dbscan_eps", "dbscan_min_samples",
+    "dbscan_confidence_threshold", "nms_iou_threshold", "nms_confidence_threshold",
+}  # fmt: skip
 
 
 def text(chain: TaoChain) -> str:
@@ -29,9 +35,13 @@ def text(chain: TaoChain) -> str:
         "classes_sorted": [chain.shown.get(name, name) for name in sorted(classes, key=str.lower)],
         "category_ids": list(range(1, len(classes) + 1)),
     }
-    for rendered in chain.rendered(work):
+    specs = chain.rendered(work)
+    for rendered in specs:
         values |= _input(rendered)
     filled = networks.fill(chain.facts.sidecar, values)
+    for rendered in specs:
+        for path in rendered.facts.roles.get("clustering", ()):
+            filled["clustering"] |= _clustering(chain, rendered.tree, path, filled["clustering"]["default"])
     return json.dumps({"schema": 1, **filled}, indent=1)
 
 
@@ -45,4 +55,19 @@ def _input(rendered: Rendered) -> dict[str, Any]:
                 found.setdefault(f"network.{name}", value)
     if "network.channels" in found:
         found["grayscale"] = found["network.channels"] == 1
+    return found
+
+
+def _clustering(chain: TaoChain, tree: Tree, path: str, default: dict[str, Any]) -> dict[str, Any]:
+    """How the cells of each class are joined: as in the evaluation that judged the model. 0 is "not given" in TAO."""
+    found: dict[str, Any] = {}
+    for name in tree.keys(path):
+        said = tree.value(f"{path}[{name}].value.clustering_config") or {}
+        given = {key: value for key, value in said.items() if value and key in _CLUSTERING}
+        if "dbscan_min_samples" in given:
+            given["dbscan_min_samples"] = max(int(given["dbscan_min_samples"]), 1)
+        if algorithm := said.get("clustering_algorithm"):
+            given["algorithm"] = str(algorithm).lower()
+        if {**default, **given} != default:
+            found[chain.shown.get(name, name)] = {**default, **given}
     return found
