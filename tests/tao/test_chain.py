@@ -222,6 +222,8 @@ def test_a_spec_of_ones_own_decides_size_and_classes(profile: KubernetesProfile,
     assert sidecar(made)["classes"] == ["thing"]
     assert (sidecar(made)["input"]["width"], sidecar(made)["input"]["height"]) == (320, 320)
     assert made["evaluate_trained"].classes == ("thing",)
+    convert = parse(str(made["dataset_convert_train"].files["convert.txt"]), "prototxt", "x")
+    assert convert.keys("target_class_mapping") in ([], ["car", "traffic_light"])
 
 
 def test_what_a_retraining_does_not_name_is_as_in_the_training(profile: KubernetesProfile) -> None:

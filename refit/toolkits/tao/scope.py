@@ -96,7 +96,9 @@ def _network(chain: TaoChain) -> dict[str, Any]:
 
 def _data(chain: TaoChain, work: Work) -> dict[str, Any]:
     p, form, split = chain.p, chain.facts.data.form, work.split
-    classes, weights = chain.targets(work.trained), getattr(p.stages, work.trained).class_weights
+    # The label files hold the data set's classes; of what is trained on them the spec may make fewer.
+    classes = list(chain.names.values()) if work.action == "dataset_convert" else chain.targets(work.trained)
+    weights = getattr(p.stages, work.trained).class_weights
     splits: Mapping[str, int] = (chain.dataset or {}).get("splits", {})
     train = "train/labels" if form == "kitti" else "annotations/train.json"
     augmented = split == "augmented"
