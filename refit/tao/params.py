@@ -104,7 +104,6 @@ class TrainAugmentation(Spec):
     vflip: float | None = Field(None, ge=0, le=1, description="probability")
     zoom_min: float | None = Field(None, gt=0)
     zoom_max: float | None = Field(None, gt=0)
-    rotate_degrees: float | None = Field(None, ge=0, le=180)
     hue: float | None = Field(None, ge=0)
     saturation: float | None = Field(None, ge=0)
     contrast: float | None = Field(None, ge=0)

@@ -117,7 +117,7 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     return Rendered(
         name=name,
         facts=facts,
-        file=file_name(name, facts),
+        file=f"{name}.{facts.file.rpartition('.')[2]}",
         tree=made,
         own=source.own[0] if source.own else "",
         changed=tuple(tree.changes(before, made)) if before else (),
@@ -140,10 +140,6 @@ def _put(
         made.put(path, filled)
         for used in names_in(value) & set(source.keys):
             origins[path] = source.keys[used]
-
-
-def file_name(name: str, facts: SpecFile) -> str:
-    return f"{name}.{facts.file.rpartition('.')[2]}"
 
 
 def origin(rendered: Rendered, path: str) -> Key | None:

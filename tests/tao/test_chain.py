@@ -16,9 +16,21 @@ from refit.config import Settings
 from refit.runtime import pod as pods
 from refit.specs import parse_yaml
 from refit.tao import networks
+from refit.tao.params import (
+    AugmentParams,
+    BuildEngineParams,
+    DatasetConvertParams,
+    EvaluateParams,
+    ExportParams,
+    InferenceParams,
+    PruneParams,
+    QuantizeParams,
+    TrainParams,
+)
 from refit.tao.tree import parse
 from refit.toolkits.base import Stage, spec_text
 from refit.toolkits.tao import TaoChain
+from refit.toolkits.tao.check import useful
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE = """\
@@ -267,3 +279,20 @@ def test_a_param_of_a_block_that_is_turned_on_by_true() -> None:
     text = PIPELINE.replace("NETWORK", "ssd").replace("CLASSES", "[car]").replace("FIRST", "prune: true")
     made = pipelines.from_document(parse_yaml(text, "x"), "x", {"stages.prune.threshold": 0.4})
     assert made.stages.prune.threshold == 0.4
+
+
+def test_every_parameter_does_something_in_some_network() -> None:
+    def names(model: Any, prefix: str = "") -> list[str]:
+        found: list[str] = []
+        for name, field in model.model_fields.items():
+            below = getattr(field.annotation, "model_fields", None)
+            found += names(field.annotation, f"{prefix}{name}.") if below else [f"{prefix}{name}"]
+        return found
+
+    for block, model in {
+        "dataset_convert": DatasetConvertParams, "augment": AugmentParams, "train": TrainParams,
+        "evaluate": EvaluateParams, "prune": PruneParams, "export": ExportParams, "quantize": QuantizeParams,
+        "build_engine": BuildEngineParams, "inference": InferenceParams,
+    }.items():  # fmt: skip
+        used = {name for network in networks.known() for name in useful(networks.load(network), block)}
+        assert set(names(model)) - used == {"spec", "set"}, block

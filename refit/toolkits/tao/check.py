@@ -156,13 +156,13 @@ def _without_effect(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
             if stage.model_fields_set:
                 yield ("stages", block), f"{name} has no {block}; leave it out"
             continue
-        useful = _useful(facts, block)
+        known = useful(facts, block)
         for key in _said(pipeline, block):
             path: Key = ("stages", block, *key.split("."))
             if key in ("spec", "set"):
                 if not any(action.specs for action in mine):
                     yield path, f"the {block} of {name} reads no spec; leave it out"
-            elif key not in useful:
+            elif key not in known:
                 yield path, f"{name} has no such parameter; set it by its path in the spec, under stages.{block}.set"
 
 
@@ -175,7 +175,7 @@ def _said(pipeline: TaoPipeline, block: str) -> list[str]:
     return [n for n, _ in said]
 
 
-def _useful(facts: Network, block: str) -> set[str]:
+def useful(facts: Network, block: str) -> set[str]:
     """The parameters of a block that do something in this network."""
     prefix = "train" if block in TRAININGS else block
     named = _named(facts, block)
