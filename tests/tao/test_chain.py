@@ -156,6 +156,21 @@ def test_a_change_of_the_engine_does_not_train_again(profile: KubernetesProfile,
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("network", [n for n in networks.known() if n not in ("ssd", "yolo_v4")])  # batches of one
+def test_a_change_of_the_pictures_draws_them_again_and_no_more(profile: KubernetesProfile, network: str) -> None:
+    before, after = (keys(profile, network, f"  inference: {{batch_size: {n}}}\n") for n in (2, 4))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"inference"}
+
+
+@pytest.mark.parametrize("network", ["rtdetr", "dino", "deformable_detr"])
+def test_a_transformer_is_not_trained_again_for_its_evaluation(profile: KubernetesProfile, network: str) -> None:
+    before, after = (keys(profile, network, f"  evaluate: {{batch_size: {n}}}\n") for n in (2, 4))
+    assert before["train"] == after["train"]
+    assert before["export"] == after["export"]
+    assert before["evaluate_trained"] != after["evaluate_trained"]
+
+
 def test_params_of_the_trigger_form(profile: KubernetesProfile) -> None:
     made = pipelines.load(ROOT / "specs" / "examples" / "plates.yaml")
     fields = {f.key: f for f in plans.params(made)}

@@ -249,13 +249,11 @@ class TaoChain(Chain):
         """A stage whose command is TAO's; `gpu`: the type of GPU that it must run on."""
         fact, values = self.fact(work.action), scope(self, work)
         secret = self.p.network.key_secret
-        argv = render.words(fact, values)
+        argv, retraining = render.words(fact, values), work.stage == "retrain"
         return Stage(
             name=work.stage,
-            action="retrain"
-            if work.stage == "retrain"
-            else {"evaluate_engine": "evaluate"}.get(work.action, work.action),
-            title=fact.title if work.stage != "retrain" else "Retrain the pruned model",
+            action="retrain" if retraining else _SHOWN.get(work.action, work.action),
+            title="Retrain the pruned model" if retraining else fact.title,
             environment=f"tao_{fact.image}",
             image=networks.image(self.p.network, fact.image),
             argv=tuple(recording(argv, "{out}/gpu.csv")) if work.action == "build_engine" else argv,

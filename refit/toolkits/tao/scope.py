@@ -57,16 +57,20 @@ def scope(chain: TaoChain, work: Work) -> dict[str, Any]:
 
 
 def _parameters(chain: TaoChain, work: Work) -> dict[str, Any]:
+    """Those that the command may read are there: its own, the training's, and the evaluation's, which a training does
+    as well. The others are None, so that a change of one does not run the command again."""
     stages = chain.p.stages
     found: dict[str, Any] = {"seed": chain.p.seed}
+    read = {work.block, work.trained, "train", "evaluate"}
     for block in type(stages).model_fields:
-        found |= _of_block(stages, block)
+        parameters = _of_block(stages, block)
+        found |= parameters if block in read else dict.fromkeys(parameters)
     trained = getattr(stages, work.trained)
     found |= dict(flat(trained, "train."))
     return found | {
         "qat": trained.qat,
         "amp": trained.amp,
-        "distill.teacher": stages.distill and chain.placed(stages.distill.teacher),
+        "distill.teacher": chain.placed(stages.distill.teacher) if stages.distill else None,
         "quantizing": stages.quantize is not None,
         "augmented": stages.augment is not None,
     }
