@@ -112,6 +112,8 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
         except KeyError as exc:
             raise SetError(source.set_keys[path], str(exc.args[0])) from None
         origins[path] = source.set_keys[path]
+    if source.own is None:
+        _within_the_training(made, facts, origins)
     for path in source.omit:
         made.drop(path)
     return Rendered(
@@ -123,6 +125,15 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
         changed=tuple(tree.changes(before, made)) if before else (),
         origins=origins,
     )
+
+
+def _within_the_training(made: tree.Tree, facts: SpecFile, origins: Mapping[str, Key]) -> None:
+    """The template's intervals of epochs fit into a training that the pipeline makes shorter, e.g. for a trial."""
+    epochs = [value for path in facts.roles.get("epochs", ()) if isinstance(value := made.value(path), int)]
+    for path in (*facts.roles.get("evaluate_every", ()), *facts.roles.get("evaluate_from", ())):
+        value = made.value(path)
+        if epochs and isinstance(value, int) and value > epochs[0] and path not in origins:
+            made.put(path, epochs[0])
 
 
 def _put(

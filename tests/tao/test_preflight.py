@@ -96,6 +96,17 @@ def test_what_refit_makes_is_good_as_a_spec_of_ones_own(network: str, profile: P
     assert found(pipeline(network, f"    spec: {name}\n"), profile, {name: text}, DATASET) == []
 
 
+@pytest.mark.parametrize("network", networks.known())
+def test_a_short_training_is_validated_and_saved(network: str, profile: Profile) -> None:
+    """The templates' intervals are longer than a trial of two epochs; an interval of the user's own is theirs."""
+    more = "  prune: true\n" if prunes(network) else ""
+    text = pipeline(network, more).replace("epochs: 20", "epochs: 2")
+    assert found(text, profile, dataset=DATASET) == []
+    told = found(text.replace("epochs: 2", "epochs: 2\n    evaluate_every: 5"), profile)
+    if network != "yolo_v4":  # which evaluates where it saves
+        assert any("every 5 epochs, and the training has 2" in t and t.startswith("cars.yaml:11:") for t in told), told
+
+
 # (the fault, network, what is changed in the spec that Refit would make, the place, words of the message)
 IN_SPEC = [
     ("misspelt key", "detectnet_v2", ("num_epochs:", "num_epoch:"), "num_epoch:", "did you mean 'num_epochs'"),
@@ -295,13 +306,11 @@ def test_what_would_have_no_effect(network: str, stages: str, key: str, message:
     assert message in told[0]
 
 
-def test_what_the_network_block_says_without_effect(profile: Profile) -> None:
-    text = pipeline().replace("name: detectnet_v2", "name: detectnet_v2\n  images: {pyt: mine}")
-    assert found(text, profile) == [
-        "cars.yaml:8: network.images.pyt: detectnet_v2 runs in data_services, deploy, tf1 only; leave it out"
-    ]
+def test_a_whole_model_where_a_network_begins_with_a_backbone(profile: Profile) -> None:
     text = pipeline().replace("name: detectnet_v2", "name: detectnet_v2\n  pretrained: {path: a.hdf5, weights: model}")
-    assert any("begins with a backbone's weights only" in line for line in found(text, profile))
+    assert found(text, profile) == [
+        "cars.yaml:8: network.pretrained.weights: detectnet_v2 begins with a backbone's weights only; leave it out"
+    ]
 
 
 def test_a_gate_on_a_figure_that_no_evaluation_gives(profile: Profile) -> None:

@@ -72,10 +72,6 @@ def _network(network: NetworkParams, facts: Network) -> Iterator[Fault]:
         yield ("network", "channels"), f"{network.name} takes images of {only} channels, not {network.channels}"
     if network.key_secret and not facts.encrypted:
         yield ("network", "key_secret"), f"{network.name} has no encrypted models; leave it out"
-    kinds = {*(stage.image for stage in facts.stages.values()), "data_services"}
-    for kind in network.images:
-        if kind not in kinds:
-            yield ("network", "images", kind), f"{network.name} runs in {', '.join(sorted(kinds))} only; leave it out"
     yield from _release(network, facts)
     yield from _pretrained(network, facts)
 
