@@ -162,6 +162,7 @@ class _Pipeline:
         source, why, image_dir, label_dir = self._source()
         out.block(0, "dataset")
         out.put(1, "source", source, why)
+        self._coco()
         kubeflow = self.kubeflow
         if kubeflow and kubeflow.url:
             out.note(1, f"the data came from {place(kubeflow.url.value)} ({kubeflow.url.where})")
@@ -181,6 +182,19 @@ class _Pipeline:
         if kubeflow and kubeflow.dvc:
             out.put(1, "arrival", {"marker": dvc.MARKER}, "dvc.sh writes it last")
             self._dvc(source)
+
+    def _coco(self) -> None:
+        """Refit writes TAO's COCO files itself, and has no reader for the user's own."""
+        if self.train is None:
+            return
+        for path, scalar in self.train.tree.leaves():
+            if path.startswith("dataset.train_data_sources") and path.endswith(".json_file") and scalar.value:
+                self.made.notes.append(
+                    f"{self.train.file}:{scalar.line}: {path}: the data are COCO annotations, which Refit does not "
+                    "read: convert them to KITTI or Pascal VOC (docs/coming-from.md has the lines), then "
+                    "`refit dataset check FOLDER`; the COCO files that TAO reads are made of those"
+                )
+                return
 
     def _dvc(self, source: str) -> None:
         assert self.kubeflow is not None
@@ -262,7 +276,8 @@ class _Pipeline:
             self.out.put(1, "pretrained", {"ngc": ngc_model, **secret}, f"{start.where} {start.path}: {start.value}")
             return
         host = self.old.mounts.host(str(start.value)) or str(start.value)
-        self.out.put(1, "pretrained", {"path": host}, f"{start.where}; put it below the inbox or the workspace")
+        seen = f"pods see the pipeline's folder of the workspace alone (/workspace/{self.old.name}): copy it there, and"
+        self.out.put(1, "pretrained", {"path": host}, f"{start.where}; {seen} name that place")
 
     def _stages(self) -> None:
         out, kubeflow = self.out, self.kubeflow

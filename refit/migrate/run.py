@@ -164,11 +164,7 @@ class _Found:
     def _add(self, spec: Spec) -> None:
         other = self.specs.get(spec.role)
         if other is not None:
-            second = "retrain" if spec.role == "train" else "ROLE"
-            raise ImportFault(
-                f"{spec.file}: is a {spec.role} spec, as {other.file} is (a retraining's names the pruned model); say "
-                f"which is which: {spec.role}={other.file} {second}={spec.file}"
-            )
+            raise ImportFault(f"{spec.file} and {other.file} are both of the role {spec.role}; {_choice(spec, other)}")
         self.specs[spec.role] = spec
 
     def _mounts(self, thing: Other) -> None:
@@ -231,6 +227,15 @@ class _Found:
         classes = tuple(c.strip() for c in (args.classes or "").split(",") if c.strip())
         ordered = {role: self.specs[role] for role in ROLES if role in self.specs}
         return Old(name, network, ordered, self.kubeflow, self.mounts, self.vault, classes)
+
+
+def _choice(spec: Spec, other: Spec) -> str:
+    """What to do about two specs of one role."""
+    one = "give the files of one model by their names, not the whole folder"
+    if spec.role != "train" or (spec.network and "prune" not in networks.load(spec.network).stages):
+        return one
+    say = f"train={other.file} retrain={spec.file}"
+    return f"a retraining's names the pruned model, and both or none do: say {say}, or {one}"
 
 
 def _known(network: str) -> None:
@@ -400,12 +405,15 @@ def _judge(path: Path, made: Made, settings: Settings) -> tuple[list[str], list[
             doc, pipelines.peek_name(path), attached=pipelines.attachments(doc, path.parent)
         )
         profile = cluster.of_pipeline(pipeline, settings)
-        seen: dict[str, None] = {}
+        seen: dict[str, str] = {}  # a place may get another value from each command: told once, best with a value
         for _, _, rendered in TaoChain(pipeline, profile).specs():
-            seen |= dict.fromkeys(rendered.changed)
+            for line in rendered.changed:
+                spot = line.partition(" -> ")[0].partition(": added: ")[0]
+                if seen.get(spot, "-> left out").endswith("-> left out"):
+                    seen[spot] = line
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, None)
         told = [str(f if isinstance(f, Problem) else doc.problem(f[0], f[1])) for f in faults]
-        return list(seen), told
+        return list(seen.values()), told
     except SpecError as exc:
         return [], [str(p) for p in exc.problems]
 

@@ -35,6 +35,8 @@ toolkit: tao
 runtime: kubernetes
 network:
   name: {network}
+  input_width: 256
+  input_height: 256
   images: {{{images}}}
 stages:
   train: {{epochs: 2, batch_size: 4}}

@@ -52,7 +52,22 @@ def supervisely(tmp_path: Path) -> list[Path]:
     return [tmp_path / "project"]
 
 
-@pytest.mark.parametrize("name", ["drip", "supervisely"])
+@pytest.fixture
+def coco(tmp_path: Path) -> list[Path]:
+    box, said = {"category_id": 7, "bbox": [1, 2, 29, 38]}, []
+    for i in range(3):
+        picture(tmp_path / "images" / "day" / f"{i}.jpg")
+        said += [{"image_id": i, **box}, {"image_id": i, **box, "iscrowd": 1}]  # a crowd is no object
+    whole = {
+        "images": [{"id": i, "file_name": f"day/{i}.jpg"} for i in range(3)],
+        "annotations": said,
+        "categories": [{"id": 7, "name": "big car"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(whole))
+    return [tmp_path / "instances.json", tmp_path / "images"]
+
+
+@pytest.mark.parametrize("name", ["drip", "supervisely", "coco"])
 def test_the_converter(name: str, refit: Callable[..., Called], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     given = request.getfixturevalue(name)
     out = tmp_path / "out"

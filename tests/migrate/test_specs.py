@@ -364,3 +364,37 @@ def test_a_folder_with_a_spec_for_each_command(refit: Refit, tmp_path: Path) -> 
     assert f"left aside: {folder / 'evaluate.yaml'}: is a spec of evaluate alone" in told.out
     assert "model.pretrained_backbone_path: left out: it names no weights" in told.out
     assert refit("validate", "new/x.yaml").code == 0
+
+
+def test_specs_of_several_models_are_not_mixed(refit: Refit, tmp_path: Path) -> None:
+    """NVIDIA's folders hold a spec for each backbone, or for each command."""
+    one, two = write(tmp_path / "old", one=old.detectnet(), two=old.detectnet(epochs=20))
+    told = refit("import", tmp_path / "old", "--into", "new")
+    assert told.code == 2
+    assert f"{two} and {one} are both of the role train; " in told.err
+    assert f"say train={one} retrain={two}, or give the files of one model" in told.err
+    text = networks.template(networks.folder("rtdetr"), "experiment.yaml")
+    (tmp_path / "whole.yaml").write_text(text)
+    told = refit("import", tmp_path / "whole.yaml", f"train={tmp_path / 'whole.yaml'}", "--network", "rtdetr")
+    assert told.code == 2
+    assert "are both of the role train; give the files of one model" in told.err, "it has no retraining"
+
+
+def test_annotations_that_refit_does_not_read_are_told(refit: Refit, tmp_path: Path) -> None:
+    spec = tmp_path / "train.yaml"
+    spec.write_text(networks.template(networks.folder("rtdetr"), "experiment.yaml"))
+    told = refit("import", spec, "--into", "new", "--name", "x", "--classes", "car", "--network", "rtdetr")
+    assert told.code == 0, told.text
+    line = line_of(spec, "json_file")
+    assert f"note: {spec}:{line}: dataset.train_data_sources[0].json_file: the data are COCO annotations" in told.out
+
+
+def test_a_place_that_each_command_sets_is_told_once(refit: Refit, tmp_path: Path) -> None:
+    spec = tmp_path / "train.yaml"
+    text = networks.template(networks.folder("rtdetr"), "experiment.yaml")
+    spec.write_text(text.replace("evaluate:\n", "evaluate:\n  checkpoint: model.pth\n", 1))
+    told = refit("import", spec, "--into", "new", "--name", "x", "--classes", "car", "--network", "rtdetr")
+    assert told.code == 0, told.text
+    told_of = [line for line in told.out.splitlines() if "evaluate.checkpoint: " in line and "x/train.yaml" in line]
+    assert len(told_of) == 1
+    assert "{input:train.model}" in told_of[0], "not that the training does without it"
