@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.parse
 from typing import Any
 
 import pytest
@@ -63,6 +64,15 @@ def pipeline(network: str, image: str) -> str:
     return PIPELINE.format(network=network, images=images, stages="\n".join(stages), release=release)
 
 
+def why(house: House, run: dict[str, Any], states: dict[str, str | None]) -> str:
+    """The failed tasks of a run, and the end of what each said."""
+    said = []
+    for task in (name for name, state in states.items() if state == "failed"):
+        path = f"/dags/{run['dag']}/dagRuns/{urllib.parse.quote(run['run'])}/taskInstances/{task}/logs/1"
+        said.append(f"{task}: {str(house.airflow.client.get(path))[-3000:]}")
+    return "\n".join(said) or str(states)
+
+
 @pytest.fixture(scope="module")
 def runs(house: House) -> dict[str, dict[str, Any]]:
     """Network -> its run; all of them at once, on two GPUs."""
@@ -90,7 +100,7 @@ def runs(house: House) -> dict[str, dict[str, Any]]:
 def test_the_chain_runs_as_pods(house: House, runs: dict[str, dict[str, Any]], network: str) -> None:
     run = runs[network]
     states = house.airflow.states(run["dag"], run["run"])
-    assert run["state"] == "success", states
+    assert run["state"] == "success", why(house, run, states)
     ran = {task.rpartition(".")[2] for task, state in states.items() if state == "success"} - {"done", "arrival"}
     assert ran == set(run["pods"])
     assert {len(pods) for pods in run["pods"].values()} == {1}, "no stage ran twice"
