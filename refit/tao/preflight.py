@@ -9,20 +9,23 @@ these faults and found it after hours of GPU time.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from refit.specs import Key, Problem, SpecError, did_you_mean
-from refit.tao import render
+from refit.tao import render, tree
 from refit.tao.networks import Role, names_in
 
 if TYPE_CHECKING:
     from refit.toolkits.tao import TaoChain
+    from refit.toolkits.tao.scope import Work
 
 Fault = Problem | tuple[Key, str]
+_SIDES: tuple[Literal["width", "height"], ...] = ("width", "height")
 _WHERE = " (in the spec of "
 
 
@@ -43,7 +46,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     from refit.tao import schema
 
     try:
-        looks = [Look(chain, work.stage, work.action, work.trained, spec) for work, spec in chain.works()]
+        looks = [Look(chain, work, spec) for work, spec in chain.works()]
     except render.SetError as exc:
         yield exc.key, exc.message
         return
@@ -51,26 +54,25 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         yield from exc.problems
         return
     for look in looks:
-        network = "augmentation" if look.action == "augment" else chain.p.network.name
-        for problem in schema.check(network, look.action, look.spec.tree, chain.tag(look.action)):
+        network = "augmentation" if look.work.action == "augment" else chain.p.network.name
+        for problem in schema.check(network, look.work.action, look.spec.tree, chain.tag(look.work.action)):
             yield look.told(problem.key, problem.message) if problem.key else problem
     for look in looks:
         yield from _alone(look)
         if dataset is not None:
             yield from _with_data(look, dataset)
     yield from _words(chain)
+    yield from _files(chain)
     yield from _together(looks)
     yield from _batches(chain, looks, dataset)
 
 
 @dataclass(frozen=True)
 class Look:
-    """A spec file of a stage, and where in it things stand; `trained`: the block whose training the stage is of."""
+    """A spec file of a stage, and where in it things stand."""
 
     chain: TaoChain
-    stage: str
-    action: str
-    trained: str
+    work: Work
     spec: render.Rendered
 
     @cached_property
@@ -82,10 +84,11 @@ class Look:
         return [(p, self.spec.tree.value(p)) for p in self.roles.get(role, ()) if self.spec.tree.has(p)]
 
     def told(self, path: str, message: str) -> Fault:
-        """A fault at a path: in the pipeline file where that gave the value, else in the spec file."""
-        key = render.origin(self.spec, path)
+        """A fault at a path: in the pipeline file where that gave the value, else in the user's spec file; one of a
+        template is the pipeline's too, in its choice of the network."""
+        key = render.origin(self.spec, path) or (None if self.spec.own else ("network",))
         if key is not None:
-            return key, f"{message}{_WHERE}{self.stage}: {path})"
+            return key, f"{message}{_WHERE}{self.work.stage}: {path})"
         return self.spec.tree.problem(path, message)
 
 
@@ -95,6 +98,7 @@ class Look:
 def _alone(look: Look) -> Iterator[Fault]:
     yield from _key(look)
     yield from _size(look)
+    yield from _image_type(look)
     yield from _classes(look)
     yield from _validation(look)
     yield from _qat(look)
@@ -113,14 +117,35 @@ def _key(look: Look) -> Iterator[Fault]:
 
 def _size(look: Look) -> Iterator[Fault]:
     facts, network = look.chain.facts, look.chain.p.network
-    for role in ("width", "height"):
-        for path, value in look.found(role):
+    for side in _SIDES:
+        for path, value in look.found(side):
             if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, network.name)):
                 yield look.told(path, fault)
     for path, value in look.found("channels"):
         if value not in facts.input.channels:
             only = " or ".join(map(str, facts.input.channels))
             yield look.told(path, f"{network.name} takes images of {only} channels, not {value}")
+    for path, scales in look.found("scales"):
+        for i, scale in enumerate(scales if isinstance(scales, list) else ()):
+            for side in scale if isinstance(scale, list) else [scale]:  # pairs too
+                if isinstance(side, int) and (fault := facts.input.misfit(side, network.name)):
+                    yield look.told(f"{path}[{i}]", fault)
+
+
+def _image_type(look: Look) -> Iterator[Fault]:
+    """Three places that tell one thing in FasterRCNN's spec."""
+    for path in look.roles.get("image_type", ()):
+        kind = look.spec.tree.value(path, "RGB")
+        channels = ("l",) if kind in ("GRAY_SCALE", 1) else ("r", "g", "b")
+        for there, value in look.found("channels"):
+            if value != len(channels):
+                yield look.told(
+                    path,
+                    f"{kind} images have {len(channels)} channel{'s'[: len(channels) - 1]}, and {there} is {value}",
+                )
+        for there in look.roles.get("means", ()):
+            if lacks := [c for c in channels if c not in look.spec.tree.keys(there)]:
+                yield look.told(there, f"has no mean of {', '.join(lacks)}, which {kind} images need; add it")
 
 
 def _classes(look: Look) -> Iterator[Fault]:
@@ -132,7 +157,7 @@ def _classes(look: Look) -> Iterator[Fault]:
     for path in look.roles.get("mapping", ()):
         if look.spec.tree.has(path):
             yield from _mapping(look, path, mapped)
-    targets = set(mapped.values()) or set(look.chain.targets(look.trained))
+    targets = set(mapped.values()) or set(look.chain.targets(look.work.trained))
     for path in look.roles.get("classes", ()):
         if look.spec.tree.has(path):
             yield from _entries(look, path, targets)
@@ -184,7 +209,7 @@ def _num_classes(look: Look) -> Iterator[Fault]:
 
 def _validation(look: Look) -> Iterator[Fault]:
     epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
-    if not epochs or look.action not in ("train", "distill"):
+    if not epochs or look.work.action not in ("train", "distill"):
         return
     first: tuple[tuple[Role, str], ...] = (("evaluate_every", "every"), ("evaluate_from", "first after"))
     for role, what in first:
@@ -196,13 +221,14 @@ def _validation(look: Look) -> Iterator[Fault]:
 
 def _qat(look: Look) -> Iterator[Fault]:
     """Each training by its own block: NVIDIA's way is to train and prune without, and to retrain with it."""
-    wanted = getattr(look.chain.p.stages, look.trained).qat
+    trained = look.work.trained
+    wanted = getattr(look.chain.p.stages, trained).qat
     for path, value in look.found("qat"):
         if bool(value) != wanted:
             is_, should = ("on", "off") if value else ("off", "on")
             yield look.told(
                 path,
-                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.{look.trained}.qat); "
+                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.{trained}.qat); "
                 "make them agree",
             )
 
@@ -216,17 +242,35 @@ def _paths(look: Look) -> Iterator[Fault]:
             continue
         if path in outputs and os.path.lexists(value):
             yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
-        elif look.chain.roots and not f"{value}/".startswith(tuple(f"{root}/" for root in look.chain.roots)):
-            roots = " or ".join(look.chain.roots)
-            begins = path in look.spec.facts.control and names_in(look.spec.facts.control[path]) & render.KEPT
+        elif fault := _unseen(look.chain, value):
+            begins = look.work.begins and names_in(look.spec.facts.control.get(path)) & render.KEPT
             other = ", or take it out and name it in network.pretrained" if begins else ""
-            yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}{other}")
-    if look.stage == "retrain":
+            yield look.told(path, f"{fault}{other}")
+    if look.work.stage == "retrain":
         for path in look.roles.get("start", ()):
             value = look.spec.tree.value(path)
             if value != "{input:prune.model}":
                 named = f"names {value!r}" if value else "names no model"
                 yield look.told(path, f"{named}: the retraining must begin with the pruned model; leave it to Refit")
+
+
+def _unseen(chain: TaoChain, value: str) -> str:
+    """What is wrong with a place that a stage is to read, relative to its pipeline's folder; "" where nothing is."""
+    places = [posixpath.normpath(posixpath.join(root, value)) for root in chain.roots]
+    if not places or any(f"{at}/".startswith(f"{root}/") for at, root in zip(places, chain.roots, strict=True)):
+        return ""
+    return f"{value} is no place that a stage sees; put it below {' or '.join(chain.roots)}"
+
+
+def _files(chain: TaoChain) -> Iterator[Fault]:
+    """What the pipeline itself names for a stage to read."""
+    pretrained, distill = chain.p.network.pretrained, chain.p.stages.distill
+    named: list[tuple[Key, str | None]] = [(("stages", "distill", "teacher"), distill and distill.teacher)]
+    if not isinstance(pretrained, bool):
+        named.append((("network", "pretrained", "path"), pretrained.path))
+    for key, value in named:
+        if value and (fault := _unseen(chain, value)):
+            yield key, fault
 
 
 def _words(chain: TaoChain) -> Iterator[Fault]:
@@ -258,35 +302,48 @@ _EQUAL: tuple[tuple[Role, str, str], ...] = (
 )
 
 
+Leaves = Mapping[str, tree.Scalar]  # what stands at a path: the rest of each leaf's path -> its value
+
+
 def _together(looks: list[Look]) -> Iterator[Fault]:
     for role, what, why in _EQUAL:
-        groups: dict[str, list[tuple[Look, str, Any]]] = {}
+        groups: dict[str, list[tuple[Look, str]]] = {}
         for look in looks:
-            for path, value in _values(look, role):
-                groups.setdefault(path if role == "judging" else "", []).append((look, path, value))
-        for (first, there, wanted), *others in groups.values():
-            for look, path, value in others:
-                if _plain(value) != _plain(wanted):
-                    text = f"{what} is {_short(value)} here, and {_short(wanted)} in {first.spec.tree.file} ({there})"
-                    yield look.told(path, f"{text}{why}; make them equal")
+            for path in look.roles.get(role, ()):
+                if look.spec.tree.has(path):
+                    groups.setdefault(path if role == "judging" else "", []).append((look, path))
+        for (first, there), *others in groups.values():
+            wanted, file = _below(first, there), first.spec.tree.file
+            for look, path in others:
+                for rest, difference in _differences(_below(look, path), wanted, file):
+                    yield look.told(f"{path}{rest}", f"{what}: {difference}{why}; make them equal")
 
 
-def _values(look: Look, role: Role) -> Iterator[tuple[str, Any]]:
-    """(path, value) of each place of a role; of a repeated field, all of them."""
-    for path in look.roles.get(role, ()):
-        nodes = look.spec.tree.values(path)
-        if nodes:
-            yield path, nodes if len(nodes) > 1 or isinstance(nodes[0], dict) else nodes[0]
+def _below(look: Look, path: str) -> Leaves:
+    found = look.spec.tree.leaves()
+    return {at.removeprefix(path): leaf for at, leaf in found if at == path or at.startswith((f"{path}.", f"{path}["))}
 
 
-def _plain(value: Any) -> Any:
-    """Lists of map entries in one order."""
-    return sorted(value, key=repr) if isinstance(value, list) else value
+def _differences(here: Leaves, there: Leaves, file: str) -> Iterator[tuple[str, str]]:
+    """(where, what) of each leaf that differs; an entry that one side lacks counts as one."""
+    for rest, leaf in here.items():
+        if rest in there and leaf.value != there[rest].value:
+            other = there[rest]
+            yield rest, f"{tree.shown(leaf)} here, and {tree.shown(other)} in {_place(file, other)}"
+    for entry in dict.fromkeys(_entry(rest, there) for rest in here if rest not in there):
+        yield entry, f"is here, and not in {file}"
+    for entry, leaf in {_entry(rest, here): leaf for rest, leaf in reversed(there.items()) if rest not in here}.items():
+        yield "", f"{entry.lstrip('.')} is in {_place(file, leaf)}, and not here"
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _entry(rest: str, others: Leaves) -> str:
+    """The entry of a map that a leaf stands in, where the other side has nothing of it; else the leaf."""
+    entry = rest[: rest.find("]") + 1]
+    return rest if not entry or any(other.startswith(entry) for other in others) else entry
+
+
+def _place(file: str, leaf: tree.Scalar) -> str:
+    return f"{file}:{leaf.line}" if leaf.line else file
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------
@@ -306,14 +363,35 @@ def _with_data(look: Look, dataset: Mapping[str, Any]) -> Iterator[Fault]:
                     f"is {value!r}, and the data set has {listed} images, which {p.network.name} would not find; "
                     f"set network.image_extension, or let stages.prepare.convert make them all one kind",
                 )
+    yield from _resized(look, images)
+
+
+def _resized(look: Look, images: Mapping[str, Any]) -> Iterator[Fault]:
+    """A network that takes the images as they are needs them at its input's size."""
+    resize = look.chain.p.stages.prepare.resize
+    if resize and resize.keep_aspect and not resize.pad:
+        return  # at sizes that are known only when it is done
+    for place in look.roles.get("resizes", ()):
+        if look.spec.tree.value(place):
+            continue
+        for side in _SIDES:
+            span = [getattr(resize, side)] * 2 if resize else images.get(side)
+            for path, value in look.found(side) if span else ():
+                if isinstance(value, int) and value > 0 and [*span] != [value, value]:
+                    have = " to ".join(map(str, sorted(set(span))))
+                    yield look.told(
+                        path,
+                        f"the {side} is {value}, and the images have {have}; let TAO fit them "
+                        f"(stages.train.set: {{{place}: true}}), or set stages.prepare.resize",
+                    )
 
 
 def _batches(chain: TaoChain, looks: list[Look], dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     splits: Mapping[str, int] = (dataset or {}).get("splits", {})
     for look in looks:
-        if look.action not in ("train", "distill") or not splits:
+        if look.work.action not in ("train", "distill") or not splits:
             continue
-        gpus = max(1, chain.resources(look.stage).gpus)
+        gpus = max(1, chain.resources(look.work.stage).gpus)
         for path, value in look.found("batch_size"):
             if isinstance(value, int) and value * gpus > splits.get("train", 0):
                 times = f" x {gpus} GPUs" if gpus > 1 else ""

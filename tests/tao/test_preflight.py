@@ -121,6 +121,11 @@ IN_SPEC = [
     ("class without mapping", "ssd", ('key: "person"', 'key: "people"'), "", "'person'"),
     ("size against the stride", "detectnet_v2", ("image_width: 960", "image_width: 961"), "961", "use 960"),
     ("size against the stride", "yolo_v4", ("output_height: 384", "output_height: 400"), "400", "multiple of 32"),
+    ("size against the stride", "rtdetr", ("- 512", "- 500"), "- 500", "use 512"),
+    ("bad choice", "faster_rcnn", ("resnet:18", "resnet:19"), "resnet:19", "resnet:34"),
+    ("channels", "faster_rcnn", ("image_type: RGB", "image_type: GRAY_SCALE"), "GRAY_SCALE",
+     "GRAY_SCALE images have 1 channel, and augmentation_config.preprocessing.output_image_channel is 3"),
+    ("channels", "faster_rcnn", ('key: "g"', 'key: "x"'), "", "has no mean of g"),
     ("validation that never comes", "detectnet_v2",
      ("validation_period_during_training: 10", "validation_period_during_training: 50"), ": 50", "never come"),
     ("QAT half on", "detectnet_v2", ("enable_qat: false", "enable_qat: true"), "enable_qat", "stages.train.qat"),
@@ -138,6 +143,11 @@ def test_a_fault_in_a_spec_of_ones_own(
     assert any(message in line and line.startswith(f"{name}:") for line in told), told
     if place in text and place.strip() and ":" in place:
         assert any(line.startswith(f"{name}:{line_of(text, place)}:") for line in told), told
+
+
+def test_grayscale_in_the_pipeline_is_grayscale_in_a_spec_of_ones_own(profile: Profile) -> None:
+    given = pipeline("faster_rcnn", "    spec: my.txt\n").replace("name: faster", "channels: 1\n  name: faster")
+    assert found(given, profile, {"my.txt": own("faster_rcnn", profile)}) == []
 
 
 def test_a_size_in_the_pipeline_that_the_stride_does_not_divide(profile: Profile) -> None:
@@ -175,17 +185,23 @@ def test_sizes_and_boxes_that_differ_between_train_and_retrain(profile: Profile)
     more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
     told = found(pipeline(more=more), profile, {"a.txt": first, "b.txt": second})
     boxes = [t for t in told if "boxes that count" in t]
-    assert len(boxes) == 1
-    assert boxes[0].startswith("b.txt:")
-    assert "could not be compared" in boxes[0]
-    assert any("width is 640 here, and 960 in a.txt" in t and t.startswith("b.txt:") for t in told)
+    place = "evaluation_config.evaluation_box_config[car].value.minimum_height"
+    assert boxes == [
+        f"b.txt:{line_of(second, 'minimum_height: 20')}: {place}: the boxes that count in the evaluation: 20 here, and "
+        f"0 in a.txt:{line_of(first, 'minimum_height: 0')}: mAP before and after could not be compared; make them equal"
+    ]
+    assert any("width: 640 here, and 960 in a.txt" in t and t.startswith("b.txt:") for t in told)
 
 
 def test_an_extension_that_the_data_does_not_have(profile: Profile) -> None:
     data = {**DATASET, "images": {**DATASET["images"], "extensions": {".png": 100, ".jpg": 20}}}
     told = found(pipeline(), profile, dataset=data)
     assert len(told) == 1
-    assert "100 .png images, which detectnet_v2 would not find" in told[0]
+    assert told[0].startswith("cars.yaml:6: network: is 'jpg', and the data set has 100 .png images")
+    given = pipeline().replace("name: detectnet_v2", "name: detectnet_v2\n  image_extension: png")
+    told = found(given, profile, dataset=data)
+    assert len(told) == 1
+    assert told[0].startswith("cars.yaml:8: network.image_extension: is 'png', and the data set has 20 .jpg images")
     converted = pipeline().replace("stages:\n", "stages:\n  prepare: {convert: jpg}\n")
     assert found(converted, profile, dataset=data) == []
 
@@ -409,3 +425,120 @@ def test_a_workspace_whose_path_bash_would_split(profile: Profile) -> None:
     volumes = profile.volumes.model_copy(update={"workspace": workspace})
     told = found(pipeline(), profile.model_copy(update={"volumes": volumes}))
     assert any("mounted at '/my data/cars'" in line and "volumes.workspace.mount_path" in line for line in told)
+
+
+def test_a_retraining_spec_of_ones_own_names_the_pruned_model_of_another_machine(profile: Profile) -> None:
+    """As NVIDIA's do: Refit sets the place in the retraining, and no other command reads it."""
+    text = own(
+        "detectnet_v2", profile, ("{input:prune.model}", "/workspace/tao-experiments/pruned.hdf5"), stage="retrain"
+    )
+    more = "  prune: true\n  retrain: {spec: retrain.txt}\n"
+    assert found(pipeline(more=more), profile, {"retrain.txt": text}) == []
+    told = found(pipeline(more="    spec: train.txt\n"), profile, {"train.txt": text.replace("load_graph: true", "")})
+    assert len(told) == 1
+    assert "name it in network.pretrained" in told[0]
+
+
+@pytest.mark.parametrize("where", ["spec", "set"])
+def test_a_key_in_plain_text_is_never_printed(where: str, tmp_path: Any, capsys: Any, profile: Profile) -> None:
+    from refit.cli import main
+
+    key = 'enc_key: "my_own_key"\n'
+    (tmp_path / "my.txt").write_text(own("faster_rcnn", profile) + (key if where == "spec" else ""))
+    block = "    spec: my.txt\n" + ("    set: {enc_key: my_own_key}\n" if where == "set" else "")
+    file = tmp_path / "cars.yaml"
+    file.write_text(pipeline("faster_rcnn", block))
+    commands = (["validate", str(file)], ["plan", "--specs", str(file)], ["pod", str(file), "train"])
+    codes = [main(command) for command in commands]
+    out, err = capsys.readouterr()
+    assert codes[0] != 0
+    assert "an encryption key stands here in plain text" in out + err
+    assert 'enc_key: "(a key)"' in out
+    assert "my_own_key" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "message"),
+    [
+        ("key_secret: nvidia_tlt", "network.key_secret", "names a secret of the cluster profile"),
+        ("key_secret: 123456", "network.key_secret", "names a secret of the cluster profile"),
+        ("key: nvidia_tlt", "network.key", "unknown key; use key_secret"),
+        ("enc_key: nvidia_tlt", "network.enc_key", "unknown key; use key_secret"),
+        ("pretrained: {ngc: 'a/b:1', api_key: nvidia_tlt}", "network.pretrained.api_key", "unknown key; use secret"),
+        ("pretrained: {ngc: 'a/b:1', secret: nvidia_tlt}", "network.pretrained.secret", "names a secret of"),
+        ("pretrained: resnet18", "network.pretrained", "valid dictionary"),
+    ],
+)
+def test_a_key_where_its_name_is_wanted(block: str, key: str, message: str, profile: Profile) -> None:
+    told = found(pipeline().replace("name: detectnet_v2", f"name: detectnet_v2\n  {block}"), profile)
+    assert len(told) == 1, told
+    assert told[0].startswith(f"cars.yaml:8: {key}: ")
+    assert message in told[0]
+    assert "nvidia_tlt" not in told[0]
+    assert "123456" not in told[0]
+
+
+def test_a_mapping_is_compared_entry_by_entry(profile: Profile) -> None:
+    first = own("ssd", profile)
+    van = '  target_class_mapping {\n    key: "van"\n    value: "car"\n  }\n'
+    second = first.replace("  target_class_mapping {", f"{van}  target_class_mapping {{", 1)
+    more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
+    attached = {"a.txt": first, "b.txt": second}
+    assert found(pipeline("ssd", more), profile, attached) == [
+        f"b.txt:{line_of(second, 'van') - 1}: dataset_config.target_class_mapping[van]: the mapping of classes: is "
+        "here, and not in a.txt; make them equal"
+    ]
+    told = found(pipeline("ssd", more.replace("a.txt", "c.txt")), profile, {"c.txt": second, "b.txt": first})
+    assert len(told) == 1
+    assert f"[van] is in c.txt:{line_of(second, 'van')}, and not here; make them equal" in told[0]
+    assert told[0].startswith(f"b.txt:{line_of(first, 'target_class_mapping')}: ")
+
+
+SEEN = [
+    ("/workspace/weights/resnet18.hdf5", False),
+    ("/home/me/resnet18.hdf5", False),
+    ("../weights/resnet18.hdf5", False),
+    ("/workspace/cars/../bikes/resnet18.hdf5", False),
+    ("/workspace/cars/weights/resnet18.hdf5", True),
+    ("weights/resnet18.hdf5", True),
+]
+
+
+@pytest.mark.parametrize(("path", "seen"), SEEN)
+def test_weights_and_teachers_lie_where_a_pod_sees_them(path: str, seen: bool, profile: Profile) -> None:
+    weights = pipeline().replace("name: detectnet_v2", f"name: detectnet_v2\n  pretrained: {{path: {path}}}")
+    teacher = pipeline("dino").replace("  train:", f"  distill:\n    teacher: {path}")
+    told = f"{path} is no place that a stage sees; put it below /workspace/cars"
+    assert found(weights, profile) == ([] if seen else [f"cars.yaml:8: network.pretrained.path: {told}"])
+    assert [t.partition(" (in the")[0] for t in found(teacher, profile)] == (
+        [] if seen else [f"cars.yaml:10: stages.distill.teacher: {told}"]
+    )
+
+
+def test_what_is_made_of_a_parameter_is_set_in_a_spec_of_ones_own(profile: Profile) -> None:
+    text = own("rtdetr", profile)
+    given = pipeline("rtdetr", "    spec: my.yaml\n  build_engine: {precision: fp16, workspace_gib: 3}\n").replace(
+        "name: rtdetr", "name: rtdetr\n  backbone: resnet_34"
+    )
+    made = pipelines.from_document(parse_yaml(given, "cars.yaml"), "cars", attached={"my.yaml": text})
+    spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == "build_engine")
+    assert spec.tree.value("gen_trt_engine.tensorrt.data_type") == "FP16"
+    assert spec.tree.value("gen_trt_engine.tensorrt.workspace_size") == 3072
+    assert spec.tree.value("model.backbone") == "resnet_34"
+
+
+@pytest.mark.parametrize(("network", "width"), [("detectnet_v2", 960), ("faster_rcnn", 1248)])
+def test_images_of_another_size_that_nothing_resizes(network: str, width: int, profile: Profile) -> None:
+    text = own(network, profile, ("    enable_auto_resize: true\n", ""))
+    block = "    spec: my.txt\n"
+    told = found(pipeline(network, block), profile, {"my.txt": text}, DATASET)
+    wide = [t for t in told if f"the width is {width}, and the images have 1920" in t]
+    assert wide
+    assert all(t.startswith("my.txt:") for t in told)
+    advice = "augmentation_config.preprocessing.enable_auto_resize: true"
+    assert f"stages.train.set: {{{advice}}}" in wide[0]
+    advised = pipeline(network, f"{block}    set: {{{advice}}}\n")
+    assert found(advised, profile, {"my.txt": text}, DATASET) == []
+    height = {960: 544, 1248: 384}[width]
+    resized = pipeline(network, f"{block}  prepare: {{resize: {{width: {width}, height: {height}}}}}\n")
+    assert found(resized, profile, {"my.txt": text}, DATASET) == []
