@@ -217,6 +217,10 @@ def _validation(look: Look) -> Iterator[Fault]:
             if isinstance(value, int) and value > epochs[0]:
                 text = f"{what} {value} epochs, and the training has {epochs[0]}: it would never come; use at most"
                 yield look.told(path, f"{text} {epochs[0]}")
+    for path, value in look.found("warmup"):
+        if isinstance(value, int) and value > epochs[0]:
+            text = f"the rate rises for {value} epochs, and the training has {epochs[0]}; use at most {epochs[0]}"
+            yield look.told(path, text)
 
 
 def _qat(look: Look) -> Iterator[Fault]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from refit.specs import Key, Problem, SpecError, dotted
 from refit.tao import networks, tree
-from refit.tao.networks import SpecFile, StageFact, fill, names_in
+from refit.tao.networks import Role, SpecFile, StageFact, fill, names_in
 
 # What only a training reads: where it begins. What a spec of the user's own says of that holds in the first training,
 # where the pipeline says nothing, but for the pruned model of another run.
@@ -145,7 +145,8 @@ def _mask(made: tree.Tree, facts: SpecFile) -> None:
 def _within_the_training(made: tree.Tree, facts: SpecFile, origins: Mapping[str, Key]) -> None:
     """The template's intervals of epochs fit into a training that the pipeline makes shorter, e.g. for a trial."""
     epochs = [value for path in facts.roles.get("epochs", ()) if isinstance(value := made.value(path), int)]
-    for path in (*facts.roles.get("evaluate_every", ()), *facts.roles.get("evaluate_from", ())):
+    within: tuple[Role, ...] = ("evaluate_every", "evaluate_from", "warmup")
+    for path in (path for role in within for path in facts.roles.get(role, ())):
         value = made.value(path)
         if epochs and isinstance(value, int) and value > epochs[0] and path not in origins:
             made.put(path, epochs[0])

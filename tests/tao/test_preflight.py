@@ -567,3 +567,12 @@ def test_images_of_another_size_that_nothing_resizes(network: str, width: int, p
     height = {960: 544, 1248: 384}[width]
     resized = pipeline(network, f"{block}  prepare: {{resize: {{width: {width}, height: {height}}}}}\n")
     assert found(resized, profile, {"my.txt": text}, DATASET) == []
+
+
+def test_a_warm_up_fits_into_the_training(profile: Profile) -> None:
+    """TAO's own check ends the training otherwise; the template's is shortened, a user's is told."""
+    assert found(pipeline("efficientdet_tf2").replace("epochs: 20", "epochs: 2"), profile) == []
+    told = found(pipeline("efficientdet_tf2", "    set: {train.lr_schedule.warmup_epoch: 50}\n"), profile)
+    assert any(
+        "the rate rises for 50 epochs, and the training has 20" in t and t.startswith("cars.yaml:12:") for t in told
+    )
