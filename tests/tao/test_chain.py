@@ -37,7 +37,7 @@ PIPELINE = """\
 dataset: {source: inbox/cars, classes: CLASSES, format: kitti}
 toolkit: tao
 network: {name: NETWORK}
-resources: {default: {gpus: 2}}
+RESOURCES
 stages:
   FIRST
 """
@@ -57,11 +57,13 @@ def stages(
     *,
     classes: str = "[Car, Traffic Light]",
     first: str = "train: {epochs: 20}",
+    resources: str = "resources: {default: {gpus: 2}}",
     attached: dict[str, str] | None = None,
     **network_keys: str,
 ) -> dict[str, Stage]:
     name = ", ".join([network, *(f"{k}: {v}" for k, v in network_keys.items())])
     text = PIPELINE.replace("NETWORK", name).replace("CLASSES", classes).replace("FIRST", first) + more
+    text = text.replace("RESOURCES", resources)
     made = pipelines.from_document(parse_yaml(text, "cars.yaml"), "cars", attached=attached)
     return {s.name: s for s in TaoChain(made, profile).stages()}
 
@@ -109,6 +111,14 @@ def test_an_engine_for_each_kind_of_gpu(profile: KubernetesProfile) -> None:
     release = text["release"].files["release.yaml"]
     assert isinstance(release, dict)
     assert release["model_path"] == "{input:package}"
+
+
+def test_the_first_engine_is_judged_on_its_own_gpu(profile: KubernetesProfile) -> None:
+    resources = "resources: {default: {gpus: 2, gpu_type: t4}}"
+    more = "  build_engine: {gpu_types: [a100, t4]}\n"
+    made = stages(profile, more=more, resources=resources)
+    assert made["evaluate_quantized"].resources.gpu_type == "a100"
+    assert made["evaluate_trained"].resources.gpu_type == "t4"
 
 
 def test_only_a_training_holds_several_gpus(profile: KubernetesProfile) -> None:

@@ -122,7 +122,8 @@ class TaoChain(Chain):
 
     def _judge(self, name: str, work: Work, baseline: str | None) -> Iterator[Stage]:
         assert work.model is not None
-        yield self._tao(work, (*self._data, work.model))
+        # An engine runs on the type of GPU that it was built on.
+        yield self._tao(work, (*self._data, work.model), gpu=self.engines.get(work.model))
         last = name == "quantized" or (not self.engines and (name != "trained" or not self.p.stages.prune))
         yield self.gate(name, baseline, floor=name == "trained" or last, results=RESULTS)
 
