@@ -635,6 +635,9 @@ def write_all(handle: int, data: bytes) -> bool:
 
 REQUIRED = object()
 NUMBER = (int, float)
+WORD = re.compile(
+    r"[A-Za-z0-9_./=:+,@%-]+"
+)  # what a shell takes as it is (nvidia_tao_tf1 .../entrypoint.py, launch_job)
 TOKEN = re.compile(r"\{(python|stage|out|specs|run|workspace|snapshot|input:[^{}]+|secret:[^{}]+)\}")
 
 
@@ -706,6 +709,7 @@ class Stage:
         for name in self.files:
             inside(name, "a name in files")
         self.secrets = field(data, "secrets", list, [])
+        self.environment = field(data, "environment", str, "")
         self.paths = texts(data, "paths")
         self.inputs = texts(data, "inputs", {})
         self.input_keys = texts(data, "input_keys", {})
@@ -837,6 +841,14 @@ class Tokens:
             raise Fault("bad_spec", "%s: {secret:%s} is not among the stage's secrets" % (where, name))
         if name not in self.secrets:
             raise Fault("bad_spec", "%s: secret %s is not set (variable REFIT_SECRET_%s)" % (where, name, name))
+        in_shell = self.stage.environment.startswith("tao_") and where.startswith("argv")
+        if in_shell and not WORD.fullmatch(self.secrets[name]):
+            raise Fault(
+                "bad_spec",
+                "%s: secret %s (not shown) is empty or has characters other than A-Z a-z 0-9 _ . / = : + , @ %% -; TAO's "
+                "commands put it unquoted into a line for a shell, which would change it or run a part of it; use "
+                "another key" % (where, name),
+            )
         return self.secrets[name]
 
     def _input(self, name: str, where: str) -> str:

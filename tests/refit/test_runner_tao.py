@@ -6,6 +6,7 @@ The twelve lies are those of NVIDIA's sources, in the order in which the tests s
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -499,3 +500,36 @@ def test_a_wrong_rule_is_named(bench: Bench, changes: dict[str, Any], reason: st
     done = bench.run(bench.request("pass", **changes))
     assert done.code == 2
     assert f"error: bad_spec: {reason}" in done.output
+
+
+# --- words that reach a shell -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key", ["abc$HOME", "key; touch x", "two words", "it's-one", "st*r-key", "k\u00e9y-of-tao", "line\n"]
+)
+@pytest.mark.parametrize("environment", ["tao_tf1", "tao_deploy"])
+def test_a_key_that_a_shell_would_change_is_refused(bench: Bench, key: str, environment: str) -> None:
+    request = bench.request(LOGGER + "save('ran')", secrets=["TAO_KEY"], environment=environment)
+    request["argv"] += ["-k", "{secret:TAO_KEY}"]
+    done = bench.run(request, env={"REFIT_SECRET_TAO_KEY": key, "LC_ALL": "C.UTF-8"})
+    assert (done.code, done.outcome) == (2, "bad_spec")
+    assert done.reason.startswith("argv[6]: secret TAO_KEY (not shown) is empty or has characters other than A-Z")
+    assert key not in done.output + json.dumps(done.result)
+    assert not (bench.out / "ran").exists()
+
+
+@pytest.mark.parametrize(("environment", "key"), [("tao_tf1", "aB3_./=:+,@%-"), ("tools", "abc$HOME; x")])
+def test_a_key_that_arrives_as_it_is(bench: Bench, environment: str, key: str) -> None:
+    code = "open(path('told'), 'w').write(str(len(sys.argv[3])))"
+    request = bench.request(code, secrets=["TAO_KEY"], environment=environment, status=None)
+    request["argv"] += ["-k", "{secret:TAO_KEY}"]
+    assert bench.run(request, env={"REFIT_SECRET_TAO_KEY": key}).outcome == "succeeded"
+    assert (bench.out / "told").read_text() == str(len(key))
+
+
+def test_a_key_in_the_environment_reaches_no_shell(bench: Bench) -> None:
+    code = "open(path('told'), 'w').write(str(len(os.environ['KEY'])))"
+    request = bench.request(code, secrets=["K"], env={"KEY": "{secret:K}"}, environment="tao_pyt", status=None)
+    assert bench.run(request, env={"REFIT_SECRET_K": "two words"}).outcome == "succeeded"
+    assert (bench.out / "told").read_text() == "9"
