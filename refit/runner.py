@@ -635,9 +635,9 @@ def write_all(handle: int, data: bytes) -> bool:
 
 REQUIRED = object()
 NUMBER = (int, float)
-WORD = re.compile(
-    r"[A-Za-z0-9_./=:+,@%-]+"
-)  # what a shell takes as it is (nvidia_tao_tf1 .../entrypoint.py, launch_job)
+# What a shell takes as it is. TAO's commands put their words into a line for bash, unquoted
+# (nvidia_tao_tf1/cv/common/entrypoint/entrypoint.py, launch_job).
+WORD = re.compile(r"[A-Za-z0-9_./=:+,@%-]+")
 TOKEN = re.compile(r"\{(python|stage|out|specs|run|workspace|snapshot|input:[^{}]+|secret:[^{}]+)\}")
 
 
@@ -841,13 +841,13 @@ class Tokens:
             raise Fault("bad_spec", "%s: {secret:%s} is not among the stage's secrets" % (where, name))
         if name not in self.secrets:
             raise Fault("bad_spec", "%s: secret %s is not set (variable REFIT_SECRET_%s)" % (where, name, name))
-        in_shell = self.stage.environment.startswith("tao_") and where.startswith("argv")
+        in_shell = self.stage.environment.partition("_")[0] == "tao" and where.startswith("argv")
         if in_shell and not WORD.fullmatch(self.secrets[name]):
             raise Fault(
                 "bad_spec",
-                "%s: secret %s (not shown) is empty or has characters other than A-Z a-z 0-9 _ . / = : + , @ %% -; TAO's "
-                "commands put it unquoted into a line for a shell, which would change it or run a part of it; use "
-                "another key" % (where, name),
+                "%s: secret %s (not shown) is empty or has characters other than A-Z a-z 0-9 _ . / = : + , @ %% -; "
+                "TAO's commands put it unquoted into a line for a shell, which would change it or run a part of it; "
+                "use another key" % (where, name),
             )
         return self.secrets[name]
 

@@ -508,7 +508,7 @@ def test_a_wrong_rule_is_named(bench: Bench, changes: dict[str, Any], reason: st
 @pytest.mark.parametrize(
     "key", ["abc$HOME", "key; touch x", "two words", "it's-one", "st*r-key", "k\u00e9y-of-tao", "line\n"]
 )
-@pytest.mark.parametrize("environment", ["tao_tf1", "tao_deploy"])
+@pytest.mark.parametrize("environment", ["tao_tf1", "tao"])  # of a pipeline's stage, of operators/tao.py
 def test_a_key_that_a_shell_would_change_is_refused(bench: Bench, key: str, environment: str) -> None:
     request = bench.request(LOGGER + "save('ran')", secrets=["TAO_KEY"], environment=environment)
     request["argv"] += ["-k", "{secret:TAO_KEY}"]
