@@ -386,6 +386,23 @@ class TestProfile:
         settings = Settings.from_env({"REFIT_CLUSTERS": str(tmp_path)})
         assert cluster.load("kubernetes", settings).namespace == "vision"
 
+    def test_taos_images_come_from_the_mirror(self, tmp_path: Path) -> None:
+        values = {
+            "tao": {"repository": "a/tao", "pullPolicy": "Never"},
+            "imageRegistry": "registry.example.com/x",
+        }
+        (tmp_path / "kubernetes.yaml").write_text(yaml.safe_dump(_profile(render(values))))
+        profile = cluster.load("kubernetes", Settings.from_env({"REFIT_CLUSTERS": str(tmp_path)}))
+        assert isinstance(profile, cluster.KubernetesProfile)
+        image = profile.image("tao_tf1", "train", "5.0.0-tf1.15.5")
+        assert (image.image, image.pull_policy) == ("registry.example.com/x/a/tao:5.0.0-tf1.15.5", "Never")
+        assert image.root
+
+    def test_what_is_pulled_before_is_what_stages_run(self) -> None:
+        values = _example(CHART / "examples" / "gpu-cluster.yaml")
+        repository = _profile(render(values, kinds=EVERYTHING))["tao"]["repository"]
+        assert [i.rpartition(":")[0] for i in values["prePull"]["images"]] == [repository]
+
     @pytest.mark.parametrize("name", ["kubernetes", "workstation"])
     def test_refits_own_profiles_are_what_the_chart_writes(self, name: str, tmp_path: Path) -> None:
         values = _example(CHART / "examples" / "workstation.yaml") if name == "workstation" else {}

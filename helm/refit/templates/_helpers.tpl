@@ -52,14 +52,19 @@ app.kubernetes.io/part-of: refit
 {{- end }}
 {{- end -}}
 
+{{/* An image's repository, the registry before it: (list $ "name"). */}}
+{{- define "refit.repository" -}}
+{{- with (index . 0).Values.imageRegistry -}}
+{{- trimSuffix "/" . -}}/
+{{- end -}}
+{{- index . 1 -}}
+{{- end -}}
+
 {{/* An image's full name. Takes a list: context, image. */}}
 {{- define "refit.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
-{{- $repository := $image.repository -}}
-{{- with $root.Values.imageRegistry -}}
-{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository -}}
-{{- end -}}
+{{- $repository := include "refit.repository" (list $root $image.repository) -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
