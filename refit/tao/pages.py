@@ -185,6 +185,7 @@ def _controlled(name: str, facts: Network) -> str:
 def _sidecar(name: str, facts: Network) -> str:
     """model.json as the package stage gets it, for two classes and the network's defaults."""
     text = f"dataset: {{source: inbox/x, classes: [{', '.join(CLASSES)}]}}\ntoolkit: tao\nnetwork: {{name: {name}}}\n"
+    text += "resources: {default: {gpus: 1}}\n"
     pipeline = pipelines.from_document(parse_yaml(text, "page.yaml"), "page")
     assert isinstance(pipeline, TaoPipeline)
     stages = TaoChain(pipeline, NO_PROFILE).stages()

@@ -37,7 +37,7 @@ PIPELINE = """\
 dataset: {source: inbox/cars, classes: CLASSES, format: kitti}
 toolkit: tao
 network: {name: NETWORK}
-RESOURCES
+resources: {default: {gpus: 2}}
 stages:
   FIRST
 """
@@ -57,13 +57,13 @@ def stages(
     *,
     classes: str = "[Car, Traffic Light]",
     first: str = "train: {epochs: 20}",
-    resources: str = "resources: {default: {gpus: 2}}",
+    resources: str = "{default: {gpus: 2}}",
     attached: dict[str, str] | None = None,
     **network_keys: str,
 ) -> dict[str, Stage]:
     name = ", ".join([network, *(f"{k}: {v}" for k, v in network_keys.items())])
     text = PIPELINE.replace("NETWORK", name).replace("CLASSES", classes).replace("FIRST", first) + more
-    text = text.replace("RESOURCES", resources)
+    text = text.replace("{default: {gpus: 2}}", resources)
     made = pipelines.from_document(parse_yaml(text, "cars.yaml"), "cars", attached=attached)
     return {s.name: s for s in TaoChain(made, profile).stages()}
 
@@ -114,9 +114,8 @@ def test_an_engine_for_each_kind_of_gpu(profile: KubernetesProfile) -> None:
 
 
 def test_the_first_engine_is_judged_on_its_own_gpu(profile: KubernetesProfile) -> None:
-    resources = "resources: {default: {gpus: 2, gpu_type: t4}}"
     more = "  build_engine: {gpu_types: [a100, t4]}\n"
-    made = stages(profile, more=more, resources=resources)
+    made = stages(profile, more=more, resources="{default: {gpus: 2, gpu_type: t4}}")
     assert made["evaluate_quantized"].resources.gpu_type == "a100"
     assert made["evaluate_trained"].resources.gpu_type == "t4"
 

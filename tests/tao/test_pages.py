@@ -82,6 +82,7 @@ toolkit: tao
 dataset: {{source: inbox/x, classes: [car, bus]}}
 network: {{name: {network}, release: "{release}"}}
 stages: {{{blocks}}}
+resources: {{default: {{gpus: 1}}}}
 """
     pipeline = pipelines.from_document(parse_yaml(text, "x.yaml"), "x", dict(overrides))
     assert isinstance(pipeline, TaoPipeline)

@@ -27,6 +27,7 @@ stages:
     epochs: 20
     batch_size: 4
 """
+GPU = "resources: {default: {gpus: 1}}\n"
 DATASET: dict[str, Any] = {
     "splits": {"train": 100, "val": 20},
     "images": {"extensions": {".jpg": 120}, "width": [1920, 1920], "height": [1080, 1080]},
@@ -59,7 +60,7 @@ def pipeline(network: str = "detectnet_v2", more: str = "", **blocks: str) -> st
     for name, block in blocks.items():
         assert f"\n{name}:" not in text
         text += f"{name}: {block}\n"
-    return text
+    return text if "\nresources:" in text else text + GPU
 
 
 def own(network: str, profile: Profile, *edits: tuple[str, str], stage: str = "train") -> str:
@@ -299,11 +300,35 @@ WITHOUT_EFFECT = [
 @pytest.mark.parametrize(("network", "stages", "key", "message"), WITHOUT_EFFECT, ids=lambda v: str(v)[:40])
 def test_what_would_have_no_effect(network: str, stages: str, key: str, message: str, profile: Profile) -> None:
     block = stages if stages.startswith("{") else f"{{{stages}}}"
-    text = pipeline(network).partition("stages:")[0] + f"stages: {block}\n"
+    text = pipeline(network).partition("stages:")[0] + f"stages: {block}\n{GPU}"
     told = found(text, profile)
     assert len(told) == 1, told
     assert f": {key}: " in told[0]
     assert message in told[0]
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        (
+            "{default: {cpus: 4}}",
+            ":13: resources.default.gpus: train would run without a GPU; set resources.default.gpus: 1",
+        ),
+        (
+            "{default: {gpus: 1}, stages: {retrain: {cpus: 4}}}",
+            ":13: resources.stages.retrain.gpus: retrain would run without a GPU; set resources.stages.retrain.gpus: 1",
+        ),
+        ("{default: {gpus: 0}, stages: {train: {gpus: 2}, retrain: {gpus: 2}}}", None),
+    ],
+)
+def test_a_training_without_a_gpu(resources: str, said: str | None, profile: Profile) -> None:
+    text = pipeline(more="  prune: true\n", resources=resources)
+    assert found(text, profile) == ([f"cars.yaml{said}"] if said else [])
+
+
+def test_a_pipeline_that_names_no_resources(profile: Profile) -> None:
+    (said,) = found(pipeline().replace(GPU, ""), profile)
+    assert said.endswith("resources.default.gpus: train would run without a GPU; set resources.default.gpus: 1")
 
 
 def test_a_whole_model_where_a_network_begins_with_a_backbone(profile: Profile) -> None:

@@ -45,6 +45,19 @@ def faults(pipeline: TaoPipeline) -> Iterator[Fault]:
     yield from found
     if not found:  # else its chain cannot even be listed
         yield from _resources(pipeline)
+    yield from _gpus(pipeline)
+
+
+def _gpus(pipeline: TaoPipeline) -> Iterator[Fault]:
+    """TAO's trainings cannot run without a GPU, and a pipeline file that names none asks for none."""
+    wanted, stages = pipeline.resources, pipeline.stages
+    without: dict[Key, str] = {}
+    for name in ("distill" if stages.distill else "train", *(("retrain",) if stages.retrain else ())):
+        if wanted.stages.get(name, wanted.default).gpus == 0:
+            place = ("stages", name) if name in wanted.stages else ("default",)
+            without.setdefault(("resources", *place, "gpus"), name)
+    for key, name in without.items():
+        yield key, f"{name} would run without a GPU; set {'.'.join(map(str, key))}: 1"
 
 
 def _resources(pipeline: TaoPipeline) -> Iterator[Fault]:
