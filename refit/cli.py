@@ -36,6 +36,7 @@ from refit.specs import Problem, SpecError, did_you_mean, read_document
 from refit.triton.errors import TritonError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
+WARNINGS_SHOWN = 5
 RUN = "<run>"  # stands for a run's folder where there is no run
 
 
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def validate(args: argparse.Namespace, settings: Settings) -> int:
-    """Check pipeline files, and the specs that their stages would get; every fault of every file is shown."""
+    """Check pipeline files, the specs that their stages would get, and with --data these against the data; every fault
+    of every file is shown."""
     bad = 0
     for file in args.files:
         try:
@@ -81,8 +83,14 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             attached = pipelines.attachments(doc, Path(file).parent)
             pipeline = pipelines.from_document(doc, pipelines.peek_name(file), attached=attached)
             profile = cluster.of_pipeline(pipeline, settings)
-            faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, None)
-            problems = [f if isinstance(f, Problem) else doc.problem(f[0], f[1]) for f in faults]
+            dataset, problems = _look(args.data, pipeline) if args.data else (None, [])
+            faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
+            problems += [f if isinstance(f, Problem) else doc.problem(f[0], f[1]) for f in faults]
+            for problem in _missing(pipeline, profile, settings):
+                if problem.key.startswith("secrets."):  # whoever writes a pipeline may not be who hands out keys
+                    print(f"warning: {problem}", file=sys.stderr)
+                else:
+                    problems.append(problem)
             if problems:
                 raise SpecError(problems)
         except SpecError as exc:
@@ -92,7 +100,54 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
         else:
             stages = [n.name for n in plans.skeleton(pipeline)]
             print(f"{file}: good; {len(stages)} stages: {', '.join(stages)}")
+            if dataset:
+                print(f"{args.data}: {_told(dataset)}")
     return BAD_INPUT if bad else GOOD
+
+
+def _look(folder: str, pipeline: Any) -> tuple[dict[str, Any] | None, list[Problem]]:
+    """The facts of a data set, read as bind reads it; what makes it unusable, where it is."""
+    from refit.data import faults, ingest  # numpy and OpenCV only where there is data
+
+    try:
+        dataset, found = ingest.look(Path(folder), pipeline.dataset.settings())
+    except faults.BadData as exc:
+        return None, [Problem(folder, 0, "", str(exc).removeprefix(f"{exc.source}: "))]
+    warnings = [f for f in found if f.severity == "warning"]
+    for fault in warnings[:WARNINGS_SHOWN]:
+        print(f"warning: {folder}: {fault}; {fault.advice}", file=sys.stderr)
+    if len(warnings) > WARNINGS_SHOWN:
+        left = len(warnings) - WARNINGS_SHOWN
+        print(f"warning: {folder}: {left} more; `refit dataset check {folder} --json` lists them", file=sys.stderr)
+    return dataset, []
+
+
+def _told(dataset: dict[str, Any]) -> str:
+    """The facts of a data set in a line."""
+    images = dataset["images"]
+    sides = " x ".join("-".join(map(str, dict.fromkeys(images[side]))) for side in ("width", "height"))
+    parts = (
+        "images " + ", ".join(f"{n} {split}" for split, n in dataset["splits"].items()),
+        "objects " + ", ".join(f"{n} {name}" for name, n in dataset["objects"].items()),
+        f"{', '.join(images['extensions'])}, {sides} pixels",
+    )
+    return "; ".join(parts)
+
+
+def _missing(pipeline: Any, profile: cluster.Profile, settings: Settings) -> list[Problem]:
+    """What the stages' pods need and the cluster profile does not have, each told once."""
+    if not isinstance(profile, cluster.KubernetesProfile):
+        return []
+    from refit import doctor as doctors
+    from refit.runtime import pod as pods
+
+    file, found = settings.clusters / f"{pipeline.profile}.yaml", dict[str, Problem]()
+    for stage in doctors.stages_of([pipeline], profile):
+        try:
+            pods.stage_pod(stage, profile)
+        except pods.PodError as exc:
+            found.setdefault(exc.key, Problem(str(file), 0, exc.key, f"pipeline {pipeline.name}: {exc}"))
+    return list(found.values())
 
 
 def plan(args: argparse.Namespace, settings: Settings) -> int:
@@ -181,9 +236,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     path = Path(args.file)
     pipeline = pipelines.load(path)
     if pipeline.runtime != "local":
+        instead = (
+            "NVIDIA's containers need a cluster; to hold the specs against data here: `refit validate FILE --data PATH`"
+            if pipeline.toolkit == "tao"
+            else "To try the same stages on this machine: runtime: local in a copy"
+        )
         raise CliError(
             f"{path}: runtime: {pipeline.runtime} runs from Airflow only; here `refit validate`, `refit plan` and "
-            "`refit pod` look at it. To try the same stages on this machine: runtime: local in a copy"
+            f"`refit pod` look at it. {instead}"
         )
     if args.workspace:
         settings = Settings.from_env({**os.environ, "REFIT_WORKSPACE": args.workspace})
@@ -377,6 +437,7 @@ def _parser() -> argparse.ArgumentParser:
 
     c = command("validate", validate)
     c.add_argument("files", nargs="+", metavar="FILE", help="pipeline files")
+    c.add_argument("--data", metavar="PATH", help="a folder with the data, read as a run would; nothing is written")
     c = command("plan", plan)
     c.add_argument("file", metavar="FILE")
     c.add_argument("--json", action="store_true", help="as JSON: the plan as a run would write it")

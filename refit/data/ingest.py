@@ -15,7 +15,7 @@ from typing import Any
 
 from refit.data import checks, snapshot, split
 from refit.data.arrival import signature
-from refit.data.examine import Examination, Progress, changed, examine, ordered, unchanged
+from refit.data.examine import Examination, Known, Progress, changed, examine, ordered, unchanged
 from refit.data.faults import BadData, Fault, graded
 from refit.data.model import Sample
 from refit.data.readers import Changed, read_whole
@@ -39,21 +39,7 @@ def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress
     snapshot.clean(datasets)
     store = snapshot.Store(datasets)
     try:
-        examined = examine(
-            source,
-            format=settings.format,
-            image_dir=settings.image_dir,
-            label_dir=settings.label_dir,
-            classes=checks.Classes(settings.classes, settings.class_map),
-            max_bad_labels=settings.max_bad_labels,
-            severity=settings.severity,
-            leave=[str(PurePosixPath(p)) for p in (settings.split.lists or {}).values()],
-            known=store.holds,
-            progress=progress,
-        )
-        parts, samples = divide(examined, settings)
-        if examined.failed():
-            raise BadData(str(source), examined.faults)
+        examined, parts, samples = _read(source, settings, store.holds, progress)
     except BadData as exc:
         raise _reported(exc, datasets) from None
     _fill(store, examined, samples)
@@ -61,6 +47,39 @@ def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress
     return snapshot.publish(
         datasets, samples, parts, settings.classes, examined.faults, _provenance(examined, settings)
     )
+
+
+def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[Fault]]:
+    """What `dataset.json` would say of the data set in `source` (`snapshot.facts`), and what it lost or had changed;
+    nothing is written.
+
+    Raises BadData as `ingest` does.
+    """
+    examined, parts, samples = _read(Path(source), settings, lambda sha256, suffix, size: False, None)
+    rows = [s.as_json(parts[s.file]) for s in samples]
+    return snapshot.facts(rows, settings.classes, examined.faults), examined.faults
+
+
+def _read(
+    source: Path, settings: DatasetSettings, known: Known, progress: Progress | None
+) -> tuple[Examination, dict[str, str], list[Sample]]:
+    """The data set, the part of each sample by its `file`, and the samples. Raises BadData."""
+    examined = examine(
+        source,
+        format=settings.format,
+        image_dir=settings.image_dir,
+        label_dir=settings.label_dir,
+        classes=checks.Classes(settings.classes, settings.class_map),
+        max_bad_labels=settings.max_bad_labels,
+        severity=settings.severity,
+        leave=[str(PurePosixPath(p)) for p in (settings.split.lists or {}).values()],
+        known=known,
+        progress=progress,
+    )
+    parts, samples = divide(examined, settings)
+    if examined.failed():
+        raise BadData(str(source), examined.faults)
+    return examined, parts, samples
 
 
 def divide(examined: Examination, settings: DatasetSettings) -> tuple[dict[str, str], list[Sample]]:

@@ -204,22 +204,22 @@ def _write(
         files.link_or_copy(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
     write_lines(staging / "annotations.jsonl", rows)
     write_lines(staging / "issues.jsonl", (f.as_json() for f in faults))
+    about = {"schema": SCHEMA, "fingerprint": name, **facts(rows, classes, faults), "provenance": dict(provenance)}
+    files.write_json(staging / "dataset.json", about)
+    files.sync_folder(staging / "images")
+
+
+def facts(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], faults: Sequence[Fault]) -> dict[str, Any]:
+    """What dataset.json says of the images and objects of these rows of annotations.jsonl."""
     splits = Counter(str(r["split"]) for r in rows)
     objects = Counter(str(o["class"]) for r in rows for o in r["objects"])
-    files.write_json(
-        staging / "dataset.json",
-        {
-            "schema": SCHEMA,
-            "fingerprint": name,
-            "classes": list(classes),
-            "splits": dict(sorted(splits.items(), key=lambda kv: (kv[0] != "train", kv[0] != "val", kv[0]))),
-            "objects": {c: objects[c] for c in classes},
-            "images": _image_facts(rows),
-            "issues": counts(faults),
-            "provenance": dict(provenance),
-        },
-    )
-    files.sync_folder(staging / "images")
+    return {
+        "classes": list(classes),
+        "splits": dict(sorted(splits.items(), key=lambda kv: (kv[0] != "train", kv[0] != "val", kv[0]))),
+        "objects": {c: objects[c] for c in classes},
+        "images": _image_facts(rows),
+        "issues": counts(faults),
+    }
 
 
 def _image_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -40,7 +40,11 @@ MAX_ENV_BYTES = 128 * 1024 - 1024  # the kernel's limit of one variable (MAX_ARG
 
 
 class PodError(ValueError):
-    """A stage that this cluster profile cannot run; the message names the profile's key and what to do."""
+    """A stage that this cluster profile cannot run; the message says what to do, `key` is the profile's key."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,8 @@ def _image(stage: PodStage, profile: KubernetesProfile) -> Image:
         known = ", ".join(sorted(profile.images))
         raise PodError(
             f"stage {stage.name} runs in environment {stage.environment!r}, for which the cluster profile has no image "
-            f"(images: {known}); add images.{stage.environment}"
+            f"(images: {known}); add images.{stage.environment}",
+            f"images.{stage.environment}",
         ) from None
 
 
@@ -224,7 +229,8 @@ def _gpu_type(stage: PodStage, profile: KubernetesProfile) -> GpuType | None:
     if wanted not in profile.gpu.types:
         known = ", ".join(sorted(profile.gpu.types))
         raise PodError(
-            f"stage {stage.name} wants gpu_type {wanted!r}; the cluster profile has {known}; add gpu.types.{wanted}"
+            f"stage {stage.name} wants gpu_type {wanted!r}; the cluster profile has {known}; add gpu.types.{wanted}",
+            f"gpu.types.{wanted}",
         )
     return profile.gpu.types[wanted]
 
@@ -341,7 +347,8 @@ def _env(stage: PodStage, profile: KubernetesProfile) -> list[dict[str, Any]]:
             known = ", ".join(sorted(profile.secrets)) or "none"
             raise PodError(
                 f"stage {stage.name} needs the secret {secret}; the cluster profile's secrets are {known}: "
-                f"add secrets.{secret}: {{name: <the Secret>, key: <its entry>}}"
+                f"add secrets.{secret}: {{name: <the Secret>, key: <its entry>}}",
+                f"secrets.{secret}",
             )
         source = {"secretKeyRef": {"name": ref.name, "key": ref.key}}
         env.append({"name": f"REFIT_SECRET_{secret}", "valueFrom": source})
