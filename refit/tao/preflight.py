@@ -21,6 +21,7 @@ from refit.tao.networks import Role, names_in
 
 if TYPE_CHECKING:
     from refit.toolkits.tao import TaoChain
+    from refit.toolkits.tao.scope import Work
 
 Fault = Problem | tuple[Key, str]
 _WHERE = " (in the spec of "
@@ -43,7 +44,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     from refit.tao import schema
 
     try:
-        looks = [Look(chain, work.stage, work.action, work.trained, spec) for work, spec in chain.works()]
+        looks = [Look(chain, work, spec) for work, spec in chain.works()]
     except render.SetError as exc:
         yield exc.key, exc.message
         return
@@ -51,8 +52,8 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         yield from exc.problems
         return
     for look in looks:
-        network = "augmentation" if look.action == "augment" else chain.p.network.name
-        for problem in schema.check(network, look.action, look.spec.tree, chain.tag(look.action)):
+        network = "augmentation" if look.work.action == "augment" else chain.p.network.name
+        for problem in schema.check(network, look.work.action, look.spec.tree, chain.tag(look.work.action)):
             yield look.told(problem.key, problem.message) if problem.key else problem
     for look in looks:
         yield from _alone(look)
@@ -65,12 +66,10 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
 
 @dataclass(frozen=True)
 class Look:
-    """A spec file of a stage, and where in it things stand; `trained`: the block whose training the stage is of."""
+    """A spec file of a stage, and where in it things stand."""
 
     chain: TaoChain
-    stage: str
-    action: str
-    trained: str
+    work: Work
     spec: render.Rendered
 
     @cached_property
@@ -85,7 +84,7 @@ class Look:
         """A fault at a path: in the pipeline file where that gave the value, else in the spec file."""
         key = render.origin(self.spec, path)
         if key is not None:
-            return key, f"{message}{_WHERE}{self.stage}: {path})"
+            return key, f"{message}{_WHERE}{self.work.stage}: {path})"
         return self.spec.tree.problem(path, message)
 
 
@@ -132,7 +131,7 @@ def _classes(look: Look) -> Iterator[Fault]:
     for path in look.roles.get("mapping", ()):
         if look.spec.tree.has(path):
             yield from _mapping(look, path, mapped)
-    targets = set(mapped.values()) or set(look.chain.targets(look.trained))
+    targets = set(mapped.values()) or set(look.chain.targets(look.work.trained))
     for path in look.roles.get("classes", ()):
         if look.spec.tree.has(path):
             yield from _entries(look, path, targets)
@@ -184,7 +183,7 @@ def _num_classes(look: Look) -> Iterator[Fault]:
 
 def _validation(look: Look) -> Iterator[Fault]:
     epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
-    if not epochs or look.action not in ("train", "distill"):
+    if not epochs or look.work.action not in ("train", "distill"):
         return
     first: tuple[tuple[Role, str], ...] = (("evaluate_every", "every"), ("evaluate_from", "first after"))
     for role, what in first:
@@ -196,13 +195,14 @@ def _validation(look: Look) -> Iterator[Fault]:
 
 def _qat(look: Look) -> Iterator[Fault]:
     """Each training by its own block: NVIDIA's way is to train and prune without, and to retrain with it."""
-    wanted = getattr(look.chain.p.stages, look.trained).qat
+    trained = look.work.trained
+    wanted = getattr(look.chain.p.stages, trained).qat
     for path, value in look.found("qat"):
         if bool(value) != wanted:
             is_, should = ("on", "off") if value else ("off", "on")
             yield look.told(
                 path,
-                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.{look.trained}.qat); "
+                f"quantization-aware training is {is_} here and {should} in the pipeline (stages.{trained}.qat); "
                 "make them agree",
             )
 
@@ -218,10 +218,10 @@ def _paths(look: Look) -> Iterator[Fault]:
             yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
         elif look.chain.roots and not f"{value}/".startswith(tuple(f"{root}/" for root in look.chain.roots)):
             roots = " or ".join(look.chain.roots)
-            begins = path in look.spec.facts.control and names_in(look.spec.facts.control[path]) & render.KEPT
+            begins = look.work.begins and names_in(look.spec.facts.control.get(path)) & render.KEPT
             other = ", or take it out and name it in network.pretrained" if begins else ""
             yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}{other}")
-    if look.stage == "retrain":
+    if look.work.stage == "retrain":
         for path in look.roles.get("start", ()):
             value = look.spec.tree.value(path)
             if value != "{input:prune.model}":
@@ -311,9 +311,9 @@ def _with_data(look: Look, dataset: Mapping[str, Any]) -> Iterator[Fault]:
 def _batches(chain: TaoChain, looks: list[Look], dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     splits: Mapping[str, int] = (dataset or {}).get("splits", {})
     for look in looks:
-        if look.action not in ("train", "distill") or not splits:
+        if look.work.action not in ("train", "distill") or not splits:
             continue
-        gpus = max(1, chain.resources(look.stage).gpus)
+        gpus = max(1, chain.resources(look.work.stage).gpus)
         for path, value in look.found("batch_size"):
             if isinstance(value, int) and value * gpus > splits.get("train", 0):
                 times = f" x {gpus} GPUs" if gpus > 1 else ""

@@ -17,10 +17,14 @@ from refit.specs import Key, Problem, SpecError, dotted
 from refit.tao import networks, tree
 from refit.tao.networks import SpecFile, StageFact, fill, names_in
 
-# What only a training reads: where it begins. What a spec of the user's own says of that holds where the pipeline says
-# nothing, but for the pruned model of another run.
+# What only a training reads: where it begins. What a spec of the user's own says of that holds in the first training,
+# where the pipeline says nothing, but for the pruned model of another run.
 BEGINNINGS = ("pretrained", "pretrained_backbone", "pretrained_model", "start", "pruned")
 KEPT = {*BEGINNINGS} - {"pruned"}
+
+
+# In the place of an encryption key that stands in a spec in plain text: preflight refuses it, and nothing prints it.
+KEY = "(a key)"
 
 
 class SetError(SpecError):
@@ -64,6 +68,7 @@ class Source:
         set: the user's path -> value.
         set_keys: the pipeline's key of each.
         omit: paths that the command does not read.
+        begins: a training that may begin where the user's own spec says.
     """
 
     scope: Mapping[str, Any]
@@ -72,6 +77,7 @@ class Source:
     set: Mapping[str, Any] = field(default_factory=dict)
     set_keys: Mapping[str, Key] = field(default_factory=dict)
     omit: tuple[str, ...] = ()
+    begins: bool = False
 
 
 def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
@@ -100,6 +106,7 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     else:
         made = tree.parse(source.own[1], form, source.own[0])
         wanted = {p: v for p, v in facts.set.items() if names_in(v) & set(source.keys)}
+    _mask(made, facts)
     before = copy.deepcopy(made) if source.own else None
     origins: dict[str, Key] = {}
     _put(made, wanted, source, origins)
@@ -112,6 +119,7 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
         except KeyError as exc:
             raise SetError(source.set_keys[path], str(exc.args[0])) from None
         origins[path] = source.set_keys[path]
+    _mask(made, facts)
     if source.own is None:
         _within_the_training(made, facts, origins)
     for path in source.omit:
@@ -125,6 +133,13 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
         changed=tuple(tree.changes(before, made)) if before else (),
         origins=origins,
     )
+
+
+def _mask(made: tree.Tree, facts: SpecFile) -> None:
+    for path in facts.roles.get("key", ()):
+        for node in made.nodes(path):
+            if isinstance(node, tree.Scalar) and node.value:
+                node.value, node.raw = KEY, ""
 
 
 def _within_the_training(made: tree.Tree, facts: SpecFile, origins: Mapping[str, Key]) -> None:
@@ -145,7 +160,7 @@ def _put(
         filled = fill(value, dict(source.scope))
         # A list that the pipeline gives may be empty; one that is made of values has none of them then.
         if filled is None or (filled in ([], {}) and not isinstance(value, str)):
-            if control and source.own and not names_in(value) & KEPT:
+            if control and source.own and not (source.begins and names_in(value) & KEPT):
                 made.drop(path)
             continue
         made.put(path, filled)

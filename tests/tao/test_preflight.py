@@ -409,3 +409,33 @@ def test_a_workspace_whose_path_bash_would_split(profile: Profile) -> None:
     volumes = profile.volumes.model_copy(update={"workspace": workspace})
     told = found(pipeline(), profile.model_copy(update={"volumes": volumes}))
     assert any("mounted at '/my data/cars'" in line and "volumes.workspace.mount_path" in line for line in told)
+
+
+def test_a_retraining_spec_of_ones_own_names_the_pruned_model_of_another_machine(profile: Profile) -> None:
+    """As NVIDIA's do: Refit sets the place in the retraining, and no other command reads it."""
+    text = own(
+        "detectnet_v2", profile, ("{input:prune.model}", "/workspace/tao-experiments/pruned.hdf5"), stage="retrain"
+    )
+    more = "  prune: true\n  retrain: {spec: retrain.txt}\n"
+    assert found(pipeline(more=more), profile, {"retrain.txt": text}) == []
+    told = found(pipeline(more="    spec: train.txt\n"), profile, {"train.txt": text.replace("load_graph: true", "")})
+    assert len(told) == 1
+    assert "name it in network.pretrained" in told[0]
+
+
+@pytest.mark.parametrize("where", ["spec", "set"])
+def test_a_key_in_plain_text_is_never_printed(where: str, tmp_path: Any, capsys: Any, profile: Profile) -> None:
+    from refit.cli import main
+
+    key = 'enc_key: "my_own_key"\n'
+    (tmp_path / "my.txt").write_text(own("faster_rcnn", profile) + (key if where == "spec" else ""))
+    block = "    spec: my.txt\n" + ("    set: {enc_key: my_own_key}\n" if where == "set" else "")
+    file = tmp_path / "cars.yaml"
+    file.write_text(pipeline("faster_rcnn", block))
+    commands = (["validate", str(file)], ["plan", "--specs", str(file)], ["pod", str(file), "train"])
+    codes = [main(command) for command in commands]
+    out, err = capsys.readouterr()
+    assert codes[0] != 0
+    assert "an encryption key stands here in plain text" in out + err
+    assert 'enc_key: "(a key)"' in out
+    assert "my_own_key" not in out + err

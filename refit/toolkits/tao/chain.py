@@ -336,6 +336,7 @@ class TaoChain(Chain):
             set=sets,
             set_keys=set_keys,
             omit=tuple(self.fact(work.action).omit),
+            begins=work.begins,
         )
 
     def _keys(self, owner: str) -> dict[str, Key]:

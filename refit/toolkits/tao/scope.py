@@ -40,6 +40,11 @@ class Work:
             return self.trained
         return "evaluate" if self.action == "evaluate_engine" else self.action
 
+    @property
+    def begins(self) -> bool:
+        """Whether it is a training that may begin with weights of the user's choice: a retraining has the pruned."""
+        return self.action in TRAININGS and self.stage != "retrain"
+
 
 def scope(chain: TaoChain, work: Work) -> dict[str, Any]:
     """Of a stage: its own parameters by their bare names, all others behind their block's."""
