@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,6 +26,8 @@ class Spec(BaseModel):
     """Base of everything that is read from YAML: unknown keys are refused, values are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    instead: ClassVar[Mapping[str, str]] = {}
+    """Unknown keys that people are likely to write -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,12 @@ def near_file(path: Path) -> str:
 
 
 def _explain(model: type[BaseModel], doc: Document, data: Any, error: Any) -> Problem:
-    key = _real_key(error["loc"], data)
     kind, value = error["type"], error.get("input")
+    key = _real_key(error["loc"], data, kind == "missing")
     if kind == "extra_forbidden":
+        for at in _models_at(model, key[:-1]):
+            if key[-1] in at.instead:
+                return doc.problem(key, f"unknown key; {at.instead[str(key[-1])]}")
         names = field_names(model, key[:-1])
         hint = did_you_mean(str(key[-1]), names) or (f"; known here: {', '.join(names)}" if names else "")
         return doc.problem(key, f"unknown key{hint}")
@@ -204,8 +209,9 @@ def _explain(model: type[BaseModel], doc: Document, data: Any, error: Any) -> Pr
     return doc.problem(key, f"{message} (it is {value!r})")
 
 
-def _real_key(location: tuple[str | int, ...], data: Any) -> Key:
-    """pydantic puts the names of union members and validators into a location; keep the parts that are keys."""
+def _real_key(location: tuple[str | int, ...], data: Any, missing: bool) -> Key:
+    """pydantic puts the names of union members and validators into a location; keep the parts that are keys, and the
+    last where it is the name of one that is missing."""
     out: Key = ()
     for i, part in enumerate(location):
         last = i == len(location) - 1
@@ -214,13 +220,17 @@ def _real_key(location: tuple[str | int, ...], data: Any) -> Key:
         )
         if inside:
             data = data[part]
-        if inside or last:
+        if inside or (last and missing):
             out = (*out, part)
     return out
 
 
 def field_names(model: type[BaseModel], at: Key) -> list[str]:
     """The keys that a model knows at a place, e.g. ("stages",) -> ["train", "prune", ...]; [] where it is open."""
+    return sorted({name for m in _models_at(model, at) for name in m.model_fields})
+
+
+def _models_at(model: type[BaseModel], at: Key) -> list[Any]:
     current: list[Any] = [model]
     for part in at:
         found: list[Any] = []
@@ -230,7 +240,7 @@ def field_names(model: type[BaseModel], at: Key) -> list[str]:
             elif isinstance(part, int):
                 found.append(m)
         current = found
-    return sorted({name for m in current for name in m.model_fields})
+    return current
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -6,16 +6,28 @@ here is set by its path in the spec, under `set`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from refit.data.prepare.spec import Resize
 from refit.pipeline import OffOr
 from refit.specs import Spec
 
-SecretName = Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]
+_NAMED = r"^[A-Z][A-Z0-9_]*$"
+_NEVER = "names a secret of the cluster profile, in capitals (TAO_KEY), never the key itself"
+
+
+def _secret_name(value: Any) -> Any:
+    """The message does not show the value: it may be the key."""
+    if value is None or (isinstance(value, str) and re.fullmatch(_NAMED, value)):
+        return value
+    raise ValueError(_NEVER)
+
+
+SecretName = Annotated[str, BeforeValidator(_secret_name), WithJsonSchema({"type": "string", "pattern": _NAMED})]
 
 
 class Adjustable(Spec):
@@ -32,6 +44,8 @@ class Adjustable(Spec):
 
 class Pretrained(Spec):
     """Weights to start from; one of the two."""
+
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(("api_key", "key", "ngc_api_key"), f"use secret: it {_NEVER}")
 
     ngc: str | None = Field(
         None, pattern=r"^[^/:\s]+(/[^/:\s]+){1,2}:[^/:\s]+$", description="org[/team]/model:version, as NGC names it"
@@ -55,13 +69,20 @@ class Pretrained(Spec):
 
 
 class NetworkParams(Spec):
+    instead: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("key", "enc_key", "encryption_key", "api_key"), f"use key_secret: it {_NEVER}"
+    )
+
     name: str = Field(description="a folder in specs/networks/")
     backbone: str | None = Field(None, description="null: the network's first")
     input_width: int | None = Field(None, ge=32, le=8192, description="pixels; null: the network's default")
     input_height: int | None = Field(None, ge=32, le=8192)
     channels: Literal[1, 3] = Field(3, description="1: grayscale, where the network can")
     image_extension: Literal["jpg", "png"] = Field("jpg", description="of the data set's images")
-    pretrained: Pretrained | bool = Field(
+    pretrained: Annotated[
+        Annotated[Pretrained, Tag("given")] | Annotated[bool, Tag("own")],
+        Discriminator(lambda value: "own" if isinstance(value, bool) else "given"),
+    ] = Field(
         False, description="true: the backbone's own on NGC, as the network's facts name it; false: random weights"
     )
     key_secret: SecretName | None = Field(

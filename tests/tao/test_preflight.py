@@ -439,3 +439,24 @@ def test_a_key_in_plain_text_is_never_printed(where: str, tmp_path: Any, capsys:
     assert "an encryption key stands here in plain text" in out + err
     assert 'enc_key: "(a key)"' in out
     assert "my_own_key" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "message"),
+    [
+        ("key_secret: nvidia_tlt", "network.key_secret", "names a secret of the cluster profile"),
+        ("key_secret: 123456", "network.key_secret", "names a secret of the cluster profile"),
+        ("key: nvidia_tlt", "network.key", "unknown key; use key_secret"),
+        ("enc_key: nvidia_tlt", "network.enc_key", "unknown key; use key_secret"),
+        ("pretrained: {ngc: 'a/b:1', api_key: nvidia_tlt}", "network.pretrained.api_key", "unknown key; use secret"),
+        ("pretrained: {ngc: 'a/b:1', secret: nvidia_tlt}", "network.pretrained.secret", "names a secret of"),
+        ("pretrained: resnet18", "network.pretrained", "valid dictionary"),
+    ],
+)
+def test_a_key_where_its_name_is_wanted(block: str, key: str, message: str, profile: Profile) -> None:
+    told = found(pipeline().replace("name: detectnet_v2", f"name: detectnet_v2\n  {block}"), profile)
+    assert len(told) == 1, told
+    assert told[0].startswith(f"cars.yaml:8: {key}: ")
+    assert message in told[0]
+    assert "nvidia_tlt" not in told[0]
+    assert "123456" not in told[0]
