@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from refit.specs import Key, Problem, SpecError, did_you_mean
-from refit.tao import render
+from refit.tao import render, tree
 from refit.tao.networks import Role, names_in
 
 if TYPE_CHECKING:
@@ -258,35 +258,48 @@ _EQUAL: tuple[tuple[Role, str, str], ...] = (
 )
 
 
+Leaves = Mapping[str, tree.Scalar]  # what stands at a path: the rest of each leaf's path -> its value
+
+
 def _together(looks: list[Look]) -> Iterator[Fault]:
     for role, what, why in _EQUAL:
-        groups: dict[str, list[tuple[Look, str, Any]]] = {}
+        groups: dict[str, list[tuple[Look, str]]] = {}
         for look in looks:
-            for path, value in _values(look, role):
-                groups.setdefault(path if role == "judging" else "", []).append((look, path, value))
-        for (first, there, wanted), *others in groups.values():
-            for look, path, value in others:
-                if _plain(value) != _plain(wanted):
-                    text = f"{what} is {_short(value)} here, and {_short(wanted)} in {first.spec.tree.file} ({there})"
-                    yield look.told(path, f"{text}{why}; make them equal")
+            for path in look.roles.get(role, ()):
+                if look.spec.tree.has(path):
+                    groups.setdefault(path if role == "judging" else "", []).append((look, path))
+        for (first, there), *others in groups.values():
+            wanted, file = _below(first, there), first.spec.tree.file
+            for look, path in others:
+                for rest, difference in _differences(_below(look, path), wanted, file):
+                    yield look.told(f"{path}{rest}", f"{what}: {difference}{why}; make them equal")
 
 
-def _values(look: Look, role: Role) -> Iterator[tuple[str, Any]]:
-    """(path, value) of each place of a role; of a repeated field, all of them."""
-    for path in look.roles.get(role, ()):
-        nodes = look.spec.tree.values(path)
-        if nodes:
-            yield path, nodes if len(nodes) > 1 or isinstance(nodes[0], dict) else nodes[0]
+def _below(look: Look, path: str) -> Leaves:
+    found = look.spec.tree.leaves()
+    return {at.removeprefix(path): leaf for at, leaf in found if at == path or at.startswith((f"{path}.", f"{path}["))}
 
 
-def _plain(value: Any) -> Any:
-    """Lists of map entries in one order."""
-    return sorted(value, key=repr) if isinstance(value, list) else value
+def _differences(here: Leaves, there: Leaves, file: str) -> Iterator[tuple[str, str]]:
+    """(where, what) of each leaf that differs; an entry that one side lacks counts as one."""
+    for rest, leaf in here.items():
+        if rest in there and leaf.value != there[rest].value:
+            other = there[rest]
+            yield rest, f"{tree.shown(leaf)} here, and {tree.shown(other)} in {_place(file, other)}"
+    for entry in dict.fromkeys(_entry(rest, there) for rest in here if rest not in there):
+        yield entry, f"is here, and not in {file}"
+    for entry, leaf in {_entry(rest, here): leaf for rest, leaf in reversed(there.items()) if rest not in here}.items():
+        yield "", f"{entry.lstrip('.')} is in {_place(file, leaf)}, and not here"
 
 
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _entry(rest: str, others: Leaves) -> str:
+    """The entry of a map that a leaf stands in, where the other side has nothing of it; else the leaf."""
+    entry = rest[: rest.find("]") + 1]
+    return rest if not entry or any(other.startswith(entry) for other in others) else entry
+
+
+def _place(file: str, leaf: tree.Scalar) -> str:
+    return f"{file}:{leaf.line}" if leaf.line else file
 
 
 # --- the data ---------------------------------------------------------------------------------------------------------

@@ -175,10 +175,12 @@ def test_sizes_and_boxes_that_differ_between_train_and_retrain(profile: Profile)
     more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
     told = found(pipeline(more=more), profile, {"a.txt": first, "b.txt": second})
     boxes = [t for t in told if "boxes that count" in t]
-    assert len(boxes) == 1
-    assert boxes[0].startswith("b.txt:")
-    assert "could not be compared" in boxes[0]
-    assert any("width is 640 here, and 960 in a.txt" in t and t.startswith("b.txt:") for t in told)
+    place = "evaluation_config.evaluation_box_config[car].value.minimum_height"
+    assert boxes == [
+        f"b.txt:{line_of(second, 'minimum_height: 20')}: {place}: the boxes that count in the evaluation: 20 here, and "
+        f"0 in a.txt:{line_of(first, 'minimum_height: 0')}: mAP before and after could not be compared; make them equal"
+    ]
+    assert any("width: 640 here, and 960 in a.txt" in t and t.startswith("b.txt:") for t in told)
 
 
 def test_an_extension_that_the_data_does_not_have(profile: Profile) -> None:
@@ -460,3 +462,19 @@ def test_a_key_where_its_name_is_wanted(block: str, key: str, message: str, prof
     assert message in told[0]
     assert "nvidia_tlt" not in told[0]
     assert "123456" not in told[0]
+
+
+def test_a_mapping_is_compared_entry_by_entry(profile: Profile) -> None:
+    first = own("ssd", profile)
+    van = '  target_class_mapping {\n    key: "van"\n    value: "car"\n  }\n'
+    second = first.replace("  target_class_mapping {", f"{van}  target_class_mapping {{", 1)
+    more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
+    attached = {"a.txt": first, "b.txt": second}
+    assert found(pipeline("ssd", more), profile, attached) == [
+        f"b.txt:{line_of(second, 'van') - 1}: dataset_config.target_class_mapping[van]: the mapping of classes: is "
+        "here, and not in a.txt; make them equal"
+    ]
+    told = found(pipeline("ssd", more.replace("a.txt", "c.txt")), profile, {"c.txt": second, "b.txt": first})
+    assert len(told) == 1
+    assert f"[van] is in c.txt:{line_of(second, 'van')}, and not here; make them equal" in told[0]
+    assert told[0].startswith(f"b.txt:{line_of(first, 'target_class_mapping')}: ")
