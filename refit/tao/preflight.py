@@ -9,6 +9,7 @@ these faults and found it after hours of GPU time.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         if dataset is not None:
             yield from _with_data(look, dataset)
     yield from _words(chain)
+    yield from _files(chain)
     yield from _together(looks)
     yield from _batches(chain, looks, dataset)
 
@@ -216,17 +218,35 @@ def _paths(look: Look) -> Iterator[Fault]:
             continue
         if path in outputs and os.path.lexists(value):
             yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
-        elif look.chain.roots and not f"{value}/".startswith(tuple(f"{root}/" for root in look.chain.roots)):
-            roots = " or ".join(look.chain.roots)
+        elif fault := _unseen(look.chain, value):
             begins = look.work.begins and names_in(look.spec.facts.control.get(path)) & render.KEPT
             other = ", or take it out and name it in network.pretrained" if begins else ""
-            yield look.told(path, f"{value} is no place that a stage sees; put it below {roots}{other}")
+            yield look.told(path, f"{fault}{other}")
     if look.work.stage == "retrain":
         for path in look.roles.get("start", ()):
             value = look.spec.tree.value(path)
             if value != "{input:prune.model}":
                 named = f"names {value!r}" if value else "names no model"
                 yield look.told(path, f"{named}: the retraining must begin with the pruned model; leave it to Refit")
+
+
+def _unseen(chain: TaoChain, value: str) -> str:
+    """What is wrong with a place that a stage is to read, relative to its pipeline's folder; "" where nothing is."""
+    places = [posixpath.normpath(posixpath.join(root, value)) for root in chain.roots]
+    if not places or any(f"{at}/".startswith(f"{root}/") for at, root in zip(places, chain.roots, strict=True)):
+        return ""
+    return f"{value} is no place that a stage sees; put it below {' or '.join(chain.roots)}"
+
+
+def _files(chain: TaoChain) -> Iterator[Fault]:
+    """What the pipeline itself names for a stage to read."""
+    pretrained, distill = chain.p.network.pretrained, chain.p.stages.distill
+    named: list[tuple[Key, str | None]] = [(("stages", "distill", "teacher"), distill and distill.teacher)]
+    if not isinstance(pretrained, bool):
+        named.append((("network", "pretrained", "path"), pretrained.path))
+    for key, value in named:
+        if value and (fault := _unseen(chain, value)):
+            yield key, fault
 
 
 def _words(chain: TaoChain) -> Iterator[Fault]:

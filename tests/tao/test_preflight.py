@@ -478,3 +478,24 @@ def test_a_mapping_is_compared_entry_by_entry(profile: Profile) -> None:
     assert len(told) == 1
     assert f"[van] is in c.txt:{line_of(second, 'van')}, and not here; make them equal" in told[0]
     assert told[0].startswith(f"b.txt:{line_of(first, 'target_class_mapping')}: ")
+
+
+SEEN = [
+    ("/workspace/weights/resnet18.hdf5", False),
+    ("/home/me/resnet18.hdf5", False),
+    ("../weights/resnet18.hdf5", False),
+    ("/workspace/cars/../bikes/resnet18.hdf5", False),
+    ("/workspace/cars/weights/resnet18.hdf5", True),
+    ("weights/resnet18.hdf5", True),
+]
+
+
+@pytest.mark.parametrize(("path", "seen"), SEEN)
+def test_weights_and_teachers_lie_where_a_pod_sees_them(path: str, seen: bool, profile: Profile) -> None:
+    weights = pipeline().replace("name: detectnet_v2", f"name: detectnet_v2\n  pretrained: {{path: {path}}}")
+    teacher = pipeline("dino").replace("  train:", f"  distill:\n    teacher: {path}")
+    told = f"{path} is no place that a stage sees; put it below /workspace/cars"
+    assert found(weights, profile) == ([] if seen else [f"cars.yaml:8: network.pretrained.path: {told}"])
+    assert [t.partition(" (in the")[0] for t in found(teacher, profile)] == (
+        [] if seen else [f"cars.yaml:10: stages.distill.teacher: {told}"]
+    )
