@@ -83,8 +83,9 @@ class Look:
         return [(p, self.spec.tree.value(p)) for p in self.roles.get(role, ()) if self.spec.tree.has(p)]
 
     def told(self, path: str, message: str) -> Fault:
-        """A fault at a path: in the pipeline file where that gave the value, else in the spec file."""
-        key = render.origin(self.spec, path)
+        """A fault at a path: in the pipeline file where that gave the value, else in the user's spec file; one of a
+        template is the pipeline's too, in its choice of the network."""
+        key = render.origin(self.spec, path) or (None if self.spec.own else ("network",))
         if key is not None:
             return key, f"{message}{_WHERE}{self.work.stage}: {path})"
         return self.spec.tree.problem(path, message)

@@ -96,7 +96,7 @@ def test_specs_that_contradict_each_other_are_written_and_named_by_validate(refi
     for fault in (
         f"cars/retrain.txt:{width}: model_config.input_image_config.size_height_width.width: the",
         f"cars/retrain.txt:{mapping}: dataset_config.target_class_mapping: class 'cat' of the data set is mapped",
-        f"cars/retrain.txt:{mapping}: dataset_config.target_class_mapping: the mapping of classes is ",
+        f"cars/retrain.txt:{mapping}: dataset_config.target_class_mapping: the mapping of classes: ",
         f"cars/train.txt:{line_of(other, 'enable_qat')}: training_config.enable_qat: quantization-aware training",
     ):
         assert fault in judged.err
@@ -123,9 +123,10 @@ def test_boxes_that_count_before_and_after_pruning(refit: Refit, tmp_path: Path)
     assert told.code == 0
     assert "car of at least 20x10" in told.out
     assert "car of at least 5x5" in told.out
-    at = line_of(tmp_path / "new/cars/retrain.txt", "evaluation_box_config")
+    at = line_of(tmp_path / "new/cars/retrain.txt", "minimum_height: 20")
     judged = refit("validate", "new/cars.yaml")
-    assert f"cars/retrain.txt:{at}: evaluation_config.evaluation_box_config: the boxes that count" in judged.err
+    place = "evaluation_config.evaluation_box_config[car].value.minimum_height"
+    assert f"cars/retrain.txt:{at}: {place}: the boxes that count" in judged.err
 
 
 @pytest.mark.parametrize(("on", "blocks"), [((True, True), ("train", "retrain")), ((False, False), ())])

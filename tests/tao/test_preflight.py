@@ -187,7 +187,11 @@ def test_an_extension_that_the_data_does_not_have(profile: Profile) -> None:
     data = {**DATASET, "images": {**DATASET["images"], "extensions": {".png": 100, ".jpg": 20}}}
     told = found(pipeline(), profile, dataset=data)
     assert len(told) == 1
-    assert "100 .png images, which detectnet_v2 would not find" in told[0]
+    assert told[0].startswith("cars.yaml:6: network: is 'jpg', and the data set has 100 .png images")
+    given = pipeline().replace("name: detectnet_v2", "name: detectnet_v2\n  image_extension: png")
+    told = found(given, profile, dataset=data)
+    assert len(told) == 1
+    assert told[0].startswith("cars.yaml:8: network.image_extension: is 'png', and the data set has 20 .jpg images")
     converted = pipeline().replace("stages:\n", "stages:\n  prepare: {convert: jpg}\n")
     assert found(converted, profile, dataset=data) == []
 
@@ -499,3 +503,15 @@ def test_weights_and_teachers_lie_where_a_pod_sees_them(path: str, seen: bool, p
     assert [t.partition(" (in the")[0] for t in found(teacher, profile)] == (
         [] if seen else [f"cars.yaml:10: stages.distill.teacher: {told}"]
     )
+
+
+def test_what_is_made_of_a_parameter_is_set_in_a_spec_of_ones_own(profile: Profile) -> None:
+    text = own("rtdetr", profile)
+    given = pipeline("rtdetr", "    spec: my.yaml\n  build_engine: {precision: fp16, workspace_gib: 3}\n").replace(
+        "name: rtdetr", "name: rtdetr\n  backbone: resnet_34"
+    )
+    made = pipelines.from_document(parse_yaml(given, "cars.yaml"), "cars", attached={"my.yaml": text})
+    spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == "build_engine")
+    assert spec.tree.value("gen_trt_engine.tensorrt.data_type") == "FP16"
+    assert spec.tree.value("gen_trt_engine.tensorrt.workspace_size") == 3072
+    assert spec.tree.value("model.backbone") == "resnet_34"

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from refit.toolkits.tao.model import TaoPipeline
 
 RESULTS = "{{input:evaluate_{}}}/../result.json"  # the runner's: TAO's own files differ from command to command
+# A name in the facts -> the parameter that its value is made of.
+_MADE_OF = {
+    "extension": "network.image_extension",
+    "grayscale": "network.channels",
+    "precision_upper": "build_engine.precision",
+    "workspace_mib": "build_engine.workspace_gib",
+}
 _SHOWN = {"evaluate_engine": "evaluate"}  # the network's action -> the stage's
 
 
@@ -351,7 +358,10 @@ class TaoChain(Chain):
         for n, value in given(getattr(stages, owner)):
             block = "train" if owner == "retrain" and n in train and train[n] == value else owner
             keys[n] = keys[f"{owner}.{n}"] = ("stages", block, *n.split("."))
-        return keys
+        made_of = _MADE_OF | {f"backbone.{n}": "network.backbone" for n in self.backbone}
+        if stages.prepare.convert:
+            made_of["extension"] = "prepare.convert"
+        return keys | {name: keys[of] for name, of in made_of.items() if of in keys}
 
 
 class _Specs(Lazy):
