@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from refit.specs import Key, Problem, SpecError, did_you_mean
 from refit.tao import render, tree
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from refit.toolkits.tao.scope import Work
 
 Fault = Problem | tuple[Key, str]
+_SIDES: tuple[Literal["width", "height"], ...] = ("width", "height")
 _WHERE = " (in the spec of "
 
 
@@ -115,8 +116,8 @@ def _key(look: Look) -> Iterator[Fault]:
 
 def _size(look: Look) -> Iterator[Fault]:
     facts, network = look.chain.facts, look.chain.p.network
-    for role in ("width", "height"):
-        for path, value in look.found(role):
+    for side in _SIDES:
+        for path, value in look.found(side):
             if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, network.name)):
                 yield look.told(path, fault)
     for path, value in look.found("channels"):
@@ -340,6 +341,27 @@ def _with_data(look: Look, dataset: Mapping[str, Any]) -> Iterator[Fault]:
                     f"is {value!r}, and the data set has {listed} images, which {p.network.name} would not find; "
                     f"set network.image_extension, or let stages.prepare.convert make them all one kind",
                 )
+    yield from _resized(look, images)
+
+
+def _resized(look: Look, images: Mapping[str, Any]) -> Iterator[Fault]:
+    """A network that takes the images as they are needs them at its input's size."""
+    resize = look.chain.p.stages.prepare.resize
+    if resize and resize.keep_aspect and not resize.pad:
+        return  # at sizes that are known only when it is done
+    for place in look.roles.get("resizes", ()):
+        if look.spec.tree.value(place):
+            continue
+        for side in _SIDES:
+            span = [getattr(resize, side)] * 2 if resize else images.get(side)
+            for path, value in look.found(side) if span else ():
+                if isinstance(value, int) and value > 0 and [*span] != [value, value]:
+                    have = " to ".join(map(str, sorted(set(span))))
+                    yield look.told(
+                        path,
+                        f"the {side} is {value}, and the images have {have}; let TAO fit them "
+                        f"(stages.train.set: {{{place}: true}}), or set stages.prepare.resize",
+                    )
 
 
 def _batches(chain: TaoChain, looks: list[Look], dataset: Mapping[str, Any] | None) -> Iterator[Fault]:

@@ -123,7 +123,7 @@ def test_boxes_that_count_before_and_after_pruning(refit: Refit, tmp_path: Path)
     assert told.code == 0
     assert "car of at least 20x10" in told.out
     assert "car of at least 5x5" in told.out
-    at = line_of(tmp_path / "new/cars/retrain.txt", "minimum_height: 20")
+    at = line_of(tmp_path / "new/cars/retrain.txt", "minimum_height: 10")
     judged = refit("validate", "new/cars.yaml")
     place = "evaluation_config.evaluation_box_config[car].value.minimum_height"
     assert f"cars/retrain.txt:{at}: {place}: the boxes that count" in judged.err

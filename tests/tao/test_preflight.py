@@ -515,3 +515,20 @@ def test_what_is_made_of_a_parameter_is_set_in_a_spec_of_ones_own(profile: Profi
     assert spec.tree.value("gen_trt_engine.tensorrt.data_type") == "FP16"
     assert spec.tree.value("gen_trt_engine.tensorrt.workspace_size") == 3072
     assert spec.tree.value("model.backbone") == "resnet_34"
+
+
+@pytest.mark.parametrize(("network", "width"), [("detectnet_v2", 960), ("faster_rcnn", 1248)])
+def test_images_of_another_size_that_nothing_resizes(network: str, width: int, profile: Profile) -> None:
+    text = own(network, profile, ("    enable_auto_resize: true\n", ""))
+    block = "    spec: my.txt\n"
+    told = found(pipeline(network, block), profile, {"my.txt": text}, DATASET)
+    wide = [t for t in told if f"the width is {width}, and the images have 1920" in t]
+    assert wide
+    assert all(t.startswith("my.txt:") for t in told)
+    advice = "augmentation_config.preprocessing.enable_auto_resize: true"
+    assert f"stages.train.set: {{{advice}}}" in wide[0]
+    advised = pipeline(network, f"{block}    set: {{{advice}}}\n")
+    assert found(advised, profile, {"my.txt": text}, DATASET) == []
+    height = {960: 544, 1248: 384}[width]
+    resized = pipeline(network, f"{block}  prepare: {{resize: {{width: {width}, height: {height}}}}}\n")
+    assert found(resized, profile, {"my.txt": text}, DATASET) == []
