@@ -98,6 +98,7 @@ class Look:
 def _alone(look: Look) -> Iterator[Fault]:
     yield from _key(look)
     yield from _size(look)
+    yield from _image_type(look)
     yield from _classes(look)
     yield from _validation(look)
     yield from _qat(look)
@@ -124,6 +125,27 @@ def _size(look: Look) -> Iterator[Fault]:
         if value not in facts.input.channels:
             only = " or ".join(map(str, facts.input.channels))
             yield look.told(path, f"{network.name} takes images of {only} channels, not {value}")
+    for path, scales in look.found("scales"):
+        for i, scale in enumerate(scales if isinstance(scales, list) else ()):
+            for side in scale if isinstance(scale, list) else [scale]:  # pairs too
+                if isinstance(side, int) and (fault := facts.input.misfit(side, network.name)):
+                    yield look.told(f"{path}[{i}]", fault)
+
+
+def _image_type(look: Look) -> Iterator[Fault]:
+    """Three places that tell one thing in FasterRCNN's spec."""
+    for path in look.roles.get("image_type", ()):
+        kind = look.spec.tree.value(path, "RGB")
+        channels = ("l",) if kind in ("GRAY_SCALE", 1) else ("r", "g", "b")
+        for there, value in look.found("channels"):
+            if value != len(channels):
+                yield look.told(
+                    path,
+                    f"{kind} images have {len(channels)} channel{'s'[: len(channels) - 1]}, and {there} is {value}",
+                )
+        for there in look.roles.get("means", ()):
+            if lacks := [c for c in channels if c not in look.spec.tree.keys(there)]:
+                yield look.told(there, f"has no mean of {', '.join(lacks)}, which {kind} images need; add it")
 
 
 def _classes(look: Look) -> Iterator[Fault]:

@@ -121,6 +121,11 @@ IN_SPEC = [
     ("class without mapping", "ssd", ('key: "person"', 'key: "people"'), "", "'person'"),
     ("size against the stride", "detectnet_v2", ("image_width: 960", "image_width: 961"), "961", "use 960"),
     ("size against the stride", "yolo_v4", ("output_height: 384", "output_height: 400"), "400", "multiple of 32"),
+    ("size against the stride", "rtdetr", ("- 512", "- 500"), "- 500", "use 512"),
+    ("bad choice", "faster_rcnn", ("resnet:18", "resnet:19"), "resnet:19", "resnet:34"),
+    ("channels", "faster_rcnn", ("image_type: RGB", "image_type: GRAY_SCALE"), "GRAY_SCALE",
+     "GRAY_SCALE images have 1 channel, and augmentation_config.preprocessing.output_image_channel is 3"),
+    ("channels", "faster_rcnn", ('key: "g"', 'key: "x"'), "", "has no mean of g"),
     ("validation that never comes", "detectnet_v2",
      ("validation_period_during_training: 10", "validation_period_during_training: 50"), ": 50", "never come"),
     ("QAT half on", "detectnet_v2", ("enable_qat: false", "enable_qat: true"), "enable_qat", "stages.train.qat"),
@@ -138,6 +143,11 @@ def test_a_fault_in_a_spec_of_ones_own(
     assert any(message in line and line.startswith(f"{name}:") for line in told), told
     if place in text and place.strip() and ":" in place:
         assert any(line.startswith(f"{name}:{line_of(text, place)}:") for line in told), told
+
+
+def test_grayscale_in_the_pipeline_is_grayscale_in_a_spec_of_ones_own(profile: Profile) -> None:
+    given = pipeline("faster_rcnn", "    spec: my.txt\n").replace("name: faster", "channels: 1\n  name: faster")
+    assert found(given, profile, {"my.txt": own("faster_rcnn", profile)}) == []
 
 
 def test_a_size_in_the_pipeline_that_the_stride_does_not_divide(profile: Profile) -> None:

@@ -39,6 +39,19 @@ def _rules(*rows: tuple[Rule, str]) -> Rules:
 
 
 _RESNETS = ("resnet", "vgg", "darknet", "mobilenet_v1", "mobilenet_v2", "squeezenet", "googlenet", "efficientnet_b0")
+_FASTER_RCNN = (
+    *(f"resnet:{n}" for n in (10, 18, 34, 50, 101)),
+    "resnet101",
+    "vgg16",
+    "vgg:16",
+    "vgg:19",
+    "googlenet",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "darknet:19",
+    "darknet:53",
+    *(f"efficientnet:b{n}" for n in range(8)),
+)
 _SCHEDULE = "batch_size_per_gpu num_epochs min_learning_rate max_learning_rate"
 RULES: dict[str, Rules] = {
     "detectnet_v2": _rules(
@@ -100,6 +113,7 @@ RULES: dict[str, Rules] = {
         (("at least 160", lambda v: v == 0 or v >= 160), "height width min"),
         (_one_of(16), "rpn_stride"),
         (_one_of("bgr", "rgb", "l"), "image_channel_order"),
+        (_one_of(*_FASTER_RCNN), "arch"),
     ),
 }  # fmt: skip
 # Blocks that must be there, by the name of the block that they stand in ("": at the top).
