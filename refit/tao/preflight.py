@@ -55,7 +55,10 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
         return
     for look in looks:
         network = "augmentation" if look.work.action == "augment" else chain.p.network.name
+        better = dict(_misfits(look))  # says what to use
         for problem in schema.check(network, look.work.action, look.spec.tree, chain.tag(look.work.action)):
+            if problem.key in better:
+                continue
             yield look.told(problem.key, problem.message) if problem.key else problem
     for look in looks:
         yield from _alone(look)
@@ -115,12 +118,18 @@ def _key(look: Look) -> Iterator[Fault]:
             )
 
 
-def _size(look: Look) -> Iterator[Fault]:
-    facts, network = look.chain.facts, look.chain.p.network
+def _misfits(look: Look) -> Iterator[tuple[str, str]]:
+    facts, name = look.chain.facts, look.chain.p.network.name
     for side in _SIDES:
         for path, value in look.found(side):
-            if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, network.name)):
-                yield look.told(path, fault)
+            if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, name)):
+                yield path, fault
+
+
+def _size(look: Look) -> Iterator[Fault]:
+    facts, network = look.chain.facts, look.chain.p.network
+    for path, fault in _misfits(look):
+        yield look.told(path, fault)
     for path, value in look.found("channels"):
         if value not in facts.input.channels:
             only = " or ".join(map(str, facts.input.channels))
@@ -170,12 +179,16 @@ def _mapping(look: Look, path: str, mapped: Mapping[str, str]) -> Iterator[Fault
     for label, target in mapped.items():
         if not target:
             yield look.told(f"{path}[{label}]", f"{label!r} is mapped to nothing; name a class, or take it out")
-    for name in classes:
-        if name not in mapped:
-            hint = did_you_mean(name, list(mapped))
-            yield look.told(path, f"class {name!r} of the data set is mapped to nothing{hint}; its boxes would be lost")
+    lost = [name for name in classes if name not in mapped]
+    for name in lost:
+        labels = [label for label, target in mapped.items() if target == name]
+        hint = f"{did_you_mean(name, list(mapped))}; its boxes would be lost"
+        if labels:
+            entry = f'{path.rpartition(".")[2]} {{ key: "{name}" value: "{name}" }}'
+            hint = f": Refit's labels have the names of dataset.classes. Add {entry}, or say {labels[0]} there"
+        yield look.told(path, f"class {name!r} of the data set is mapped to nothing{hint}")
     met = {mapped[name] for name in classes if name in mapped}
-    if empty := sorted(set(mapped.values()) - met - {""}):
+    if empty := sorted(set(mapped.values()) - met - {"", *lost}):
         yield look.told(
             path,
             f"no class of the data set is mapped to {', '.join(map(repr, empty))}: the model would have outputs that "
@@ -209,7 +222,7 @@ def _num_classes(look: Look) -> Iterator[Fault]:
 
 def _validation(look: Look) -> Iterator[Fault]:
     epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
-    if not epochs or look.work.action not in ("train", "distill"):
+    if not epochs or epochs[0] < 1 or look.work.action not in ("train", "distill"):
         return
     first: tuple[tuple[Role, str], ...] = (("evaluate_every", "every"), ("evaluate_from", "first after"))
     for role, what in first:
@@ -224,7 +237,7 @@ def _qat(look: Look) -> Iterator[Fault]:
     trained = look.work.trained
     wanted = getattr(look.chain.p.stages, trained).qat
     for path, value in look.found("qat"):
-        if bool(value) != wanted:
+        if isinstance(value, bool) and value != wanted:
             is_, should = ("on", "off") if value else ("off", "on")
             yield look.told(
                 path,
@@ -265,7 +278,7 @@ def _unseen(chain: TaoChain, value: str) -> str:
 def _files(chain: TaoChain) -> Iterator[Fault]:
     """What the pipeline itself names for a stage to read."""
     pretrained, distill = chain.p.network.pretrained, chain.p.stages.distill
-    named: list[tuple[Key, str | None]] = [(("stages", "distill", "teacher"), distill and distill.teacher)]
+    named: list[tuple[Key, str | None]] = [(("stages", "distill", "teacher"), distill.teacher if distill else None)]
     if not isinstance(pretrained, bool):
         named.append((("network", "pretrained", "path"), pretrained.path))
     for key, value in named:
@@ -332,7 +345,11 @@ def _differences(here: Leaves, there: Leaves, file: str) -> Iterator[tuple[str, 
             yield rest, f"{tree.shown(leaf)} here, and {tree.shown(other)} in {_place(file, other)}"
     for entry in dict.fromkeys(_entry(rest, there) for rest in here if rest not in there):
         yield entry, f"is here, and not in {file}"
-    for entry, leaf in {_entry(rest, here): leaf for rest, leaf in reversed(there.items()) if rest not in here}.items():
+    lacking: dict[str, tree.Scalar] = {}
+    for rest, leaf in there.items():
+        if rest not in here:
+            lacking.setdefault(_entry(rest, here), leaf)
+    for entry, leaf in lacking.items():
         yield "", f"{entry.lstrip('.')} is in {_place(file, leaf)}, and not here"
 
 
@@ -375,10 +392,10 @@ def _resized(look: Look, images: Mapping[str, Any]) -> Iterator[Fault]:
         if look.spec.tree.value(place):
             continue
         for side in _SIDES:
-            span = [getattr(resize, side)] * 2 if resize else images.get(side)
+            span: list[int] = [getattr(resize, side)] if resize else sorted({*images.get(side, ())})
             for path, value in look.found(side) if span else ():
-                if isinstance(value, int) and value > 0 and [*span] != [value, value]:
-                    have = " to ".join(map(str, sorted(set(span))))
+                if isinstance(value, int) and value > 0 and span != [value]:
+                    have = " to ".join(map(str, span))
                     yield look.told(
                         path,
                         f"the {side} is {value}, and the images have {have}; let TAO fit them "

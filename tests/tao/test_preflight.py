@@ -542,3 +542,57 @@ def test_images_of_another_size_that_nothing_resizes(network: str, width: int, p
     height = {960: 544, 1248: 384}[width]
     resized = pipeline(network, f"{block}  prepare: {{resize: {{width: {width}, height: {height}}}}}\n")
     assert found(resized, profile, {"my.txt": text}, DATASET) == []
+
+
+def test_what_another_command_reads_is_no_change_of_the_users_spec(profile: Profile) -> None:
+    text = own("rtdetr", profile) + "inference: {color_map: {car: tan}}\n"
+    made = pipelines.from_document(
+        parse_yaml(pipeline("rtdetr", "    spec: my.yaml\n"), "cars.yaml"), "cars", attached={"my.yaml": text}
+    )
+    specs = {name: s for name, _, s in TaoChain(made, profile).specs()}
+    assert not specs["train"].tree.has("inference")
+    assert not [line for spec in specs.values() for line in spec.changed if "color_map" in line]
+
+
+def test_a_class_that_only_other_labels_are_mapped_to(profile: Profile) -> None:
+    """NVIDIA's samples map KITTI's pedestrian to person."""
+    text = own("ssd", profile, ('key: "person"', 'key: "pedestrian"'))
+    told = found(pipeline("ssd", "    spec: my.txt\n"), profile, {"my.txt": text})
+    assert len(told) == 1
+    assert told[0].endswith(
+        "class 'person' of the data set is mapped to nothing: Refit's labels have the names of dataset.classes. "
+        'Add target_class_mapping { key: "person" value: "person" }, or say pedestrian there'
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("dataset_config.target_class_mapping[van]", "there is no target_class_mapping[van]; there is car, person; to"),
+        ("dataset_config.target_class_mapping[van].value", "there is no target_class_mapping[van]; there is car, per"),
+        (
+            "dataset_config.target_class_mapping[car]",
+            "is a block of key, value; set one of them",
+        ),
+    ],
+)
+def test_an_entry_of_a_map_that_set_does_not_reach(path: str, message: str, profile: Profile) -> None:
+    told = found(pipeline(more=f"    set: {{'{path}': car}}\n"), profile)
+    assert len(told) == 1
+    assert told[0].startswith(f"cars.yaml:12: stages.train.set.{path}: {message}")
+
+
+def test_a_size_in_a_spec_is_one_fault(profile: Profile) -> None:
+    text = own("detectnet_v2", profile, ("image_width: 960", "image_width: 961"))
+    assert found(pipeline(more="    spec: my.txt\n"), profile, {"my.txt": text}) == [
+        f"my.txt:{line_of(text, 'image_width: 961')}: augmentation_config.preprocessing.output_image_width: 961 is no "
+        "multiple of 16, which detectnet_v2 needs; use 960"
+    ]
+
+
+def test_no_epochs_are_one_fault(profile: Profile) -> None:
+    text = own("detectnet_v2", profile, ("num_epochs: 20", "num_epochs: 0"))
+    told = found(pipeline(more="    spec: my.txt\n").replace("    epochs: 20\n", ""), profile, {"my.txt": text})
+    assert [line.partition(": must be above 0")[0] for line in told] == [
+        f"my.txt:{line_of(text, 'num_epochs')}: training_config.num_epochs"
+    ]
