@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from refit.specs import Key, Problem, SpecError, did_you_mean
-from refit.tao import render, tree
+from refit.tao import networks, render, tree
 from refit.tao.networks import Role, names_in
 
 if TYPE_CHECKING:
@@ -53,9 +53,15 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     except SpecError as exc:
         yield from exc.problems
         return
+    strangers = {look.spec.own: fault for look in looks if (fault := _stranger(look))}
+    yield from strangers.values()
+    looks = [look for look in looks if look.spec.own not in strangers]
     for look in looks:
         network = "augmentation" if look.work.action == "augment" else chain.p.network.name
+        better = dict(_misfits(look))  # says what to use
         for problem in schema.check(network, look.work.action, look.spec.tree, chain.tag(look.work.action)):
+            if problem.key in better:
+                continue
             yield look.told(problem.key, problem.message) if problem.key else problem
     for look in looks:
         yield from _alone(look)
@@ -92,6 +98,29 @@ class Look:
         return self.spec.tree.problem(path, message)
 
 
+def _stranger(look: Look) -> Problem | None:
+    """A spec of the user's own that another network takes and this one does not."""
+    from refit.tao import schema
+
+    name, action = look.chain.p.network.name, look.work.action
+    if not look.spec.own or action == "augment":
+        return None
+    read = tree.parse(look.chain.p.attached[look.spec.own], look.spec.tree.form, look.spec.own)
+
+    def unknown(network: str) -> Problem | None:
+        return next((p for p in schema.check(network, action, read) if p.message.startswith("unknown key")), None)
+
+    fault = unknown(name)
+    if fault is None:
+        return None
+    alike = [n for n in networks.known() if networks.load(n).format == read.form and action in networks.load(n).stages]
+    others = " or ".join(n for n in alike if not unknown(n))
+    if not others:
+        return None
+    text = f"{name} has no such key: this is a spec of {others}; say so in network.name, or name a spec of {name}"
+    return Problem(fault.file, fault.line, fault.key, text)
+
+
 # --- one spec ---------------------------------------------------------------------------------------------------------
 
 
@@ -115,12 +144,18 @@ def _key(look: Look) -> Iterator[Fault]:
             )
 
 
-def _size(look: Look) -> Iterator[Fault]:
-    facts, network = look.chain.facts, look.chain.p.network
+def _misfits(look: Look) -> Iterator[tuple[str, str]]:
+    facts, name = look.chain.facts, look.chain.p.network.name
     for side in _SIDES:
         for path, value in look.found(side):
-            if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, network.name)):
-                yield look.told(path, fault)
+            if isinstance(value, int) and value > 0 and (fault := facts.input.misfit(value, name)):
+                yield path, fault
+
+
+def _size(look: Look) -> Iterator[Fault]:
+    facts, network = look.chain.facts, look.chain.p.network
+    for path, fault in _misfits(look):
+        yield look.told(path, fault)
     for path, value in look.found("channels"):
         if value not in facts.input.channels:
             only = " or ".join(map(str, facts.input.channels))
@@ -170,12 +205,16 @@ def _mapping(look: Look, path: str, mapped: Mapping[str, str]) -> Iterator[Fault
     for label, target in mapped.items():
         if not target:
             yield look.told(f"{path}[{label}]", f"{label!r} is mapped to nothing; name a class, or take it out")
-    for name in classes:
-        if name not in mapped:
-            hint = did_you_mean(name, list(mapped))
-            yield look.told(path, f"class {name!r} of the data set is mapped to nothing{hint}; its boxes would be lost")
+    lost = [name for name in classes if name not in mapped]
+    for name in lost:
+        labels = [label for label, target in mapped.items() if target == name]
+        hint = f"{did_you_mean(name, list(mapped))}; its boxes would be lost"
+        if labels:
+            entry = f'{path.rpartition(".")[2]} {{ key: "{name}" value: "{name}" }}'
+            hint = f": Refit's labels have the names of dataset.classes. Add {entry}, or say {labels[0]} there"
+        yield look.told(path, f"class {name!r} of the data set is mapped to nothing{hint}")
     met = {mapped[name] for name in classes if name in mapped}
-    if empty := sorted(set(mapped.values()) - met - {""}):
+    if empty := sorted(set(mapped.values()) - met - {"", *lost}):
         yield look.told(
             path,
             f"no class of the data set is mapped to {', '.join(map(repr, empty))}: the model would have outputs that "
@@ -209,7 +248,7 @@ def _num_classes(look: Look) -> Iterator[Fault]:
 
 def _validation(look: Look) -> Iterator[Fault]:
     epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
-    if not epochs or look.work.action not in ("train", "distill"):
+    if not epochs or epochs[0] < 1 or look.work.action not in ("train", "distill"):
         return
     first: tuple[tuple[Role, str], ...] = (("evaluate_every", "every"), ("evaluate_from", "first after"))
     for role, what in first:
@@ -228,7 +267,7 @@ def _qat(look: Look) -> Iterator[Fault]:
     trained = look.work.trained
     wanted = getattr(look.chain.p.stages, trained).qat
     for path, value in look.found("qat"):
-        if bool(value) != wanted:
+        if isinstance(value, bool) and value != wanted:
             is_, should = ("on", "off") if value else ("off", "on")
             yield look.told(
                 path,
@@ -269,7 +308,7 @@ def _unseen(chain: TaoChain, value: str) -> str:
 def _files(chain: TaoChain) -> Iterator[Fault]:
     """What the pipeline itself names for a stage to read."""
     pretrained, distill = chain.p.network.pretrained, chain.p.stages.distill
-    named: list[tuple[Key, str | None]] = [(("stages", "distill", "teacher"), distill and distill.teacher)]
+    named: list[tuple[Key, str | None]] = [(("stages", "distill", "teacher"), distill.teacher if distill else None)]
     if not isinstance(pretrained, bool):
         named.append((("network", "pretrained", "path"), pretrained.path))
     for key, value in named:
@@ -336,7 +375,11 @@ def _differences(here: Leaves, there: Leaves, file: str) -> Iterator[tuple[str, 
             yield rest, f"{tree.shown(leaf)} here, and {tree.shown(other)} in {_place(file, other)}"
     for entry in dict.fromkeys(_entry(rest, there) for rest in here if rest not in there):
         yield entry, f"is here, and not in {file}"
-    for entry, leaf in {_entry(rest, here): leaf for rest, leaf in reversed(there.items()) if rest not in here}.items():
+    lacking: dict[str, tree.Scalar] = {}
+    for rest, leaf in there.items():
+        if rest not in here:
+            lacking.setdefault(_entry(rest, here), leaf)
+    for entry, leaf in lacking.items():
         yield "", f"{entry.lstrip('.')} is in {_place(file, leaf)}, and not here"
 
 
@@ -379,10 +422,10 @@ def _resized(look: Look, images: Mapping[str, Any]) -> Iterator[Fault]:
         if look.spec.tree.value(place):
             continue
         for side in _SIDES:
-            span = [getattr(resize, side)] * 2 if resize else images.get(side)
+            span: list[int] = [getattr(resize, side)] if resize else sorted({*images.get(side, ())})
             for path, value in look.found(side) if span else ():
-                if isinstance(value, int) and value > 0 and [*span] != [value, value]:
-                    have = " to ".join(map(str, sorted(set(span))))
+                if isinstance(value, int) and value > 0 and span != [value]:
+                    have = " to ".join(map(str, span))
                     yield look.told(
                         path,
                         f"the {side} is {value}, and the images have {have}; let TAO fit them "

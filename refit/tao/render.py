@@ -124,6 +124,8 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
         _within_the_training(made, facts, origins)
     for path in source.omit:
         made.drop(path)
+        if before:  # what another command reads is no change of the user's spec
+            before.drop(path)
     return Rendered(
         name=name,
         facts=facts,

@@ -137,7 +137,7 @@ class Tree:
             if pick is not None:
                 below = _chosen(below, pick)
                 if not below:
-                    raise KeyError(f"{path}: there is no {parent}[{pick}]")
+                    raise KeyError(f"there is no {parent}[{pick}]{_there(block.named(parent))}")
             nodes = [n for n in below if isinstance(n, Block)]
             if not nodes:
                 nodes = [Block()]
@@ -145,7 +145,7 @@ class Tree:
             block = nodes[0]
         old = block.named(name)
         if choice is not None:
-            _replace_chosen(old, choice, self._node(value, None), path)
+            _replace_chosen(old, choice, self._node(value, None), name)
             return
         repeated = self.form == "prototxt" and isinstance(value, list) and not any(isinstance(o, Items) for o in old)
         new = [self._node(v, None) for v in value] if repeated else [self._node(value, old[0] if old else None)]
@@ -263,7 +263,7 @@ def _chosen(nodes: list[Node], choice: str) -> list[Node]:
     return [n for n in items if _label(n) == choice]
 
 
-def _replace_chosen(nodes: list[Node], choice: str, new: Node, path: str) -> None:
+def _replace_chosen(nodes: list[Node], choice: str, new: Node, name: str) -> None:
     """Change one of several nodes in place."""
     for node in _chosen(nodes, choice):
         if isinstance(node, Scalar) and isinstance(new, Scalar):
@@ -272,7 +272,14 @@ def _replace_chosen(nodes: list[Node], choice: str, new: Node, path: str) -> Non
         if isinstance(node, Block) and isinstance(new, Block):
             node.fields = new.fields
             return
-    raise KeyError(f"{path}: there is no such entry")
+        if isinstance(node, Block):
+            raise KeyError(f"is a block of {', '.join(key for key, _ in node.fields)}; set one of them")
+    raise KeyError(f"there is no {name}[{choice}]{_there(nodes)}; to add one, set {name} to the whole list")
+
+
+def _there(nodes: list[Node]) -> str:
+    labels = [label for node in _items(nodes) if (label := _label(node)) is not None]
+    return f"; there is {', '.join(labels)}" if labels else ""
 
 
 def _label(node: Node) -> str | None:

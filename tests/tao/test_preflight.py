@@ -569,10 +569,66 @@ def test_images_of_another_size_that_nothing_resizes(network: str, width: int, p
     assert found(resized, profile, {"my.txt": text}, DATASET) == []
 
 
-def test_a_warm_up_fits_into_the_training(profile: Profile) -> None:
-    """TAO's own check ends the training otherwise; the template's is shortened, a user's is told."""
-    assert found(pipeline("efficientdet_tf2").replace("epochs: 20", "epochs: 2"), profile) == []
-    told = found(pipeline("efficientdet_tf2", "    set: {train.lr_schedule.warmup_epoch: 50}\n"), profile)
-    assert any(
-        "the rate rises for 50 epochs, and the training has 20" in t and t.startswith("cars.yaml:12:") for t in told
+def test_what_another_command_reads_is_no_change_of_the_users_spec(profile: Profile) -> None:
+    text = own("rtdetr", profile) + "inference: {color_map: {car: tan}}\n"
+    made = pipelines.from_document(
+        parse_yaml(pipeline("rtdetr", "    spec: my.yaml\n"), "cars.yaml"), "cars", attached={"my.yaml": text}
     )
+    specs = {name: s for name, _, s in TaoChain(made, profile).specs()}
+    assert not specs["train"].tree.has("inference")
+    assert not [line for spec in specs.values() for line in spec.changed if "color_map" in line]
+
+
+def test_a_class_that_only_other_labels_are_mapped_to(profile: Profile) -> None:
+    """NVIDIA's samples map KITTI's pedestrian to person."""
+    text = own("ssd", profile, ('key: "person"', 'key: "pedestrian"'))
+    told = found(pipeline("ssd", "    spec: my.txt\n"), profile, {"my.txt": text})
+    assert len(told) == 1
+    assert told[0].endswith(
+        "class 'person' of the data set is mapped to nothing: Refit's labels have the names of dataset.classes. "
+        'Add target_class_mapping { key: "person" value: "person" }, or say pedestrian there'
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("dataset_config.target_class_mapping[van]", "there is no target_class_mapping[van]; there is car, person; to"),
+        ("dataset_config.target_class_mapping[van].value", "there is no target_class_mapping[van]; there is car, per"),
+        (
+            "dataset_config.target_class_mapping[car]",
+            "is a block of key, value; set one of them",
+        ),
+    ],
+)
+def test_an_entry_of_a_map_that_set_does_not_reach(path: str, message: str, profile: Profile) -> None:
+    told = found(pipeline(more=f"    set: {{'{path}': car}}\n"), profile)
+    assert len(told) == 1
+    assert told[0].startswith(f"cars.yaml:12: stages.train.set.{path}: {message}")
+
+
+def test_a_size_in_a_spec_is_one_fault(profile: Profile) -> None:
+    text = own("detectnet_v2", profile, ("image_width: 960", "image_width: 961"))
+    assert found(pipeline(more="    spec: my.txt\n"), profile, {"my.txt": text}) == [
+        f"my.txt:{line_of(text, 'image_width: 961')}: augmentation_config.preprocessing.output_image_width: 961 is no "
+        "multiple of 16, which detectnet_v2 needs; use 960"
+    ]
+
+
+def test_no_epochs_are_one_fault(profile: Profile) -> None:
+    text = own("detectnet_v2", profile, ("num_epochs: 20", "num_epochs: 0"))
+    told = found(pipeline(more="    spec: my.txt\n").replace("    epochs: 20\n", ""), profile, {"my.txt": text})
+    assert [line.partition(": must be above 0")[0] for line in told] == [
+        f"my.txt:{line_of(text, 'num_epochs')}: training_config.num_epochs"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "other"), [("ssd", "faster_rcnn"), ("detectnet_v2", "ssd"), ("rtdetr", "deformable_detr or dino")]
+)
+def test_a_spec_of_another_network(network: str, other: str, profile: Profile) -> None:
+    name = "my.txt" if networks.load(network).format == "prototxt" else "my.yaml"
+    told = found(pipeline(network, f"    spec: {name}\n"), profile, {name: own(other.rpartition(" ")[2], profile)}, DATASET)
+    assert len(told) == 1, told
+    assert told[0].startswith(f"{name}:")
+    assert f"{network} has no such key: this is a spec of {other}; say so in network.name" in told[0]

@@ -108,7 +108,9 @@ def test_a_choice_that_is_not_there_is_an_error() -> None:
     tree = parse(PROTOTXT, "prototxt", "train.txt")
     with pytest.raises(KeyError, match=r"there is no target_class_mapping\[cat\]"):
         tree.put("dataset_config.target_class_mapping[cat].value", "x")
-    with pytest.raises(KeyError, match="no such entry"):
+    with pytest.raises(
+        KeyError, match=r"there is no target_class_mapping\[7\]; there is Heavy Truck, person; to add one"
+    ):
         tree.put("dataset_config.target_class_mapping[7]", {"key": "x"})
 
 
