@@ -32,7 +32,7 @@ ImageKind = Literal["tf1", "tf2", "pyt", "deploy", "data_services"]
 
 Role = Literal[
     "key", "width", "height", "channels", "extension", "mapping", "classes", "num_classes", "epochs", "batch_size",
-    "evaluation_batch_size", "evaluate_every", "evaluate_from", "qat", "boxes", "iou", "judging",
+    "evaluation_batch_size", "evaluate_every", "evaluate_from", "warmup", "qat", "boxes", "iou", "judging",
     "clustering", "start", "outputs", "resizes", "image_type",
     "means", "scales",
 ]  # fmt: skip

@@ -628,7 +628,16 @@ def test_no_epochs_are_one_fault(profile: Profile) -> None:
 )
 def test_a_spec_of_another_network(network: str, other: str, profile: Profile) -> None:
     name = "my.txt" if networks.load(network).format == "prototxt" else "my.yaml"
-    told = found(pipeline(network, f"    spec: {name}\n"), profile, {name: own(other.rpartition(" ")[2], profile)}, DATASET)
+    told = found(
+        pipeline(network, f"    spec: {name}\n"), profile, {name: own(other.rpartition(" ")[2], profile)}, DATASET
+    )
     assert len(told) == 1, told
     assert told[0].startswith(f"{name}:")
     assert f"{network} has no such key: this is a spec of {other}; say so in network.name" in told[0]
+
+
+def test_a_warm_up_fits_into_the_training(profile: Profile) -> None:
+    """TAO's own check ends the training otherwise; the template's is shortened, a user's is told."""
+    assert found(pipeline("efficientdet_tf2").replace("epochs: 20", "epochs: 2"), profile) == []
+    told = found(pipeline("efficientdet_tf2", "    set: {train.lr_schedule.warmup_epoch: 50}\n"), profile)
+    assert any("the rate rises for 50 epochs, and the training has 20" in t for t in told), told
