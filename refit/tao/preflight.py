@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from refit.specs import Key, Problem, SpecError, did_you_mean
-from refit.tao import render, tree
+from refit.tao import networks, render, tree
 from refit.tao.networks import Role, names_in
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     except SpecError as exc:
         yield from exc.problems
         return
+    strangers = {look.spec.own: fault for look in looks if (fault := _stranger(look))}
+    yield from strangers.values()
+    looks = [look for look in looks if look.spec.own not in strangers]
     for look in looks:
         network = "augmentation" if look.work.action == "augment" else chain.p.network.name
         better = dict(_misfits(look))  # says what to use
@@ -93,6 +96,29 @@ class Look:
         if key is not None:
             return key, f"{message}{_WHERE}{self.work.stage}: {path})"
         return self.spec.tree.problem(path, message)
+
+
+def _stranger(look: Look) -> Problem | None:
+    """A spec of the user's own that another network takes and this one does not."""
+    from refit.tao import schema
+
+    name, action = look.chain.p.network.name, look.work.action
+    if not look.spec.own or action == "augment":
+        return None
+    read = tree.parse(look.chain.p.attached[look.spec.own], look.spec.tree.form, look.spec.own)
+
+    def unknown(network: str) -> Problem | None:
+        return next((p for p in schema.check(network, action, read) if p.message.startswith("unknown key")), None)
+
+    fault = unknown(name)
+    if fault is None:
+        return None
+    alike = [n for n in networks.known() if networks.load(n).format == read.form and action in networks.load(n).stages]
+    others = " or ".join(n for n in alike if not unknown(n))
+    if not others:
+        return None
+    text = f"{name} has no such key: this is a spec of {others}; say so in network.name, or name a spec of {name}"
+    return Problem(fault.file, fault.line, fault.key, text)
 
 
 # --- one spec ---------------------------------------------------------------------------------------------------------

@@ -596,3 +596,16 @@ def test_no_epochs_are_one_fault(profile: Profile) -> None:
     assert [line.partition(": must be above 0")[0] for line in told] == [
         f"my.txt:{line_of(text, 'num_epochs')}: training_config.num_epochs"
     ]
+
+
+@pytest.mark.parametrize(
+    ("network", "other"), [("ssd", "faster_rcnn"), ("detectnet_v2", "ssd"), ("rtdetr", "deformable_detr or dino")]
+)
+def test_a_spec_of_another_network(network: str, other: str, profile: Profile) -> None:
+    name = "my.txt" if networks.load(network).format == "prototxt" else "my.yaml"
+    told = found(
+        pipeline(network, f"    spec: {name}\n"), profile, {name: own(other.rpartition(" ")[2], profile)}, DATASET
+    )
+    assert len(told) == 1, told
+    assert told[0].startswith(f"{name}:")
+    assert f"{network} has no such key: this is a spec of {other}; say so in network.name" in told[0]
