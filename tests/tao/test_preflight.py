@@ -641,3 +641,18 @@ def test_a_warm_up_fits_into_the_training(profile: Profile) -> None:
     assert found(pipeline("efficientdet_tf2").replace("epochs: 20", "epochs: 2"), profile) == []
     told = found(pipeline("efficientdet_tf2", "    set: {train.lr_schedule.warmup_epoch: 50}\n"), profile)
     assert any("the rate rises for 50 epochs, and the training has 20" in t for t in told), told
+
+
+def test_many_differences_are_counted_and_a_float_of_32_bits_is_none(profile: Profile) -> None:
+    first = own("detectnet_v2", profile)
+    same = first.replace("dbscan_eps: 0.15", "dbscan_eps: 0.15000000596")
+    more = "    spec: a.txt\n  prune: true\n  retrain: {spec: b.txt}\n"
+    assert same != first
+    assert found(pipeline(more=more), profile, {"a.txt": first, "b.txt": same}) == []
+    other = first.replace("minimum_height: 0", "minimum_height: 20").replace(
+        "maximum_height: 9999", "maximum_height: 9"
+    )
+    other = other.replace("minimum_width: 0", "minimum_width: 20")
+    told = found(pipeline(more=more), profile, {"a.txt": first, "b.txt": other})
+    assert len(told) == 5
+    assert any("2 more differences from a.txt; make them equal" in line for line in told)
