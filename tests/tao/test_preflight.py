@@ -636,6 +636,13 @@ def test_a_spec_of_another_network(network: str, other: str, profile: Profile) -
     assert f"{network} has no such key: this is a spec of {other}; say so in network.name" in told[0]
 
 
+def test_a_warm_up_fits_into_the_training(profile: Profile) -> None:
+    """TAO's own check ends the training otherwise; the template's is shortened, a user's is told."""
+    assert found(pipeline("efficientdet_tf2").replace("epochs: 20", "epochs: 2"), profile) == []
+    told = found(pipeline("efficientdet_tf2", "    set: {train.lr_schedule.warmup_epoch: 50}\n"), profile)
+    assert any("the rate rises for 50 epochs, and the training has 20" in t for t in told), told
+
+
 def test_many_differences_are_counted_and_a_float_of_32_bits_is_none(profile: Profile) -> None:
     first = own("detectnet_v2", profile)
     same = first.replace("dbscan_eps: 0.15", "dbscan_eps: 0.15000000596")
