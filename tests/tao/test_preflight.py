@@ -656,10 +656,3 @@ def test_many_differences_are_counted_and_a_float_of_32_bits_is_none(profile: Pr
     told = found(pipeline(more=more), profile, {"a.txt": first, "b.txt": other})
     assert len(told) == 5
     assert any("2 more differences from a.txt; make them equal" in line for line in told)
-
-
-def test_a_warm_up_fits_into_the_training(profile: Profile) -> None:
-    """TAO's own check ends the training otherwise; the template's is shortened, a user's is told."""
-    assert found(pipeline("efficientdet_tf2").replace("epochs: 20", "epochs: 2"), profile) == []
-    told = found(pipeline("efficientdet_tf2", "    set: {train.lr_schedule.warmup_epoch: 50}\n"), profile)
-    assert any("the rate rises for 50 epochs, and the training has 20" in t for t in told), told
