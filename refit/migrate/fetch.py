@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
-import lzma
 import os
 import shutil
-import stat
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
+from refit.archive import DAMAGED, leads_out
 from refit.migrate.secrets import Vault, shown
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -227,8 +225,7 @@ def members(z: zipfile.ZipFile, called: str, most: int) -> Iterator[tuple[zipfil
         raise ImportFault(f"{called}: holds {len(infos)} entries, and at most {most} are taken")
     for info in infos:
         path = PurePosixPath(info.filename)
-        odd = stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR)
-        if path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in path.parts[0] or odd:
+        if leads_out(info):
             raise ImportFault(f"{called}: holds {info.filename!r}, which leads out of it or is no file; not unpacked")
         if info.flag_bits & 1:
             raise ImportFault(f"{called}: is protected by a password; unpack it, and name the folder")
@@ -253,15 +250,7 @@ def texts_of_zip(data: IO[bytes], called: str) -> dict[str, str]:
                 text = as_text(raw)
                 if text is not None:
                     found[str(path)] = text
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        IndexError,
-    ) as exc:
+    except DAMAGED as exc:
         raise ImportFault(f"{called}: a damaged zip ({exc}); download it again") from None
     return found
 
@@ -283,15 +272,7 @@ def unpack(archive: Path, folder: Path, called: str, limit: int) -> int:
                             )
                         f.write(chunk)
                 count += 1
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        IndexError,
-    ) as exc:
+    except DAMAGED as exc:
         raise ImportFault(f"{called}: a damaged zip ({exc}); download it again") from None
     except FileExistsError as exc:
         raise ImportFault(f"{called}: holds {Path(str(exc.filename)).name} twice; not unpacked") from None

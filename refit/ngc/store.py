@@ -17,11 +17,11 @@ import os
 import shutil
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from refit.archive import DAMAGED, leads_out
 from refit.command import StageError
 from refit.files import sha256, sync_folder, write_json
 from refit.ngc.spec import Model
@@ -125,7 +125,7 @@ def unpack(archive: Path, folder: Path, called: str, glob: str | None = None) ->
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _extract(z, wanted[path], target)
                 kept.append(Kept(path, wanted[path].file_size, sha256(target)))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as exc:
+    except DAMAGED as exc:
         raise StoreError(f"{called}: {_no_zip(archive, exc)}") from None
     return kept
 
@@ -136,9 +136,7 @@ def _members(z: zipfile.ZipFile, called: str) -> list[zipfile.ZipInfo]:
     if not 0 < len(found) <= _MOST_FILES:
         raise StoreError(f"{called}: the archive holds {len(found)} files; 1 to {_MOST_FILES} are expected")
     for m in found:
-        path = PurePosixPath(m.filename)
-        link = m.external_attr >> 28 == 0o12  # S_IFLNK
-        if path.is_absolute() or ".." in path.parts or "\\" in m.filename or link:
+        if leads_out(m):
             raise StoreError(f"{called}: the archive holds {m.filename!r}, which leads out of it; it is not unpacked")
     return found
 

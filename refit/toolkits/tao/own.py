@@ -72,7 +72,7 @@ def pretrained(chain: TaoChain) -> Stage:
         files={"download.yaml": {"model": model, "path": path, "file": file, "cache": "{workspace}/ngc"}},
         outputs=(Output("weights", "weights/*"),),
         resources=chain.light("pretrained"),
-        code=("refit/ngc", "refit/specs.py"),
+        code=("refit/ngc", "refit/archive.py", "refit/specs.py"),
         secrets=(secret,) if secret else (),
         env={"NGC_API_KEY": f"{{secret:{secret}}}"} if secret else {},
     )
