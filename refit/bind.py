@@ -26,7 +26,7 @@ from refit.config import ConfigError, Settings
 from refit.data import arrival
 from refit.data.faults import Fault
 from refit.runtime import pod
-from refit.specs import Document, Problem, Spec, SpecError, parse_yaml
+from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
 
@@ -61,9 +61,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         snapshot = _take_data(pipeline, spec, settings, workspace, status)
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
-        problems = [
-            pipelines.of_param(f if isinstance(f, Problem) else doc.problem(f[0], f[1]), changed) for f in faults
-        ]
+        problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
         if problems:
             raise SpecError(problems)
         bound = plans.Bound(

@@ -85,7 +85,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             profile = cluster.of_pipeline(pipeline, settings)
             dataset, problems = _look(args.data, pipeline) if args.data else (None, [])
             faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
-            problems += [f if isinstance(f, Problem) else doc.problem(f[0], f[1]) for f in faults]
+            problems += map(doc.told, faults)
             for problem in _missing(pipeline, profile, settings):
                 if problem.key.startswith("secrets."):  # whoever writes a pipeline may not be who hands out keys
                     print(f"warning: {problem}", file=sys.stderr)

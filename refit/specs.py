@@ -70,6 +70,10 @@ class Document:
     def problem(self, key: Key, message: str) -> Problem:
         return Problem(self.file, self.line(key), dotted(key), message)
 
+    def told(self, fault: Problem | tuple[Key, str]) -> Problem:
+        """A fault as a toolkit tells it: (key, message) is one of this file, a Problem of another."""
+        return fault if isinstance(fault, Problem) else self.problem(*fault)
+
 
 def dotted(key: Key) -> str:
     """("stages", "train", 0) -> "stages.train[0]"."""

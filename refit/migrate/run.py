@@ -28,7 +28,7 @@ from refit.migrate.kubeflow import Kubeflow
 from refit.migrate.mounts import Mounts
 from refit.migrate.recognise import Other, Spec
 from refit.migrate.secrets import Vault, shown
-from refit.specs import Problem, SpecError, did_you_mean, parse_yaml
+from refit.specs import SpecError, did_you_mean, parse_yaml
 from refit.tao import networks
 from refit.toolkits.tao import TaoChain
 
@@ -412,8 +412,7 @@ def _judge(path: Path, made: Made, settings: Settings) -> tuple[list[str], list[
                 if seen.get(spot, "-> left out").endswith("-> left out"):
                     seen[spot] = line
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, None)
-        told = [str(f if isinstance(f, Problem) else doc.problem(f[0], f[1])) for f in faults]
-        return list(seen.values()), told
+        return list(seen.values()), [str(doc.told(fault)) for fault in faults]
     except SpecError as exc:
         return [], [str(p) for p in exc.problems]
 

@@ -9,7 +9,7 @@ import pytest
 from refit import pipeline as pipelines
 from refit.cluster import KubernetesProfile, Profile, load
 from refit.config import Settings
-from refit.specs import Problem, SpecError, parse_yaml
+from refit.specs import SpecError, parse_yaml
 from refit.tao import networks
 from refit.tao.tree import parse
 from refit.toolkits.tao import TOOLKIT, TaoChain
@@ -52,7 +52,7 @@ def found(
     except SpecError as exc:
         return [str(p) for p in exc.problems]
     faults = TOOLKIT.preflight(pipeline, profile, dataset)
-    return [str(f if isinstance(f, Problem) else doc.problem(f[0], f[1])) for f in faults]
+    return [str(doc.told(fault)) for fault in faults]
 
 
 def pipeline(network: str = "detectnet_v2", more: str = "", **blocks: str) -> str:
