@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from refit.cluster import LocalProfile, Profile
 from refit.pipeline import Pipeline, Resources
+from refit.specs import Key, did_you_mean
 from refit.toolkits.base import Output, Stage, command
 
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+
+
+def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]]) -> Iterator[tuple[Key, str]]:
+    """What `resources.stages` names that the pipeline does not have. The chain is listed only where it names any:
+    Airflow parses every pipeline file over and over."""
+    if not pipeline.resources.stages:
+        return
+    names = sorted(s.name for s in stages())
+    for name in pipeline.resources.stages:
+        if name not in names:
+            hint = did_you_mean(name, names) or f"; known here: {', '.join(names)}"
+            yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
 
 
 class Chain:

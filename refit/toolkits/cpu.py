@@ -26,7 +26,7 @@ from refit.cpu.specs import (
 from refit.pipeline import OffOr, Pipeline
 from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits.base import Output, Stage, command
-from refit.toolkits.chain import NO_PROFILE, Chain
+from refit.toolkits.chain import NO_PROFILE, Chain, unknown_resources
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -80,11 +80,7 @@ class CpuPipeline(Pipeline):
                 yield ("network", key), message
         if stages.retrain is not None and stages.prune is None:
             yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
-        names = {s.name for s in TOOLKIT.stages(self, NO_PROFILE)}
-        for name in self.resources.stages:
-            if name not in names:
-                hint = did_you_mean(name, sorted(names)) or f"; known here: {', '.join(sorted(names))}"
-                yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
+        yield from unknown_resources(self, lambda: TOOLKIT.stages(self, NO_PROFILE))
         known = set(self.dataset.split.lists or ("train", "val")) - {"train"}
         for i, split in enumerate(stages.evaluate.splits):
             if split not in known:

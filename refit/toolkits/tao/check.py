@@ -14,7 +14,7 @@ from refit.specs import Key, did_you_mean
 from refit.tao import networks
 from refit.tao.networks import Network, names_in
 from refit.tao.params import BuildEngineParams, NetworkParams, given
-from refit.toolkits.chain import NO_PROFILE
+from refit.toolkits.chain import NO_PROFILE, unknown_resources
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.model import TaoPipeline
@@ -63,11 +63,7 @@ def _gpus(pipeline: TaoPipeline) -> Iterator[Fault]:
 def _resources(pipeline: TaoPipeline) -> Iterator[Fault]:
     from refit.toolkits.tao.chain import TaoChain
 
-    names = {s.name for s in TaoChain(pipeline, NO_PROFILE).stages()}
-    for name in pipeline.resources.stages:
-        if name not in names:
-            hint = did_you_mean(name, sorted(names)) or f"; known here: {', '.join(sorted(names))}"
-            yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
+    yield from unknown_resources(pipeline, TaoChain(pipeline, NO_PROFILE).stages)
 
 
 # --- the network ------------------------------------------------------------------------------------------------------
