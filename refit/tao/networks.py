@@ -12,6 +12,7 @@ the network block (`${network.input_width}`), or a fact (`${classes}`, `${gpus}`
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -197,7 +198,7 @@ def names_in(value: Any) -> set[str]:
     return set()
 
 
-def fill(value: Any, scope: dict[str, Any]) -> Any:
+def fill(value: Any, scope: Mapping[str, Any]) -> Any:
     """A value with every `${name}` replaced; None where one of them is None ("leave the template's").
 
     `{each: classes, value: ...}` becomes a list, with `${class}` and the per-class parameters;

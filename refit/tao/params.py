@@ -187,6 +187,11 @@ class QuantizeParams(Adjustable):
     backend: Literal["torchao", "modelopt.pytorch", "modelopt.onnx"] = "modelopt.onnx"
     images: int = Field(128, ge=1, le=10_000, description="calibration images, of the training part only")
 
+    @property
+    def on_onnx(self) -> bool:
+        """Whether it works on the exported file; the others' work is exported afterwards."""
+        return self.backend == "modelopt.onnx"
+
 
 class BuildEngineParams(Adjustable):
     precision: Literal["fp32", "fp16", "int8"] = "int8"

@@ -249,7 +249,7 @@ def _num_classes(look: Look) -> Iterator[Fault]:
 
 def _validation(look: Look) -> Iterator[Fault]:
     epochs = [v for _, v in look.found("epochs") if isinstance(v, int)]
-    if not epochs or epochs[0] < 1 or look.work.action not in ("train", "distill"):
+    if not epochs or epochs[0] < 1 or not look.work.trains:
         return
     first: tuple[tuple[Role, str], ...] = (("evaluate_every", "every"), ("evaluate_from", "first after"))
     for role, what in first:
@@ -450,7 +450,7 @@ def _resized(look: Look, images: Mapping[str, Any]) -> Iterator[Fault]:
 def _batches(chain: TaoChain, looks: list[Look], dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     splits: Mapping[str, int] = (dataset or {}).get("splits", {})
     for look in looks:
-        if look.work.action not in ("train", "distill") or not splits:
+        if not look.work.trains or not splits:
             continue
         gpus = max(1, chain.resources(look.work.stage).gpus)
         for path, value in look.found("batch_size"):

@@ -86,9 +86,9 @@ def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
     for word in fact.argv:
         if isinstance(word, dict):
             if scope[word["when"]]:
-                out += [str(fill(w, dict(scope))) for w in word["words"]]
+                out += [str(fill(w, scope)) for w in word["words"]]
             continue
-        value = fill(word, dict(scope))
+        value = fill(word, scope)
         if value is not None:
             out.append(str(value))
     return tuple(out)
@@ -160,7 +160,7 @@ def _put(
     """Set what has a value. What Refit controls and has none is taken out of a spec of the user's own, so that nothing
     of theirs stays there: a checkpoint of another machine, the calibration of an engine without INT8."""
     for path, value in values.items():
-        filled = fill(value, dict(source.scope))
+        filled = fill(value, source.scope)
         # A list that the pipeline gives may be empty; one that is made of values has none of them then.
         if filled is None or (filled in ([], {}) and not isinstance(value, str)):
             if control and source.own and not (source.begins and names_in(value) & KEPT):

@@ -19,7 +19,7 @@ from refit.toolkits.base import Output, Stage
 from refit.toolkits.chain import Chain
 from refit.toolkits.tao import own, sidecar
 from refit.toolkits.tao.lazy import Lazy
-from refit.toolkits.tao.scope import TRAININGS, Work, scope
+from refit.toolkits.tao.scope import Work, scope
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.model import TaoPipeline
@@ -117,12 +117,11 @@ class TaoChain(Chain):
     def _exported(self, model: str, after: tuple[str, ...]) -> Generator[Stage, None, str]:
         """Yields the stages to the ONNX file; returns the stage that leaves it."""
         quantize = self.p.stages.quantize
-        on_onnx = quantize is not None and quantize.backend == "modelopt.onnx"
-        if quantize and not on_onnx:
+        if quantize and not quantize.on_onnx:
             yield self._tao(self._work("quantize", "quantize", model), (*self._data, *self._images, model))
             model = "quantize"
         yield self._tao(self._work("export", "export", model), (*self._data, model), after)
-        if on_onnx:
+        if quantize and quantize.on_onnx:
             yield self._tao(self._work("quantize", "quantize", "export"), (*self._data, *self._images, "export"))
             return "quantize"
         return "export"
@@ -201,8 +200,8 @@ class TaoChain(Chain):
         if model in self.engines:
             return "engine"
         quantize = self.p.stages.quantize
-        on_onnx = quantize is not None and quantize.backend == "modelopt.onnx"
-        return "onnx" if model == "export" or (model == "quantize" and on_onnx) else "checkpoint"
+        quantized = model == "quantize" and quantize is not None and quantize.on_onnx
+        return "onnx" if model == "export" or quantized else "checkpoint"
 
     @property
     def backbone(self) -> dict[str, Any]:
@@ -284,7 +283,7 @@ class TaoChain(Chain):
             env={"TELEMETRY_OPT_OUT": "yes"},
             grace_seconds=60,
             resumes=fact.resumes,
-            watch=self._watch if work.action in TRAININGS else None,
+            watch=self._watch if work.trains else None,
         )
 
     @property

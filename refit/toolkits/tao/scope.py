@@ -12,8 +12,6 @@ from refit.tao.render import BEGINNINGS
 if TYPE_CHECKING:
     from refit.toolkits.tao.chain import TaoChain
 
-TRAININGS = ("train", "distill")  # the actions that train
-
 
 @dataclass(frozen=True)
 class Work:
@@ -34,16 +32,20 @@ class Work:
     split: str = "train"
 
     @property
+    def trains(self) -> bool:
+        return self.action in ("train", "distill")
+
+    @property
     def block(self) -> str:
         """The block of the pipeline with the command's parameters."""
-        if self.action in TRAININGS:
+        if self.trains:
             return self.trained
         return "evaluate" if self.action == "evaluate_engine" else self.action
 
     @property
     def begins(self) -> bool:
         """Whether it is a training that may begin with weights of the user's choice: a retraining has the pruned."""
-        return self.action in TRAININGS and self.stage != "retrain"
+        return self.trains and self.stage != "retrain"
 
 
 def scope(chain: TaoChain, work: Work) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def _model(chain: TaoChain, work: Work) -> dict[str, Any]:
         "export_quantized": work.model == "quantize" and kind == "checkpoint",
         "retraining": retraining,
         # The others do not have the stages that bring them as inputs.
-        **(begins if work.action in TRAININGS else dict.fromkeys(BEGINNINGS)),
+        **(begins if work.trains else dict.fromkeys(BEGINNINGS)),
     }
 
 
