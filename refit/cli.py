@@ -29,7 +29,7 @@ from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.command import StageError
 from refit.config import ConfigError, Settings
-from refit.data.cli import add_check, run_check
+from refit.data.commands import add_all
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.specs import Problem, SpecError, did_you_mean, read_document
@@ -329,9 +329,9 @@ def shell(args: argparse.Namespace, settings: Settings) -> int:
     return subprocess.call([os.environ.get("SHELL", "/bin/sh")], env=prepared.env, cwd=prepared.folder)
 
 
-def check_dataset(args: argparse.Namespace, settings: Settings) -> int:
-    """Read a data set as a run would, and report every fault with file and line; nothing is written."""
-    return run_check(args)
+def dataset(args: argparse.Namespace, settings: Settings) -> int:
+    """Look at a data set."""
+    return int(args.run(args))
 
 
 def list_ngc(args: argparse.Namespace, settings: Settings) -> int:
@@ -462,12 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("stage", metavar="STAGE")
     c.add_argument("--run", metavar="RUN", help="a folder below runs/; default: the last one")
     c.add_argument("--print", action="store_true", help="only print, open no shell")
-    dataset = commands.add_parser("dataset", help="look at a data set", description="Look at a data set.")
-    check = dataset.add_subparsers(required=True, metavar="ACTION").add_parser(
-        "check", help="read it as a run would, and report every fault", description=check_dataset.__doc__
-    )
-    add_check(check)
-    check.set_defaults(call=check_dataset)
+    add_all(command("dataset", dataset).add_subparsers(required=True, metavar="ACTION"))
     ngc = commands.add_parser("ngc", help="look at NGC's models", description="Look at NGC's models.")
     listing = ngc.add_subparsers(required=True, metavar="ACTION").add_parser(
         "list", help="those whose name fits a pattern", description=list_ngc.__doc__

@@ -19,8 +19,9 @@ from refit.data import checks, images
 from refit.data.arrival import signature
 from refit.data.codes import Severity
 from refit.data.faults import BadData, Fault, fault, graded
+from refit.data.formats import reader
+from refit.data.formats.base import Changed, Layout, read_whole
 from refit.data.model import Item, Labels, Sample
-from refit.data.readers import Changed, Layout, read_whole, reader
 from refit.data.tree import Tree, scan
 
 T = TypeVar("T")

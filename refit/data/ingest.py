@@ -17,8 +17,8 @@ from refit.data import checks, snapshot, split
 from refit.data.arrival import signature
 from refit.data.examine import Examination, Known, Progress, changed, examine, ordered, unchanged
 from refit.data.faults import BadData, Fault, graded
+from refit.data.formats.base import Changed, read_whole
 from refit.data.model import Sample
-from refit.data.readers import Changed, read_whole
 from refit.data.settings import DatasetSettings
 from refit.data.snapshot import Snapshot
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from refit.data.codes import CODES
 from refit.specs import Spec, did_you_mean
 
+Format = Literal["kitti", "voc"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
@@ -53,7 +55,7 @@ class Split(Spec):
 class DatasetSettings(Spec):
     """How a folder of labelled images is read."""
 
-    format: Literal["kitti", "voc"] | None = Field(None, description="null: recognised by what lies in the folder")
+    format: Format | None = Field(None, description="null: recognised by what lies in the folder")
     classes: list[Name] = Field(min_length=1, max_length=1000, description="what the detector learns, in this order")
     class_map: dict[str, str | None] = Field(
         default_factory=dict, description="label name -> class, or null to leave such objects out (they are counted)"

@@ -14,9 +14,9 @@ from pathlib import PurePosixPath
 
 from refit.data.examine import Examination
 from refit.data.faults import Fault, fault
+from refit.data.formats.base import Changed, read_whole
 from refit.data.images import SUFFIXES
 from refit.data.model import Sample
-from refit.data.readers import Changed, read_whole
 from refit.data.text import NotText, decode
 from refit.specs import did_you_mean
 

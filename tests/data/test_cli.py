@@ -12,6 +12,8 @@ import pytest
 from tests.data.helpers import encoded, kitti_line, kitti_set  # isort: skip
 
 from refit.data.cli import main
+from refit.data.formats import READERS
+from refit.data.settings import FORMATS
 
 
 def test_good(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,3 +81,12 @@ def test_wrong_use_is_2() -> None:
     with pytest.raises(SystemExit) as caught:
         main(["chekc"])
     assert caught.value.code == 2
+
+
+def test_building_the_parsers_needs_no_numpy() -> None:
+    code = "import sys, refit.cli; refit.cli._parser(); sys.exit('numpy' in sys.modules or 'cv2' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_each_format_of_a_pipeline_file_has_a_reader() -> None:
+    assert set(FORMATS) == set(READERS)

@@ -13,7 +13,7 @@ from refit.data.checks import Classes
 from refit.data.codes import CODES
 from refit.data.examine import Examination, examine
 from refit.data.faults import BadData, Fault
-from refit.data.readers import recognise
+from refit.data.formats import recognise
 
 ALL = Classes(CLASSES)
 

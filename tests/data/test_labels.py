@@ -6,7 +6,7 @@ import pytest
 
 from tests.data.helpers import kitti_line, voc_object, voc_text  # isort: skip
 
-from refit.data import kitti, voc
+from refit.data.formats import kitti, voc
 from refit.data.model import Labels
 
 GOOD = kitti_line()

@@ -20,10 +20,10 @@ import yaml
 
 from refit.command import BadData, BadSpec
 from refit.config import Settings
-from refit.data import kitti
 from refit.data.checks import Classes
 from refit.data.cli import main
 from refit.data.examine import examine
+from refit.data.formats import kitti
 from refit.data.ingest import ingest
 from refit.data.prepare import calibration, orientation, stage
 from refit.data.prepare.calibration import choose

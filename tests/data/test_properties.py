@@ -13,11 +13,11 @@ from tests.data.helpers import CLASSES, encoded, kitti_line, voc_object, voc_tex
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from refit.data import kitti, voc
 from refit.data.checks import Classes
 from refit.data.codes import CODES
 from refit.data.examine import examine
 from refit.data.faults import BadData
+from refit.data.formats import kitti, voc
 from refit.data.ingest import ingest
 from refit.data.settings import DatasetSettings
 from refit.data.snapshot import read_annotations, verify

@@ -1,51 +1,17 @@
-"""From a folder to images with their labels: one reader a format, registered by name.
-
-A reader yields an `Item` for each image and each label file, sorted by name, and a fault for each that has no partner.
-It opens label files only. A format whose labels lie in one file (COCO, CSV) registers a reader of its own shape; those
-with a label file an image are values of `PairedReader`.
-"""
+"""Formats with a label file for each image, of the same name but for the ending (KITTI, Pascal VOC, YOLO)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from pathlib import PurePosixPath
 
-from refit.data import kitti, voc
-from refit.data.faults import BadData, Fault, fault
+from refit.data.faults import Fault, fault
+from refit.data.formats.base import Changed, Layout, normal, not_recognised, read_whole, stem_of, suffix_of
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.model import Item, Labels
-from refit.data.tree import Tree, scan
+from refit.data.tree import Tree
 from refit.specs import did_you_mean
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where a data set keeps its images and labels: folders below the source, "." for the source itself."""
-
-    image_dir: str
-    label_dir: str
-
-
-class Changed(OSError):
-    """A file that was listed is gone or has another size: the data set is still being copied."""
-
-
-class Reader(Protocol):
-    """One format. `layout` raises BadData; `read` raises Changed."""
-
-    @property
-    def name(self) -> str: ...
-
-    def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout: ...
-
-    def matches(self, tree: Tree) -> bool:
-        """Whether the folder looks like this format, by the names in it."""
-        ...
-
-    def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]: ...
 
 
 @dataclass(frozen=True)
@@ -76,27 +42,27 @@ class PairedReader:
                 message = f"dataset.{what}_dir: no {what} files ({self._endings(what)}) below {given!r}{hint}"
             else:
                 message = f"no folder with {what}s of the format {self.name}; known names are {', '.join(known)}"
-            raise _not_recognised(tree, message)
+            raise not_recognised(tree, message)
         return Layout(found[0][0], found[1][0])
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]:
         """Every image and every label file once; `leave` names files below the source that are neither (lists)."""
         labels: dict[str, str] = {}
         for f in tree.below(layout.label_dir):
-            if f.path in leave or _suffix(f.path) != self.suffix:
+            if f.path in leave or suffix_of(f.path) != self.suffix:
                 continue
-            stem = _stem(f.path, layout.label_dir)
+            stem = stem_of(f.path, layout.label_dir)
             if stem in labels:  # a.txt and a.TXT
                 yield self._twice(tree, f.path, labels[stem])
             else:
                 labels[stem] = f.path
         images: dict[str, list[str]] = {}
         for f in tree.below(layout.image_dir):
-            suffix = _suffix(f.path)
+            suffix = suffix_of(f.path)
             if suffix in SUFFIXES:
-                images.setdefault(_stem(f.path, layout.image_dir), []).append(f.path)
+                images.setdefault(stem_of(f.path, layout.image_dir), []).append(f.path)
             elif suffix in OTHER_SUFFIXES:
-                yield from self._unsupported(tree, f.path, labels.pop(_stem(f.path, layout.image_dir), None))
+                yield from self._unsupported(tree, f.path, labels.pop(stem_of(f.path, layout.image_dir), None))
         yield from self._unread(tree, layout, leave)
         for stem in sorted(images.keys() | labels.keys()):
             yield from self._pair(tree, layout, images.get(stem, []), labels.get(stem))
@@ -104,10 +70,10 @@ class PairedReader:
     def _unread(self, tree: Tree, layout: Layout, leave: Collection[str]) -> Iterator[Fault]:
         """What else lies in the source: counted, an example named (an image before others)."""
         pictures = SUFFIXES.keys() | OTHER_SUFFIXES
-        read = {f.path for f in tree.below(layout.image_dir) if _suffix(f.path) in pictures}
-        read |= {f.path for f in tree.below(layout.label_dir) if _suffix(f.path) == self.suffix}
+        read = {f.path for f in tree.below(layout.image_dir) if suffix_of(f.path) in pictures}
+        read |= {f.path for f in tree.below(layout.label_dir) if suffix_of(f.path) == self.suffix}
         rest = [path for path in tree.files if path not in read and path not in leave]
-        rest.sort(key=lambda path: _suffix(path) not in pictures)
+        rest.sort(key=lambda path: suffix_of(path) not in pictures)
         if rest:
             message = f"{len(rest)} files are neither images nor labels, for example {rest[0]}"
             yield fault("ignored_files", "", message, value=rest[0])
@@ -163,68 +129,6 @@ class PairedReader:
         labels = [label_dir] if label_dir is not None else list(self.label_dirs)
         known = SUFFIXES.keys() | OTHER_SUFFIXES
         return (
-            [d for d in map(_normal, images) if any(_suffix(f.path) in known for f in tree.below(d))],
-            [d for d in map(_normal, labels) if any(_suffix(f.path) == self.suffix for f in tree.below(d))],
+            [d for d in map(normal, images) if any(suffix_of(f.path) in known for f in tree.below(d))],
+            [d for d in map(normal, labels) if any(suffix_of(f.path) == self.suffix for f in tree.below(d))],
         )
-
-
-READERS: dict[str, Reader] = {
-    "kitti": PairedReader(
-        "kitti",
-        kitti.SUFFIX,
-        ("image_2", "images", "training/image_2"),
-        ("label_2", "labels", "training/label_2"),
-        kitti.parse,
-    ),
-    "voc": PairedReader("voc", voc.SUFFIX, ("JPEGImages", "images"), ("Annotations", "annotations"), voc.parse),
-}
-
-
-def reader(tree: Tree, name: str | None = None) -> Reader:
-    """The reader of a format, or the one that the folder looks like. Raises BadData."""
-    if name is not None:
-        return READERS[name]
-    found = [r for r in READERS.values() if r.matches(tree)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise _not_recognised(tree, f"looks like {' and '.join(r.name for r in found)}; say which in dataset.format")
-    shown = ", ".join(sorted({p.split("/")[0] for p in tree.files})[:8]) or "nothing"
-    raise _not_recognised(tree, f"none of the known formats ({', '.join(READERS)}); the folder holds {shown}")
-
-
-def recognise(path: Path | str) -> str:
-    """The name of the format that a folder looks like. Raises BadData, and OSError where it cannot be listed."""
-    return reader(scan(Path(path))).name
-
-
-def read_whole(tree: Tree, path: str) -> bytes:
-    """A file's bytes, of the size that was listed. Raises Changed, and OSError for other troubles."""
-    try:
-        with open(os.path.join(tree.root, path), "rb") as f:
-            data = f.read(tree.files[path].size + 1)
-    except FileNotFoundError:
-        raise Changed(f"{path} is gone") from None
-    if len(data) != tree.files[path].size:
-        raise Changed(f"{path} had {tree.files[path].size} bytes when it was listed, and has another size now")
-    return data
-
-
-def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
-
-
-def _stem(path: str, folder: str) -> str:
-    return str(PurePosixPath(path).relative_to(folder).with_suffix(""))
-
-
-def _normal(folder: str) -> str:
-    return str(PurePosixPath(folder.strip("/") or "."))
-
-
-def _not_recognised(tree: Tree, message: str) -> BadData:
-    nested = sorted({p.split("/")[0] for p in tree.folders})
-    advice = ""
-    if len(nested) == 1 and all("/" in p for p in tree.files):
-        advice = f"is the data set in {nested[0]}/? then name that folder as the source"
-    return BadData(str(tree.root), [fault("not_recognised", "", message, advice=advice)])

@@ -15,6 +15,7 @@ from typing import Any
 from xml.parsers import expat
 
 from refit.data.faults import fault
+from refit.data.formats.paired import PairedReader
 from refit.data.model import Labelled, Labels
 from refit.data.text import MAX_LABEL_BYTES, finite, number
 
@@ -154,3 +155,6 @@ def _read(data: bytes) -> tuple[list[_Node], _Node | None]:
             raise
         raise NotXml(1, f"not valid XML: {exc}") from None
     return objects, root.children[0].child("size")
+
+
+READER = PairedReader("voc", SUFFIX, ("JPEGImages", "images"), ("Annotations", "annotations"), parse)

@@ -8,6 +8,7 @@ Boxes are pixels, x2 and y2 taken as edges. Source: KITTI's object development k
 from __future__ import annotations
 
 from refit.data.faults import fault
+from refit.data.formats.paired import PairedReader
 from refit.data.model import Labelled, Labels
 from refit.data.text import NotText, decode, finite, number
 
@@ -93,3 +94,8 @@ def _shifted(rows: list[list[float]], file: str, labels: Labels) -> None:
         fault("shifted_column", file, message, line=first.line, value=value, advice=advice, objects=len(rows))
     )
     labels.objects.clear()
+
+
+READER = PairedReader(
+    "kitti", SUFFIX, ("image_2", "images", "training/image_2"), ("label_2", "labels", "training/label_2"), parse
+)

@@ -1,0 +1,112 @@
+"""What a format is: a reader that turns a folder into images with their labels, and a writer that does the reverse.
+
+A reader yields an `Item` for each image and each label file, sorted by name, and a fault for each that has no partner.
+It opens label files only; images are looked at by `refit.data.examine`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from refit.data.faults import BadData, Fault, fault
+from refit.data.model import Box, Item
+from refit.data.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a data set keeps its images and labels: folders below the source, "." for the source itself."""
+
+    image_dir: str
+    label_dir: str
+
+
+class Changed(OSError):
+    """A file that was listed is gone or has another size: the data set is still being copied."""
+
+
+class Reader(Protocol):
+    """One format. `layout` raises BadData; `read` raises Changed."""
+
+    @property
+    def name(self) -> str: ...
+
+    def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout: ...
+
+    def matches(self, tree: Tree) -> bool:
+        """Whether the folder looks like this format, by the names in it."""
+        ...
+
+    def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A checked image on its way into another format.
+
+    `name` is its path below the image folder (it may hold folders), `part` its split ("train", "val", ...) where there
+    is one, `objects` have boxes in pixels of the image as stored, x2 and y2 the exclusive edges.
+    """
+
+    name: str
+    width: int
+    height: int
+    sha256: str
+    part: str | None
+    objects: Sequence[Box]
+
+
+class Writer(Protocol):
+    """One format to write. `image_dir` is where the images go, below the output; None: they go into the label files.
+
+    `write` writes everything but the images into `out`, an empty folder. `image` gives the bytes of a record's image.
+    It returns what the format cannot hold -> how many objects lose it (or, where it says so, images); it raises
+    BadData for what it cannot write at all, before anything is written.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def image_dir(self) -> str | None: ...
+
+    def write(
+        self, out: Path, records: Iterable[Record], classes: Sequence[str], image: Callable[[Record], bytes]
+    ) -> Counter[str]: ...
+
+
+def read_whole(tree: Tree, path: str) -> bytes:
+    """A file's bytes, of the size that was listed. Raises Changed, and OSError for other troubles."""
+    try:
+        with open(os.path.join(tree.root, path), "rb") as f:
+            data = f.read(tree.files[path].size + 1)
+    except FileNotFoundError:
+        raise Changed(f"{path} is gone") from None
+    if len(data) != tree.files[path].size:
+        raise Changed(f"{path} had {tree.files[path].size} bytes when it was listed, and has another size now")
+    return data
+
+
+def suffix_of(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
+def stem_of(path: str, folder: str) -> str:
+    return str(PurePosixPath(path).relative_to(folder).with_suffix(""))
+
+
+def normal(folder: str) -> str:
+    return str(PurePosixPath(folder.strip("/") or "."))
+
+
+def not_recognised(tree: Tree, message: str) -> BadData:
+    nested = sorted({p.split("/")[0] for p in tree.folders})
+    advice = ""
+    if len(nested) == 1 and all("/" in p for p in tree.files):
+        advice = f"is the data set in {nested[0]}/? then name that folder as the source"
+    return BadData(str(tree.root), [fault("not_recognised", "", message, advice=advice)])
