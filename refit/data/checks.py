@@ -60,11 +60,13 @@ def boxes(labels: Labels, file: str, width: int, height: int, classes: Classes) 
             cls = classes.of(o.label)
         except KeyError:
             message, advice = f"unknown class {o.label!r}", classes.advice(o.label)
-            faults.append(fault("unknown_class", file, message, line=o.line, value=o.label, advice=advice, objects=1))
+            faults.append(
+                fault("unknown_class", file, message, line=o.line, at=o.at, value=o.label, advice=advice, objects=1)
+            )
             continue
         if cls is None:
             message = f"{o.label!r} is left out"
-            faults.append(fault("excluded_class", file, message, line=o.line, value=o.label, objects=1))
+            faults.append(fault("excluded_class", file, message, line=o.line, at=o.at, value=o.label, objects=1))
             continue
         box, found = _inside(o, cls, file, width, height)
         if box is not None:
@@ -78,7 +80,7 @@ def _inside(o: Labelled, cls: str, file: str, width: int, height: int) -> tuple[
     shown = f"{o.label} {o.x1:g} {o.y1:g} {o.x2:g} {o.y2:g}"
 
     def found(code: str, message: str, objects: int = 1) -> Fault:
-        return fault(code, file, message, line=o.line, value=shown, objects=objects)
+        return fault(code, file, message, line=o.line, at=o.at, value=shown, objects=objects)
 
     if o.x2 < o.x1 or o.y2 < o.y1:
         which = "x2 < x1" if o.x2 < o.x1 else "y2 < y1"
@@ -105,7 +107,18 @@ def size(labels: Labels, file: str, width: int, height: int) -> Fault | None:
     advice = ""
     if labels.size == (height, width):
         advice = "width and height are swapped: an image turned by its EXIF orientation? label it as it is stored"
-    return fault("size_differs", file, message, value=stated, advice=advice, objects=len(labels.objects), images=1)
+    lost = len(labels.objects)
+    return fault(
+        "size_differs",
+        file,
+        message,
+        line=labels.line,
+        at=labels.at,
+        value=stated,
+        advice=advice,
+        objects=lost,
+        images=1,
+    )
 
 
 def whole(

@@ -66,10 +66,22 @@ CODES: dict[str, Code] = {
     "size_differs": Code("error", "label the image as it is now: its boxes were made for another size"),
     "shifted_column": Code("error", "write the columns as: class truncated occluded alpha x1 y1 x2 y2 h w l x y z ry"),
     "background_image": Code("info", "an image without objects: it teaches what is none"),
+    "class_names_missing": Code(
+        "warning", "add data.yaml with names, or classes.txt; else map the numbers in dataset.class_map ({'0': car})"
+    ),
+    "class_names_differ": Code("error", "leave one list of the class names, or make all of them equal"),
+    "duplicate_id": Code("warning", "give each image, category and annotation an id of its own: most tools keep one"),
+    "parts_unclear": Code("info", "they belong to no split, since the data set's own lists put them into several"),
+    "list_stale": Code("info", "its own list of a split is passed over where it names no image"),
     # objects
     "unknown_class": Code("error", "add it to dataset.classes, or map it in dataset.class_map (null leaves it out)"),
     "excluded_class": Code("info", "dataset.class_map leaves it out"),
     "dont_care": Code("info", "KITTI's DontCare regions are not learnt"),
+    "crowd": Code("info", "COCO's crowd regions (iscrowd) are not learnt"),
+    "polygon_boxed": Code("info", "detectors learn boxes: the smallest one around each polygon is taken"),
+    "mask_unused": Code("info", "the boxes are taken, the masks are not"),
+    "bad_entry": Code("warning", "write it as the format says"),
+    "out_of_range": Code("warning", "YOLO's values are shares of the image's width and height, from 0 to 1"),
     "column_count": Code("warning", "KITTI has 15 columns (16 with a score), separated by spaces"),
     "no_class": Code("warning", "give the object a class name"),
     "no_box": Code("warning", "give the object a box with xmin, ymin, xmax, ymax"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ from refit.data.arrival import signature
 from refit.data.codes import Severity
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import reader
-from refit.data.formats.base import Changed, Layout, read_whole
+from refit.data.formats.base import Changed, Layout, Names, Reader, read_whole
 from refit.data.model import Item, Labels, Sample
 from refit.data.tree import Tree, scan
 
@@ -40,6 +40,7 @@ class Examination:
     samples: list[Sample] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     declared: int = 0
+    names: tuple[str, ...] = ()  # the classes that the format itself lists, in its order; () where it lists none
 
     def balanced(self) -> bool:
         """objects in = objects out + objects reported."""
@@ -90,7 +91,7 @@ def examine(
     out.faults += [fault("not_followed", path, why) for path, why in sorted(tree.skipped.items())]
     total = sum(PurePosixPath(f.path).suffix.lower() in images.SUFFIXES for f in tree.below(layout.image_dir))
     try:
-        for done, (item, picture) in enumerate(_pictures(tree, chosen.read(tree, layout, set(leave)), known), 1):
+        for done, (item, picture) in enumerate(_pictures(tree, _items(out, chosen, set(leave)), known), 1):
             _take(out, item, picture, classes)
             if progress:
                 progress(min(done, total), total)
@@ -148,11 +149,13 @@ def _take(out: Examination, item: Item, picture: _Picture | None, classes: check
     if other_size is not None:
         out.faults.append(other_size)
         return
+    labels.pixels(width, height)
     good, faults = checks.boxes(labels, item.label, width, height, classes)
     out.faults += faults
     if not labels.declared:
-        out.faults.append(fault("background_image", item.label, "an image without objects"))
-    sample = Sample("", item.name, item.image, picture.sha256, picture.bytes, width, height, tuple(good))
+        why = "an image without objects"
+        out.faults.append(fault("background_image", item.label, why, line=labels.line, at=labels.at))
+    sample = Sample("", item.name, item.image, picture.sha256, picture.bytes, width, height, tuple(good), item.part)
     out.samples.append(sample)
 
 
@@ -186,17 +189,22 @@ def _bad_name(file: str) -> str:
 # ---- images, on threads
 
 
-def _pictures(tree: Tree, items: Iterable[Item | Fault], known: Known) -> Iterator[tuple[Item, _Picture | None]]:
-    """Each item with what its image is; a bare fault becomes an item without objects."""
+def _items(out: Examination, chosen: Reader, leave: Collection[str]) -> Iterator[Item]:
+    """What the reader gives: a bare fault becomes an item without objects, the list of classes goes to `out`."""
+    for found in chosen.read(out.tree, out.layout, leave):
+        if isinstance(found, Names):
+            out.names = found.classes
+        else:
+            yield Item("", None, "", Labels(faults=[found])) if isinstance(found, Fault) else found
+
+
+def _pictures(tree: Tree, items: Iterable[Item], known: Known) -> Iterator[tuple[Item, _Picture | None]]:
+    """Each item with what its image is."""
 
     def look(item: Item) -> tuple[Item, _Picture | None]:
         return item, None if item.image is None else _look(tree, item.image, known)
 
-    yield from ordered(look, (_as_item(i) for i in items))
-
-
-def _as_item(found: Item | Fault) -> Item:
-    return Item("", None, "", Labels(faults=[found])) if isinstance(found, Fault) else found
+    yield from ordered(look, items)
 
 
 def _look(tree: Tree, path: str, known: Known) -> _Picture:

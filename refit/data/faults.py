@@ -20,7 +20,8 @@ _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One finding. `file` is relative to the source; `line` is 1-based, 0 where there is none.
+    """One finding. `file` is relative to the source; `line` is 1-based, 0 where there is none; `at` is the place in a
+    file whose lines say little (JSON on one line), for example "annotations[12]".
 
     `objects` and `images` are how many of each it takes out of the data set.
     """
@@ -34,9 +35,11 @@ class Fault:
     severity: Severity = "error"
     objects: int = 0
     images: int = 0
+    at: str = ""
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line else self.file
+        where += f" ({self.at})" if self.at else ""
         return f"{where}: {self.message}" if where else self.message
 
     def as_json(self) -> dict[str, Any]:
@@ -55,10 +58,11 @@ def fault(
     advice: str = "",
     objects: int = 0,
     images: int = 0,
+    at: str = "",
 ) -> Fault:
     """A fault with the severity, and where none is given the advice, that its code has."""
     known = CODES[code]
-    return Fault(code, file, message, line, value[:200], advice or known.advice, known.severity, objects, images)
+    return Fault(code, file, message, line, value[:200], advice or known.advice, known.severity, objects, images, at)
 
 
 def graded(faults: Iterable[Fault], severity: Mapping[str, Severity]) -> list[Fault]:

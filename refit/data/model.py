@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from refit.data.faults import Fault
@@ -12,8 +13,10 @@ from refit.data.faults import Fault
 class Labelled:
     """An object as its label file says it, not yet checked: the box may be inverted, outside, or of an unknown class.
 
-    Coordinates are pixels of the image as stored (no EXIF rotation), x2 and y2 are the exclusive right and lower edge.
-    `truncated` is the share outside the image (VOC's flag: 0 or 1), `occluded` KITTI's level 0 to 3; None: not known.
+    Coordinates are pixels of the image as stored (no EXIF rotation), or shares of its size where `Labels.relative` says
+    so; x2 and y2 are the exclusive right and lower edge. `truncated` is the share outside the image (VOC's flag: 0 or
+    1), `occluded` KITTI's level 0 to 3; None: not known. `at` is the place in a file whose lines say little, for
+    example "annotations[12]".
     """
 
     line: int
@@ -25,6 +28,7 @@ class Labelled:
     difficult: bool = False
     truncated: float | None = None
     occluded: int | None = None
+    at: str = ""
 
 
 @dataclass(slots=True)
@@ -35,22 +39,46 @@ class Labels:
     objects: list[Labelled] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     size: tuple[int, int] | None = None  # width and height that the labels were made for, where the format says it
+    relative: bool = False  # the boxes are shares of the image's size
+    line: int = 0  # where a file that holds the labels of many images says what they all share
+    at: str = ""
 
     def balanced(self) -> bool:
         return self.declared == len(self.objects) + sum(f.objects for f in self.faults)
+
+    def pixels(self, width: int, height: int) -> None:
+        """Turn shares into pixels of an image of this size."""
+        if self.relative:
+            self.objects = [
+                replace(
+                    o, x1=pixel(o.x1 * width), y1=pixel(o.y1 * height), x2=pixel(o.x2 * width), y2=pixel(o.y2 * height)
+                )
+                for o in self.objects
+            ]
+            self.relative = False
+
+
+def pixel(value: float) -> float:
+    """A calculated coordinate without the dust of the arithmetic: a millionth of a pixel is the least that counts.
+
+    A box of whole pixels that went through shares (YOLO) or widths (COCO) comes back as it was.
+    """
+    return round(value, 6)
 
 
 @dataclass(slots=True)
 class Item:
     """An image with its labels, as a reader gives it; `image` None: labels whose image cannot be used.
 
-    `name` is the image's path below the image folder, `image` and `label` are paths below the source.
+    `name` is the image's path below the image folder, `image` and `label` are paths below the source. `part` is the
+    split that the data set itself puts the image in, where it does.
     """
 
     name: str
     image: str | None
     label: str
     labels: Labels
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +94,11 @@ class Box:
     truncated: float | None = None
     occluded: int | None = None
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Box:
+        """The object of a row of annotations.jsonl."""
+        return cls(row["class"], **{k: v for k, v in row.items() if k != "class"})
+
     def as_json(self) -> dict[str, Any]:
         """The object in annotations.jsonl (docs/contracts.md); flags that are unset are left out."""
         row: dict[str, Any] = {"class": self.cls, "x1": self.x1, "y1": self.y1, "x2": self.x2, "y2": self.y2}
@@ -80,7 +113,8 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set."""
+    """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set, `part` the split
+    that the data set itself puts it in, where it does."""
 
     file: str
     name: str
@@ -90,6 +124,7 @@ class Sample:
     width: int
     height: int
     objects: tuple[Box, ...]
+    part: str | None = None
 
     def as_json(self, split: str) -> dict[str, Any]:
         """The line of annotations.jsonl (docs/contracts.md)."""

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from refit.data.codes import CODES
 from refit.specs import Spec, did_you_mean
 
-Format = Literal["kitti", "voc"]
+Format = Literal["kitti", "voc", "coco", "yolo"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 

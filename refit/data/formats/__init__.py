@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refit.data.formats import kitti, voc
+from refit.data.formats import coco, kitti, voc, yolo
 from refit.data.formats.base import Reader, Writer, not_recognised
 from refit.data.tree import Tree, scan
 
-READERS: dict[str, Reader] = {r.name: r for r in (kitti.READER, voc.READER)}
+READERS: dict[str, Reader] = {r.name: r for r in (kitti.READER, voc.READER, coco.READER, yolo.READER)}
 WRITERS: dict[str, Writer] = {}
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from refit.data.faults import BadData, Fault, fault
-from refit.data.model import Box, Item
+from refit.data.images import OTHER_SUFFIXES, SUFFIXES
+from refit.data.model import Box, Item, Labels
 from refit.data.tree import Tree
 
 
@@ -30,6 +31,13 @@ class Changed(OSError):
     """A file that was listed is gone or has another size: the data set is still being copied."""
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The classes that a data set lists itself, in its order (COCO's categories, YOLO's data.yaml)."""
+
+    classes: tuple[str, ...]
+
+
 class Reader(Protocol):
     """One format. `layout` raises BadData; `read` raises Changed."""
 
@@ -39,10 +47,10 @@ class Reader(Protocol):
     def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout: ...
 
     def matches(self, tree: Tree) -> bool:
-        """Whether the folder looks like this format, by the names in it."""
+        """Whether the folder looks like this format: by the names in it, else by the beginning of a few label files."""
         ...
 
-    def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]: ...
+    def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +73,10 @@ class Writer(Protocol):
     """One format to write. `image_dir` is where the images go, below the output; None: they go into the label files.
 
     `write` writes everything but the images into `out`, an empty folder. `image` gives the bytes of a record's image.
-    It returns what the format cannot hold -> how many objects lose it (or, where it says so, images); it raises
-    BadData for what it cannot write at all, before anything is written.
+    It returns what the format cannot hold -> how many objects lose it (or, where it says so, images): "difficult",
+    "truncated", "occluded" (fields of Box that are set), "class_name" (written otherwise), "part", "background" (images
+    without objects). It raises BadData for what it cannot write at all, before anything is written. A record without a
+    part is in no list, or in one called "default" where the format needs one.
     """
 
     @property
@@ -90,6 +100,23 @@ def read_whole(tree: Tree, path: str) -> bytes:
     if len(data) != tree.files[path].size:
         raise Changed(f"{path} had {tree.files[path].size} bytes when it was listed, and has another size now")
     return data
+
+
+def ignored(tree: Tree, read: Collection[str]) -> Iterator[Fault]:
+    """What else lies in the source than what was `read`: counted, an example named (an image before others)."""
+    rest = [path for path in tree.files if path not in read]
+    rest.sort(key=lambda path: suffix_of(path) not in SUFFIXES.keys() | OTHER_SUFFIXES)
+    if rest:
+        message = f"{len(rest)} files are neither images nor labels, for example {rest[0]}"
+        yield fault("ignored_files", "", message, value=rest[0])
+    if tree.temporary:
+        message = f"{len(tree.temporary)} hidden or partial files, for example {tree.temporary[0].path}"
+        yield fault("ignored_files", "", message, value=tree.temporary[0].path)
+
+
+def lost(label: str, labels: Labels, why: Fault) -> Item:
+    """Labels whose objects are all lost: each counts once, in the fault that says why."""
+    return Item("", None, label, Labels(labels.declared, faults=[replace(why, objects=labels.declared)]))
 
 
 def suffix_of(path: str) -> str:

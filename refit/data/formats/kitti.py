@@ -8,6 +8,7 @@ Boxes are pixels, x2 and y2 taken as edges. Source: KITTI's object development k
 from __future__ import annotations
 
 from refit.data.faults import fault
+from refit.data.formats import yolo
 from refit.data.formats.paired import PairedReader
 from refit.data.model import Labelled, Labels
 from refit.data.text import NotText, decode, finite, number
@@ -97,5 +98,10 @@ def _shifted(rows: list[list[float]], file: str, labels: Labels) -> None:
 
 
 READER = PairedReader(
-    "kitti", SUFFIX, ("image_2", "images", "training/image_2"), ("label_2", "labels", "training/label_2"), parse
+    "kitti",
+    SUFFIX,
+    ("image_2", "images", "training/image_2"),
+    ("label_2", "labels", "training/label_2"),
+    parse,
+    looks=lambda tree, labels: not yolo.looks(tree, labels),
 )

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from refit.data.faults import Fault, fault
-from refit.data.formats.base import Changed, Layout, normal, not_recognised, read_whole, stem_of, suffix_of
+from refit.data.formats.base import (
+    Changed,
+    Layout,
+    ignored,
+    lost,
+    normal,
+    not_recognised,
+    read_whole,
+    stem_of,
+    suffix_of,
+)
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.model import Item, Labels
 from refit.data.tree import Tree
@@ -16,17 +26,33 @@ from refit.specs import did_you_mean
 
 @dataclass(frozen=True)
 class PairedReader:
-    """A format with a label file for each image, of the same name but for the ending."""
+    """A format with a label file for each image, of the same name but for the ending.
+
+    Args:
+        looks: looks into the label files (paths) where names do not tell this format from others.
+        is_label: which files of the ending and folder are label files.
+        key: what an image and its label have in common, of (path, image or label folder).
+        part: the split that the data set itself puts an image in.
+        background: an image without a label file has no objects; else it is a fault.
+    """
 
     name: str
     suffix: str
     image_dirs: tuple[str, ...]
     label_dirs: tuple[str, ...]
     parse: Callable[[bytes, str], Labels]
+    looks: Callable[[Tree, Iterable[str]], bool] = lambda tree, labels: True
+    is_label: Callable[[str], bool] = lambda path: True
+    key: Callable[[str, str], str] = stem_of
+    part: Callable[[str], str | None] = lambda path: None
+    background: bool = False
 
     def matches(self, tree: Tree) -> bool:
         images, labels = self._find(tree, None, None)
-        return bool(images and labels)
+        return bool(images and labels) and self.looks(tree, (f for d in labels for f in self.label_files(tree, d)))
+
+    def label_files(self, tree: Tree, folder: str) -> Iterator[str]:
+        return (f.path for f in tree.below(folder) if suffix_of(f.path) == self.suffix and self.is_label(f.path))
 
     def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout:
         """The folders, as given or as found; both must exist, and only one of each kind. Raises BadData."""
@@ -48,43 +74,34 @@ class PairedReader:
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]:
         """Every image and every label file once; `leave` names files below the source that are neither (lists)."""
         labels: dict[str, str] = {}
-        for f in tree.below(layout.label_dir):
-            if f.path in leave or suffix_of(f.path) != self.suffix:
+        for path in self.label_files(tree, layout.label_dir):
+            if path in leave:
                 continue
-            stem = stem_of(f.path, layout.label_dir)
-            if stem in labels:  # a.txt and a.TXT
-                yield self._twice(tree, f.path, labels[stem])
+            key = self.key(path, layout.label_dir)
+            if key in labels:  # a.txt and a.TXT
+                yield self._twice(tree, path, labels[key])
             else:
-                labels[stem] = f.path
+                labels[key] = path
         images: dict[str, list[str]] = {}
         for f in tree.below(layout.image_dir):
             suffix = suffix_of(f.path)
             if suffix in SUFFIXES:
-                images.setdefault(stem_of(f.path, layout.image_dir), []).append(f.path)
+                images.setdefault(self.key(f.path, layout.image_dir), []).append(f.path)
             elif suffix in OTHER_SUFFIXES:
-                yield from self._unsupported(tree, f.path, labels.pop(stem_of(f.path, layout.image_dir), None))
-        yield from self._unread(tree, layout, leave)
-        for stem in sorted(images.keys() | labels.keys()):
-            yield from self._pair(tree, layout, images.get(stem, []), labels.get(stem))
-
-    def _unread(self, tree: Tree, layout: Layout, leave: Collection[str]) -> Iterator[Fault]:
-        """What else lies in the source: counted, an example named (an image before others)."""
+                yield from self._unsupported(tree, f.path, labels.pop(self.key(f.path, layout.image_dir), None))
         pictures = SUFFIXES.keys() | OTHER_SUFFIXES
         read = {f.path for f in tree.below(layout.image_dir) if suffix_of(f.path) in pictures}
-        read |= {f.path for f in tree.below(layout.label_dir) if suffix_of(f.path) == self.suffix}
-        rest = [path for path in tree.files if path not in read and path not in leave]
-        rest.sort(key=lambda path: suffix_of(path) not in pictures)
-        if rest:
-            message = f"{len(rest)} files are neither images nor labels, for example {rest[0]}"
-            yield fault("ignored_files", "", message, value=rest[0])
-        if tree.temporary:
-            message = f"{len(tree.temporary)} hidden or partial files, for example {tree.temporary[0].path}"
-            yield fault("ignored_files", "", message, value=tree.temporary[0].path)
+        yield from ignored(tree, {*read, *self.label_files(tree, layout.label_dir), *leave})
+        for key in sorted(images.keys() | labels.keys()):
+            yield from self._pair(tree, layout, images.get(key, []), labels.get(key))
 
     def _pair(self, tree: Tree, layout: Layout, images: list[str], label: str | None) -> Iterator[Item | Fault]:
         if len(images) == 1 and label is not None:
             name = str(PurePosixPath(images[0]).relative_to(layout.image_dir))
-            yield Item(name, images[0], label, self._labels(tree, label))
+            yield Item(name, images[0], label, self._labels(tree, label), self.part(images[0]))
+        elif len(images) == 1 and self.background:
+            name = str(PurePosixPath(images[0]).relative_to(layout.image_dir))
+            yield Item(name, images[0], images[0], Labels(), self.part(images[0]))
         elif len(images) == 1:
             expected = PurePosixPath(layout.label_dir) / PurePosixPath(images[0]).relative_to(layout.image_dir)
             message = f"has no label file {expected.with_suffix(self.suffix)}"
@@ -92,25 +109,20 @@ class PairedReader:
         elif label is None:
             yield fault("duplicate_name", images[0], f"same name as {', '.join(images[1:])}", images=len(images))
         elif images:
-            lost = self._labels(tree, label)
             message = f"its label file {label} belongs to {', '.join(images[1:])}, too"
-            yield self._orphan(label, lost, fault("duplicate_name", images[0], message, images=len(images)))
+            why = fault("duplicate_name", images[0], message, images=len(images))
+            yield lost(label, self._labels(tree, label), why)
         else:
-            lost = self._labels(tree, label)
             message = f"its image is missing from {layout.image_dir}"
-            yield self._orphan(label, lost, fault("label_without_image", label, message))
-
-    def _orphan(self, label: str, labels: Labels, why: Fault) -> Item:
-        """Labels whose objects are all lost: each counts once, in the fault that says why."""
-        return Item("", None, label, Labels(labels.declared, faults=[replace(why, objects=labels.declared)]))
+            yield lost(label, self._labels(tree, label), fault("label_without_image", label, message))
 
     def _twice(self, tree: Tree, label: str, other: str) -> Item:
         why = fault("duplicate_name", label, f"a second label file beside {other}")
-        return self._orphan(label, self._labels(tree, label), why)
+        return lost(label, self._labels(tree, label), why)
 
     def _unsupported(self, tree: Tree, image: str, label: str | None) -> Iterator[Item | Fault]:
         why = fault("image_unsupported", image, f"{PurePosixPath(image).suffix} images cannot be read", images=1)
-        yield why if label is None else self._orphan(label, self._labels(tree, label), why)
+        yield why if label is None else lost(label, self._labels(tree, label), why)
 
     def _labels(self, tree: Tree, label: str) -> Labels:
         try:
@@ -130,5 +142,5 @@ class PairedReader:
         known = SUFFIXES.keys() | OTHER_SUFFIXES
         return (
             [d for d in map(normal, images) if any(suffix_of(f.path) in known for f in tree.below(d))],
-            [d for d in map(normal, labels) if any(suffix_of(f.path) == self.suffix for f in tree.below(d))],
+            [d for d in map(normal, labels) if any(self.label_files(tree, d))],
         )
