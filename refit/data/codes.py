@@ -46,6 +46,9 @@ CODES: dict[str, Code] = {
     "class_not_in_split": Code("warning", "add images of the class: it cannot be learnt and measured apart"),
     "duplicate_image": Code("info", "the same picture counts several times"),
     "duplicate_across_splits": Code("warning", "take it out of one of them: it flatters the evaluation"),
+    "bad_class_name": Code(
+        "error", "give the class another name (dataset.class_map, convert --map OLD=NEW)", fixed=True
+    ),
     # images
     "image_without_label": Code(
         "error", "add its label file (an empty one for an image without objects), or remove it"

@@ -44,7 +44,7 @@ class Entry:
 
 
 class JsonFile:
-    """Reads one file, once. `size` is the number of bytes that was read, at the end."""
+    """Reads one file, once. At the end `size` is the number of bytes, `keys` are the top-level keys, empty ones too."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,6 +52,7 @@ class JsonFile:
         self._bytes = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self._text, self._at, self._line, self._ended = "", 0, 1, False
         self.size = 0
+        self.keys: set[str] = set()
 
     def entries(self) -> Iterator[Entry]:
         """Every entry in the file's order. Raises NotJson where it cannot go on, and OSError."""
@@ -90,6 +91,7 @@ class JsonFile:
             if self._peek() != '"':
                 raise self._bad("a name in quotes is missing")
             key = str(self._value())
+            self.keys.add(key)
             if self._peek() != ":":
                 raise self._bad(f"a colon is missing after {key[:40]!r}")
             self._move(self._at + 1)

@@ -38,3 +38,14 @@ def number(word: str) -> float | None:
 
 def finite(values: tuple[float, ...]) -> bool:
     return all(map(math.isfinite, values))
+
+
+def class_name(value: object) -> str:
+    """A class's name on one line with single blanks; "" for what is none, or holds what no file or terminal shows."""
+    name = " ".join(value.split()) if isinstance(value, str) else ""
+    return name if name.isprintable() else ""
+
+
+def plain(value: float) -> str:
+    """The shortest text that is read as the same number: 12 and 12.5, not 12.0 and 12.50."""
+    return str(int(value)) if value == int(value) else repr(float(value))

@@ -173,7 +173,7 @@ def test_what_is_lost_is_counted(tmp_path: Path) -> None:
         (root / f"Annotations/{i:03}.xml").write_text(voc_text(voc_object(), hard, thin))
     taken = ingest(root, SETTINGS, tmp_path / "ws")
     report = prepare(taken, tmp_path / "kitti", form="kitti")
-    assert report["not_held"] == {"difficult": 4, "occluded": 4, "rounded": 4, "thin": 4}
+    assert report["not_held"] == {"difficult": 4, "occluded": 4, "thin": 4}
     assert "include_difficult_in_training" in report["notes"]["occluded"]
     first = (tmp_path / "kitti/val/labels").iterdir().__next__().read_text().splitlines()
     assert [line.split()[:3] for line in first] == [["car", "0.00", "0"], ["cat", "1.00", "1"], ["dog", "0.00", "0"]]

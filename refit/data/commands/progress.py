@@ -9,7 +9,8 @@ from collections.abc import Callable
 class Progress:
     """A bar on stderr where that is a terminal; gives the callback, or None."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, what: str = "Reading images") -> None:
+        self.what = what
         self.quiet = quiet or not sys.stderr.isatty()
 
     def __enter__(self) -> Callable[[int, int], None] | None:
@@ -20,7 +21,7 @@ class Progress:
 
         self.bar = Bar(console=Console(stderr=True), transient=True)
         self.bar.start()
-        task = self.bar.add_task("Reading images", total=None)
+        task = self.bar.add_task(self.what, total=None)
         return lambda done, total: self.bar.update(task, completed=done, total=total)
 
     def __exit__(self, *exc: object) -> None:

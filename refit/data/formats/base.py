@@ -7,8 +7,9 @@ It opens label files only; images are looked at by `refit.data.examine`.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -17,6 +18,10 @@ from refit.data.faults import BadData, Fault, fault
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.model import Box, Item, Labels
 from refit.data.tree import Tree
+
+_PART = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:\d{4})?$", re.IGNORECASE)
+_BY_CLASS = re.compile(r".+_(train|val|trainval|test)$")
+_PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,67 @@ class Writer(Protocol):
     def write(
         self, out: Path, records: Iterable[Record], classes: Sequence[str], image: Callable[[Record], bytes]
     ) -> Counter[str]: ...
+
+
+def fields_lost(records: Iterable[Record], *fields: str) -> Counter[str]:
+    """How many objects have each of these fields of Box set, in a format that has no place for it."""
+    return Counter(f for r in records for o in r.objects for f in fields if getattr(o, f))
+
+
+def names_lost(records: Iterable[Record], called: Mapping[str, str]) -> Counter[str]:
+    """How many objects are of a class that is `called` otherwise in the format."""
+    other = {c for c, name in called.items() if c != name}
+    return +Counter(class_name=sum(o.cls in other for r in records for o in r.objects))
+
+
+def check_stems(records: Iterable[Record], what: str) -> None:
+    """Whether each image has a label file of its own where these are called like the image. Raises BadData."""
+    taken: dict[str, str] = {}
+    faults = []
+    for r in records:
+        stem = str(PurePosixPath(r.name).with_suffix(""))
+        other = taken.setdefault(stem, r.name)
+        if other != r.name:
+            faults.append(fault("duplicate_name", r.name, f"{what} has one label file for it and {other}"))
+    if faults:
+        raise BadData(what, faults)
+
+
+def part_lines(records: Iterable[Record], line: Callable[[str], str]) -> dict[str, str]:
+    """The text of a list for each part: a line an image, made from its name."""
+    lists: dict[str, list[str]] = {}
+    for r in records:
+        if r.part is not None:
+            lists.setdefault(r.part, []).append(line(r.name))
+    return {part: "".join(f"{row}\n" for row in rows) for part, rows in sorted(lists.items())}
+
+
+def own_lists(tree: Tree) -> dict[str, str]:
+    """Part -> its list, where a data set keeps them as VOC and KITTI do; not VOC's lists by class ("cat_train.txt").
+
+    `trainval` is a part where train and val are none.
+    """
+    found: dict[str, str] = {}
+    for folder in ("ImageSets/Main", "ImageSets"):
+        for path in tree.files:
+            parent, _, file = path.rpartition("/")
+            stem = file[: -len(".txt")]
+            if parent == folder and suffix_of(file) == ".txt" and part_name(stem) and not _BY_CLASS.match(stem):
+                found.setdefault(part_name(stem) or stem, path)
+    if found.keys() & {"train", "val"}:
+        found.pop("trainval", None)
+    return found
+
+
+def known_part(name: str) -> str | None:
+    """train, val or test, by the names that folders and files of them have ("train2017", "valid"); None for others."""
+    found = _PART.match(name)
+    return found[1].lower() if found else None
+
+
+def part_name(name: str) -> str | None:
+    """The part that a name from outside stands for, None where it could not be the name of a file."""
+    return known_part(name) or (name if _PART_NAME.match(name) else None)
 
 
 def read_whole(tree: Tree, path: str) -> bytes:

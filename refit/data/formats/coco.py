@@ -22,12 +22,22 @@ from typing import TypeVar
 import numpy as np
 
 from refit.data.faults import Fault, fault
-from refit.data.formats.base import Changed, Layout, Names, ignored, lost, normal, not_recognised, suffix_of
-from refit.data.formats.yolo import known_part
+from refit.data.formats.base import (
+    Changed,
+    Layout,
+    Names,
+    ignored,
+    known_part,
+    lost,
+    normal,
+    not_recognised,
+    part_name,
+    suffix_of,
+)
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.jsonstream import Entry, JsonFile, NotJson
 from refit.data.model import Item, Labelled, Labels, pixel
-from refit.data.text import finite
+from refit.data.text import class_name, finite
 from refit.data.tree import Tree
 from refit.specs import did_you_mean
 
@@ -71,7 +81,6 @@ class _File:
     categories: dict[Id, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     declared: int = 0
-    sections: set[str] = field(default_factory=set)
     polygons: int = 0
     masks: int = 0
     boxed: int = 0
@@ -87,6 +96,7 @@ class _All:
 
     images: list[_Image] = field(default_factory=list)
     categories: list[_Category] = field(default_factory=list)
+    listed: list[_Category] = field(default_factory=list)  # in the order of the files' own lists
     image: array[int] = field(default_factory=lambda: array("q"))
     category: array[int] = field(default_factory=lambda: array("q"))
     boxes: array[float] = field(default_factory=lambda: array("d"))  # x, y, width, height of each
@@ -129,7 +139,7 @@ class CocoReader:
             _read(tree, file, found)
             kept = len(found.image) - before
             yield Item("", None, file.path, Labels(file.declared - kept, faults=file.faults))
-        yield Names(tuple(dict.fromkeys(c.name for c in found.categories if c.name and not c.unclear)))
+        yield Names(tuple(dict.fromkeys(c.name for c in found.listed if c.name and not c.unclear)))
         pictures = SUFFIXES.keys() | OTHER_SUFFIXES
         images = [f.path for f in tree.below(layout.image_dir) if suffix_of(f.path) in pictures]
         yield from ignored(tree, {*images, *paths, *leave})
@@ -174,7 +184,7 @@ def _part(path: str, several: bool) -> str | None:
     stem = stem[len("instances_") :] if named else stem
     if stem.lower() in ("", "default", "all"):
         return None
-    return known_part(stem) or (stem if named or several else None)
+    return part_name(stem) if named or several else known_part(stem)
 
 
 # ---- a file
@@ -186,7 +196,6 @@ def _read(tree: Tree, file: _File, found: _All) -> None:
     ids = array("q")
     try:
         for entry in stream.entries():
-            file.sections.add(entry.section)
             if entry.index < 0:
                 if entry.section in ("images", "annotations", "categories"):
                     file.lose("bad_entry", entry, f"{entry.section} is no list")
@@ -207,7 +216,7 @@ def _read(tree: Tree, file: _File, found: _All) -> None:
         file.faults.append(fault("label_unreadable", file.path, f"cannot be opened: {exc.strerror}"))
         return
     else:
-        missing = [s for s in ("images", "annotations", "categories") if s not in file.sections]
+        missing = [s for s in ("images", "annotations", "categories") if s not in stream.keys]
         if missing:
             message = f"it has no list called {' and none called '.join(missing)}"
             file.faults.append(fault("label_unreadable", file.path, message))
@@ -259,13 +268,14 @@ def _image(entry: Entry, file: _File, found: _All) -> None:
 def _category(entry: Entry, file: _File, found: _All) -> None:
     row = entry.value
     id_ = _id(row.get("id")) if isinstance(row, dict) else None
-    name = _name(row.get("name")) if isinstance(row, dict) else ""
+    name = class_name(row.get("name")) if isinstance(row, dict) else ""
     if id_ is None or not name:
         return file.lose("bad_entry", entry, "a category needs an id and a name", value=row)
     number = _interned(file.categories, id_, found.categories, _Category(id_))
     category = found.categories[number]
     if category.name is None and not category.unclear:
         category.name = name
+        found.listed.append(category)
     elif category.name != name:
         category.unclear = True
         file.lose("duplicate_id", entry, f"category id {id_!r} is that of {category.name!r}, too", value=name)
@@ -326,12 +336,6 @@ def _id(value: object) -> Id | None:
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int | str) else None
-
-
-def _name(value: object) -> str:
-    """A class's name on one line, "" for what is none (or holds half a character, which no file could)."""
-    name = " ".join(value.split()) if isinstance(value, str) else ""
-    return "" if any("\ud800" <= c <= "\udfff" for c in name) else name
 
 
 def _numbers(value: object, n: int | None = None) -> list[float] | None:

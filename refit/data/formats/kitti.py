@@ -3,19 +3,27 @@
     class truncated occluded alpha x1 y1 x2 y2 h w l x y z rotation_y [score]
 
 Boxes are pixels, x2 and y2 taken as edges. Source: KITTI's object development kit (readme.txt) and TAO's data format.
+Written are image_2/, label_2/, and ImageSets/<part>.txt; what is not known of an object is 0, since TAO's readers take
+an occlusion other than 0 for "difficult".
 """
 
 from __future__ import annotations
 
-from refit.data.faults import fault
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from refit.data.faults import BadData, fault
 from refit.data.formats import yolo
+from refit.data.formats.base import Record, check_stems, fields_lost, names_lost, part_lines
 from refit.data.formats.paired import PairedReader
-from refit.data.model import Labelled, Labels
+from refit.data.model import Box, Labelled, Labels
 from refit.data.text import NotText, decode, finite, number
 
 SUFFIX = ".txt"
 _COLUMNS = (15, 16)
 _DONT_CARE = "dontcare"
+_NO_3D = " ".join(["0.00"] * 7)
 
 
 def parse(data: bytes, file: str) -> Labels:
@@ -105,3 +113,58 @@ READER = PairedReader(
     parse,
     looks=lambda tree, labels: not yolo.looks(tree, labels),
 )
+
+
+# ---- written
+
+
+class KittiWriter:
+    name = "kitti"
+    image_dir = "image_2"
+
+    def write(
+        self, out: Path, records: Iterable[Record], classes: Sequence[str], image: Callable[[Record], bytes]
+    ) -> Counter[str]:
+        records = list(records)
+        check_stems(records, "KITTI")
+        called = _called(classes)
+        for r in records:
+            path = out / "label_2" / PurePosixPath(r.name).with_suffix(SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text(r.objects, called), encoding="utf-8")
+        for part, names in part_lines(records, lambda name: str(PurePosixPath(name).with_suffix(""))).items():
+            (out / "ImageSets").mkdir(exist_ok=True)
+            (out / "ImageSets" / f"{part}.txt").write_text(names, encoding="utf-8")
+        return fields_lost(records, "difficult") + names_lost(records, called)
+
+
+def text(objects: Iterable[Box], called: Mapping[str, str]) -> str:
+    """A label file: 15 columns an object, those of the box with as many decimals as it has, at least two."""
+    return "".join(
+        f"{called[o.cls]} {_decimal(o.truncated or 0)} {o.occluded or 0} 0.00 "
+        f"{_decimal(o.x1)} {_decimal(o.y1)} {_decimal(o.x2)} {_decimal(o.y2)} {_NO_3D}\n"
+        for o in objects
+    )
+
+
+def _decimal(value: float) -> str:
+    short = f"{value:.2f}"
+    return short if float(short) == value else repr(float(value))
+
+
+def _called(classes: Sequence[str]) -> dict[str, str]:
+    """Class -> its name in a line of words. Raises BadData where there can be none of its own."""
+    called: dict[str, str] = {}
+    faults = []
+    for cls in classes:
+        name = "_".join(cls.split())
+        if not name or name.lower() == _DONT_CARE or name in called.values():
+            why = "another class has this name" if name in called.values() else "this is no class in KITTI's labels"
+            faults.append(fault("bad_class_name", "", f"class {cls!r} would be written {name!r}: {why}", value=cls))
+        called[cls] = name
+    if faults:
+        raise BadData("KITTI", faults)
+    return called
+
+
+WRITER = KittiWriter()

@@ -1,7 +1,8 @@
 """Pascal VOC's annotations: an XML file an image.
 
 The devkit counts pixels from 1, most of today's tools from 0; the values are taken as edges as they are, which is at
-most one pixel off and keeps round trips exact.
+most one pixel off and keeps round trips exact. Written are JPEGImages/, Annotations/ and ImageSets/Main/<part>.txt;
+truncated and occluded are flags here.
 
 XML from outside is hostile until shown otherwise: entities, the way to make a small file explode, are refused, nesting
 is limited, and nothing external is ever fetched.
@@ -10,14 +11,19 @@ is limited, and nothing external is ever fetched.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.parsers import expat
+from xml.sax.saxutils import escape
 
 from refit.data.faults import fault
+from refit.data.formats.base import Record, check_stems, part_lines
 from refit.data.formats.paired import PairedReader
-from refit.data.model import Labelled, Labels
-from refit.data.text import MAX_LABEL_BYTES, finite, number
+from refit.data.model import Box, Labelled, Labels
+from refit.data.text import MAX_LABEL_BYTES, finite, number, plain
 
 SUFFIX = ".xml"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -158,3 +164,48 @@ def _read(data: bytes) -> tuple[list[_Node], _Node | None]:
 
 
 READER = PairedReader("voc", SUFFIX, ("JPEGImages", "images"), ("Annotations", "annotations"), parse)
+
+
+# ---- written
+
+
+class VocWriter:
+    name = "voc"
+    image_dir = "JPEGImages"
+
+    def write(
+        self, out: Path, records: Iterable[Record], classes: Sequence[str], image: Callable[[Record], bytes]
+    ) -> Counter[str]:
+        records = list(records)
+        check_stems(records, "VOC")
+        for r in records:
+            path = out / "Annotations" / PurePosixPath(r.name).with_suffix(SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(_document(r), encoding="utf-8")
+        for part, names in part_lines(records, lambda name: str(PurePosixPath(name).with_suffix(""))).items():
+            folder = out / "ImageSets" / "Main"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{part}.txt").write_text(names, encoding="utf-8")
+        boxes = [o for r in records for o in r.objects]
+        return +Counter(
+            truncated=sum(o.truncated not in (None, 0, 1) for o in boxes),
+            occluded=sum(o.occluded not in (None, 0, 1) for o in boxes),
+        )
+
+
+def _document(r: Record) -> str:
+    size = f"\t<size>\n\t\t<width>{r.width}</width>\n\t\t<height>{r.height}</height>\n\t</size>\n"
+    name = escape(PurePosixPath(r.name).name)
+    objects = "".join(map(_element, r.objects))
+    return f"<annotation>\n\t<filename>{name}</filename>\n{size}{objects}</annotation>\n"
+
+
+def _element(o: Box) -> str:
+    flags = {"truncated": o.truncated, "occluded": o.occluded, "difficult": o.difficult or None}
+    told = "".join(f"\t\t<{tag}>{int(value > 0)}</{tag}>\n" for tag, value in flags.items() if value is not None)
+    sides = zip(_SIDES, (o.x1, o.y1, o.x2, o.y2), strict=True)
+    box = "".join(f"\t\t\t<{tag}>{plain(value)}</{tag}>\n" for tag, value in sides)
+    return f"\t<object>\n\t\t<name>{escape(o.cls)}</name>\n{told}\t\t<bndbox>\n{box}\t\t</bndbox>\n\t</object>\n"
+
+
+WRITER = VocWriter()

@@ -12,21 +12,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from refit.data.faults import Fault, fault
-from refit.data.formats.base import Changed, Layout, Names, read_whole, stem_of, suffix_of
+from refit.data.faults import BadData, Fault, fault
+from refit.data.formats.base import (
+    Changed,
+    Layout,
+    Names,
+    Record,
+    check_stems,
+    fields_lost,
+    known_part,
+    part_lines,
+    part_name,
+    read_whole,
+    stem_of,
+    suffix_of,
+)
 from refit.data.formats.paired import PairedReader
 from refit.data.images import SUFFIXES
-from refit.data.model import Item, Labelled, Labels
-from refit.data.text import NotText, decode, finite, number
+from refit.data.model import Box, Item, Labelled, Labels
+from refit.data.text import NotText, class_name, decode, finite, number
 from refit.data.tree import Tree
 
 SUFFIX = ".txt"
@@ -35,7 +49,6 @@ _EDGE = 2e-6  # what six decimals do to a box that ends at the edge
 _SNIFFED = 8  # label files, and of each no more than
 _HEAD = 65_536  # bytes
 _NO_LABELS = re.compile(r"(classes|train|val|valid|test|trainval|readme.*|notes)\.txt$", re.IGNORECASE)
-_PART = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:\d{4})?$", re.IGNORECASE)
 _NO_PARTS = frozenset({"path", "names", "nc", "download", "kpt_shape", "flip_idx", "backup", "classes"})
 _MAX_YAML = 2**20
 
@@ -164,6 +177,21 @@ class _About:
     faults: list[Fault] = field(default_factory=list)
 
 
+def _is_label(pictures: Sequence[str], label_dir: str | None) -> Callable[[str], bool]:
+    """What tells label files: in a folder that was named, below one called `labels`, or beside images; but for lists
+    and read-mes, unless an image is called like these."""
+    folders = {os.path.dirname(path) for path in pictures}
+    stems = {_key(path, ".") for path in pictures}
+
+    def is_label(path: str) -> bool:
+        folder, _, file = path.rpartition("/")
+        if suffix_of(path) != SUFFIX or (_NO_LABELS.match(file) and _key(path, ".") not in stems):
+            return False
+        return label_dir not in (None, ".") or "labels" in folder.split("/") or folder in folders
+
+    return is_label
+
+
 class YoloReader:
     """YOLO's folders: `images` and `labels` side by side (with splits below, or above them), or all in one place."""
 
@@ -176,7 +204,8 @@ class YoloReader:
         return self._paired(tree, label_dir).layout(tree, image_dir, label_dir)
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]:
-        about = _about(tree)
+        pictures = [path for path in tree.files if suffix_of(path) in SUFFIXES]
+        about = _about(tree, _is_label(pictures, layout.label_dir))
         yield from about.faults
         if about.names:
             yield Names(tuple(dict.fromkeys(about.names[i] for i in sorted(about.names))))
@@ -190,19 +219,12 @@ class YoloReader:
         parse: Callable[[bytes, str], Labels] = parse,
         part: Callable[[str], str | None] = lambda path: None,
     ) -> PairedReader:
-        pictured = {os.path.dirname(path) for path in tree.files if suffix_of(path) in SUFFIXES}
-
-        def is_label(path: str) -> bool:
-            """In a folder that was named, below one called `labels`, or beside images; lists and read-mes are none."""
-            folder, _, file = path.rpartition("/")
-            if _NO_LABELS.match(file):
-                return False
-            return label_dir not in (None, ".") or "labels" in folder.split("/") or folder in pictured
-
-        plain = {path.split("/")[0] for path in tree.files if suffix_of(path) in SUFFIXES} == {"images"} and any(
-            map(is_label, (f.path for f in tree.below("labels") if suffix_of(f.path) == SUFFIX))
+        pictures = [path for path in tree.files if suffix_of(path) in SUFFIXES]
+        is_label = _is_label(pictures, label_dir)
+        split = {path.split("/")[0] for path in pictures} == {"images"} and any(
+            is_label(f.path) for f in tree.below("labels")
         )
-        dirs = (("images",), ("labels",)) if plain else ((".",), (".",))
+        dirs = (("images",), ("labels",)) if split else ((".",), (".",))
         return PairedReader(self.name, SUFFIX, *dirs, parse, looks, is_label, _key, part, background=True)
 
 
@@ -214,9 +236,9 @@ def _rank(path: str) -> int | None:
     return 2 if file in ("classes.txt", "obj.names", "_darknet.labels") or file.endswith(".names") else None
 
 
-def _about(tree: Tree) -> _About:
+def _about(tree: Tree, is_label: Callable[[str], bool]) -> _About:
     about = _About()
-    ranked = sorted((rank, path) for path in tree.files if (rank := _rank(path)) is not None)
+    ranked = sorted((rank, path) for path in tree.files if (rank := _rank(path)) is not None and not is_label(path))
     best: tuple[int, str] | None = None
     settings: dict[str, Any] = {}
     for rank, path in ranked:
@@ -250,7 +272,7 @@ def _names_in(tree: Tree, path: str, faults: list[Fault]) -> tuple[dict[int, str
     try:
         text = decode(read_whole(tree, path))
         if suffix_of(path) not in (".yaml", ".yml"):
-            lines = [" ".join(line.split()) for line in text.rstrip().split("\n")]
+            lines = [class_name(line) for line in text.rstrip().split("\n")]
             return {i: name for i, name in enumerate(lines) if name} or None, {}
         if len(text) > _MAX_YAML:
             raise NotText(f"it has {len(text)} characters; a list of names never needs more than {_MAX_YAML}")
@@ -271,10 +293,10 @@ def _names_in(tree: Tree, path: str, faults: list[Fault]) -> tuple[dict[int, str
     rows = list(given.items()) if isinstance(given, dict) else list(enumerate(given)) if isinstance(given, list) else []
     names: dict[int, str] = {}
     for key, value in rows:
-        if not str(key).isdecimal() or not isinstance(value, str) or not value.strip():
+        if not (str(key).isdecimal() and len(str(key)) < 10 and class_name(value)):
             faults.append(fault("bad_entry", path, f"names: {str(key)[:40]!r} is not the number and name of a class"))
         else:
-            names[int(key)] = " ".join(value.split())
+            names[int(key)] = class_name(value)
     return names or None, {k: v for k, v in found.items() if isinstance(k, str)}
 
 
@@ -284,9 +306,9 @@ def _parts(tree: Tree, settings: Mapping[str, Any], about: _About) -> Callable[[
     listed: dict[str, set[str]] = {}
     present = set(tree.folders)
     for key, value in settings.items():
-        if key in _NO_PARTS:
+        part = part_name(key)
+        if part is None or key in _NO_PARTS:
             continue
-        part = known_part(key) or key
         for entry in value if isinstance(value, list) else [value]:
             where = _resolved(str(entry), settings.get("path"), present, tree) if isinstance(entry, str) else None
             if where in present:
@@ -309,12 +331,6 @@ def _parts(tree: Tree, settings: Mapping[str, Any], about: _About) -> Callable[[
 
     settings_name_parts = bool(folders or listed)
     return part_of
-
-
-def known_part(name: str) -> str | None:
-    """train, val or test, by the names that folders and files of them have ("train2017", "valid"); None for others."""
-    found = _PART.match(name)
-    return found[1].lower() if found else None
 
 
 def _resolved(entry: str, base: Any, folders: Collection[str], tree: Tree) -> str | None:
@@ -354,3 +370,44 @@ def _listed(tree: Tree, path: str, faults: list[Fault]) -> Iterator[str]:
 
 
 READER = YoloReader()
+
+
+# ---- written
+
+
+class YoloWriter:
+    """images/, labels/, data.yaml, and a list of images for each part."""
+
+    name = "yolo"
+    image_dir = "images"
+
+    def write(
+        self, out: Path, records: Iterable[Record], classes: Sequence[str], image: Callable[[Record], bytes]
+    ) -> Counter[str]:
+        records = list(records)
+        check_stems(records, "YOLO")
+        lists = part_lines(records, lambda name: f"./images/{name}")
+        taken = [
+            fault("bad_name", part, "data.yaml has another meaning for this word") for part in _NO_PARTS & set(lists)
+        ]
+        if taken:
+            raise BadData("YOLO", taken)
+        numbers = {cls: i for i, cls in enumerate(classes)}
+        for r in records:
+            path = out / "labels" / PurePosixPath(r.name).with_suffix(SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(_written(o, r, numbers[o.cls]) for o in r.objects), encoding="ascii")
+        for part, text in lists.items():
+            (out / f"{part}.txt").write_text(text, encoding="utf-8")
+        about = {**{part: f"{part}.txt" for part in lists}, "names": dict(enumerate(classes))}
+        (out / "data.yaml").write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return fields_lost(records, "difficult", "truncated", "occluded")
+
+
+def _written(o: Box, r: Record, number: int) -> str:
+    """Twelve digits: less than a millionth of a pixel is lost, in which `refit.data.model.pixel` sees no difference."""
+    x, y = (o.x1 + o.x2) / 2 / r.width, (o.y1 + o.y2) / 2 / r.height
+    return f"{number} {x:.12g} {y:.12g} {(o.x2 - o.x1) / r.width:.12g} {(o.y2 - o.y1) / r.height:.12g}\n"
+
+
+WRITER = YoloWriter()

@@ -18,7 +18,6 @@ Category ids and class maps, as NVIDIA's sources read them (nvidia_tao_pytorch 6
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections import Counter
@@ -31,6 +30,9 @@ from typing import Any, TypeVar
 import yaml
 
 from refit.command import BadData, BadSpec
+from refit.data.formats import coco_write, kitti
+from refit.data.formats.base import Record
+from refit.data.model import Box
 from refit.data.prepare import labels, names
 from refit.data.prepare.images import SUFFIX, Found, Written, look, target_name, write
 from refit.data.prepare.spec import OWN_NAMES, PrepareSpec
@@ -50,7 +52,6 @@ NOTES = {
     "dataset_config.include_difficult_in_training: true",
     "occluded coco": "COCO has no such flag",
     "truncated": "COCO has no such flag",
-    "rounded": "the boxes are written with 2 decimals",
     "thin kitti": "TAO cuts coordinates to whole numbers and leaves out what has no width or height then",
     "thin coco": "efficientdet_tf2 and the evaluation of engines leave out boxes below one pixel",
 }
@@ -63,7 +64,7 @@ class Part:
     name: str
     found: Sequence[Found]
     files: Sequence[Written]
-    images: Sequence[labels.Labelled]
+    images: Sequence[Record]
 
 
 def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
@@ -148,30 +149,27 @@ def _write_split(
         _parallel(lambda f: write(f, folder, spec.convert, spec.resize), found, status, f"images of {name} written")
     )
     images = [
-        labels.Labelled(w.file, w.width, w.height, [w.scale.box(o) for o in f.row["objects"]])
+        Record(w.file, w.width, w.height, w.sha256, name, [Box.from_json(w.scale.box(o)) for o in f.row["objects"]])
         for f, w in zip(found, made, strict=True)
     ]
     if spec.form == "kitti":
         (out / name / "labels").mkdir()
         for image in images:
-            path = out / name / "labels" / f"{Path(image.file).stem}.txt"
-            path.write_text(labels.kitti(image, called), encoding="ascii")
+            path = out / name / "labels" / f"{Path(image.name).stem}.txt"
+            path.write_text(kitti.text(image.objects, called), encoding="ascii")
         sync_folder(out / name / "labels")
     else:
         (out / "annotations").mkdir(exist_ok=True)
-        _write_coco(out / "annotations" / f"{name}.json", images, called, spec.first_id)
+        coco_write.write_file(out / "annotations" / f"{name}.json", images, called, spec.first_id)
+        sync_folder(out / "annotations")
     sync_folder(folder)
     return Part(name, found, made, images)
-
-
-def _write_coco(path: Path, images: Iterable[labels.Labelled], called: Mapping[str, str], first_id: int) -> None:
-    write_text(path, json.dumps(labels.coco(images, called, first_id), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _class_files(called: Mapping[str, str], spec: PrepareSpec, out: Path) -> None:
     if spec.form == "kitti":
         return
-    ids = labels.category_ids(called, spec.first_id)
+    ids = coco_write.category_ids(called, spec.first_id)
     write_text(out / "classmap.txt", "".join(f"{name}\n" for name in ids))
     lines = [_BACKGROUND, *ids] if spec.first_id == 0 else [*ids]
     write_text(out / "classmap_deploy.txt", "".join(f"{name}\n" for name in lines))
@@ -190,14 +188,14 @@ def _report(
     found = [f for p in parts for f in p.found]
     made = [w for p in parts for w in p.files]
     endings = Counter(Path(w.file).suffix for w in made)
-    lost = labels.not_held((o for p in parts for i in p.images for o in i.objects), spec.form)
+    lost = labels.not_held((i for p in parts for i in p.images), spec.form)
     notes = {k: NOTES.get(k) or NOTES[f"{k} {spec.form}"] for k in lost}
     return {
         "schema": SCHEMA,
         "form": spec.form,
         "fingerprint": snapshot.fingerprint,
         "names": dict(called),
-        "category_ids": labels.category_ids(called, spec.first_id) if spec.form == "coco" else None,
+        "category_ids": coco_write.category_ids(called, spec.first_id) if spec.form == "coco" else None,
         "num_classes": spec.first_id + len(called) if spec.form == "coco" else len(called),
         "extension": next(iter(endings)) if len(endings) == 1 else None,
         "splits": {p.name: _split(p, called) for p in parts},
@@ -221,7 +219,7 @@ def _report(
 
 
 def _split(part: Part, called: Mapping[str, str]) -> dict[str, Any]:
-    objects = Counter(str(o["class"]) for i in part.images for o in i.objects)
+    objects = Counter(o.cls for i in part.images for o in i.objects)
     return {
         "images": len(part.images),
         "without_objects": sum(not i.objects for i in part.images),
