@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,4 +60,33 @@ def voc_set(root: Path, images: int = 12) -> Path:
     for i in range(images):
         (root / "JPEGImages" / f"{i:03}.jpg").write_bytes(encoded(i))
         (root / "Annotations" / f"{i:03}.xml").write_text(voc_text(voc_object(CLASSES[i % 3])))
+    return root
+
+
+def coco_set(root: Path, images: int = 12, first: int = 0) -> Path:
+    """A good COCO data set: ids with gaps, image i has one object of class i modulo 3; `first` picks the pictures."""
+    (root / "images").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    rows = []
+    for i in range(images):
+        (root / "images" / f"{i:03}.jpg").write_bytes(encoded(first + i))
+        rows.append({"id": 7 * i, "file_name": f"{i:03}.jpg", "width": WIDTH, "height": HEIGHT})
+    objects = [
+        {"id": i + 1, "image_id": 7 * i, "category_id": 30 + 10 * (i % 3), "bbox": [5, 6, 20.1, 24], "iscrowd": 0}
+        for i in range(images)
+    ]
+    classes = [{"id": 30 + 10 * i, "name": name} for i, name in enumerate(CLASSES)]
+    text = json.dumps({"images": rows, "annotations": objects, "categories": classes})
+    (root / "annotations" / "instances_default.json").write_text(text)
+    return root
+
+
+def yolo_set(root: Path, images: int = 12) -> Path:
+    """A good YOLO data set: image i has one object of class i modulo 3, 32 by 24 pixels in the middle."""
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    (root / "data.yaml").write_text("names: [" + ", ".join(CLASSES) + "]\n")
+    for i in range(images):
+        (root / "images" / f"{i:03}.jpg").write_bytes(encoded(i))
+        (root / "labels" / f"{i:03}.txt").write_text(f"{i % 3} 0.5 0.5 0.5 0.5\n")
     return root

@@ -399,12 +399,21 @@ class _Objects:
         return labels
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """That an entry of `images` names an image file; of files that share an id the first has the `objects`."""
+
+    file: _File
+    image: int
+    objects: int
+
+
 def _items(
     tree: Tree, layout: Layout, files: Iterable[_File], found: _All, images: Collection[str]
 ) -> Iterator[Item | Fault]:
     objects = _Objects(found)
     finder = _Finder(layout, images)
-    claims: dict[str, list[tuple[_File, int]]] = {}
+    claims: dict[str, list[_Claim]] = {}
     for file in files:
         for number in file.images.values():
             image, n = found.images[number], objects.count(number)
@@ -413,19 +422,19 @@ def _items(
                 line, at = objects.place(int(objects.order[objects.first[number]]))
                 yield lost(file.path, Labels(n), fault("label_without_image", file.path, message, line=line, at=at))
                 continue
-            places = [finder.find(name, file) for name in (image.name, *image.others)]
-            for place in dict.fromkeys(places):
+            places = dict.fromkeys(finder.find(name, file) for name in (image.name, *image.others))
+            for i, place in enumerate(places):
                 if isinstance(place, Fault):
                     why = replace(place, line=image.line, at=image.at)
-                    yield lost(file.path, Labels(n if place == places[0] else 0), why)
+                    yield lost(file.path, Labels(n if i == 0 else 0), why)
                 else:
-                    claims.setdefault(place, []).append((file, number))
+                    claims.setdefault(place, []).append(_Claim(file, number, n if i == 0 else 0))
     for path in sorted(images):
         yield from _of_image(path, layout, claims.get(path, []), found, objects)
 
 
 def _of_image(
-    path: str, layout: Layout, claims: Sequence[tuple[_File, int]], found: _All, objects: _Objects
+    path: str, layout: Layout, claims: Sequence[_Claim], found: _All, objects: _Objects
 ) -> Iterator[Item | Fault]:
     """The item of one image file, which no entry names, or one, or several."""
     readable = suffix_of(path) in SUFFIXES
@@ -433,12 +442,12 @@ def _of_image(
         message = "no annotation file names it" if readable else f"{suffix_of(path)} images cannot be read"
         yield fault("image_without_label" if readable else "image_unsupported", path, message, images=1)
         return
-    (file, number), *more = claims
-    image = found.images[number]
+    claim, *more = claims
+    file, image = claim.file, found.images[claim.image]
     why: Fault | None = None
     if more:
-        code = "duplicate_name" if all(f is file for f, _ in more) else "list_overlap"
-        places = ", ".join(f"{f.path} ({found.images[k].at})" for f, k in claims[:4])
+        code = "duplicate_name" if all(c.file is file for c in more) else "list_overlap"
+        places = ", ".join(f"{c.file.path} ({found.images[c.image].at})" for c in claims[:4])
         why = fault(code, path, f"several entries name it: {places}", images=1)
     elif image.others:
         message = f"the id {image.id!r} is that of several images: no one knows whose the annotations are"
@@ -447,11 +456,9 @@ def _of_image(
         why = fault("image_unsupported", path, f"{suffix_of(path)} images cannot be read", images=1)
     if why is None:
         name = str(PurePosixPath(path).relative_to(layout.image_dir))
-        yield Item(name, path, file.path, objects.labels(number, file.path), file.part)
+        yield Item(name, path, file.path, objects.labels(claim.image, file.path), file.part)
         return
-    # Of images that share an id the first takes the objects with it.
-    n = sum(objects.count(k) for _, k in claims if found.images[k].name is not None)
-    yield lost(file.path, Labels(n), why)
+    yield lost(file.path, Labels(sum(c.objects for c in claims)), why)
 
 
 class _Finder:
