@@ -86,9 +86,10 @@ def _line(words: list[str], at: int, file: str, names: Mapping[int, str] | None)
     def lost(code: str, message: str, advice: str = "") -> Fault:
         return fault(code, file, message, line=at, value=shown, advice=advice, objects=1)
 
-    if len(words) not in (5, 6) and (len(words) < 7 or len(words) % 2 == 0):
+    like_kitti = len(words) in (15, 16) and number(words[0]) is None
+    if like_kitti or (len(words) not in (5, 6) and (len(words) < 7 or len(words) % 2 == 0)):
         advice = "YOLO has 5 columns (6 with a score), or a class and the pairs of a polygon"
-        if len(words) in (15, 16) and number(words[0]) is None:
+        if like_kitti:
             advice = "these look like KITTI's labels; name dataset.format: kitti"
         return lost("column_count", f"{len(words)} columns in place of 5", advice)
     numbers = [number(w) for w in words]
