@@ -152,7 +152,7 @@ def test_lists_of_images(tmp_path: Path) -> None:
         ({"custom.yml": "names: [a, b, c]", "other.yaml": "lr: 0.1"}, ("a", "b", "c")),
         ({"labels/classes.txt": "a\nb b\r\nc\n"}, ("a", "b b", "c")),
         ({"obj.names": "a\nb\nc"}, ("a", "b", "c")),
-        ({"data.yaml": "names: [a, b, c]", "labels/classes.txt": "x\ny\nz\n"}, ("a", "b", "c")),
+        ({"data.yaml": "names: [a, b, c]", "labels/classes.txt": "a\nb\nc\n\n"}, ("a", "b", "c")),
     ],
 )
 def test_names_of_classes(tmp_path: Path, files: dict[str, str], names: tuple[str, ...]) -> None:
@@ -176,6 +176,7 @@ def test_names_of_classes(tmp_path: Path, files: dict[str, str], names: tuple[st
         ({"data.yaml": "names: {zero: a, 1: b, 2: c}"}, "bad_entry", 0),
         ({"data.yaml": "names: [a, b, a]"}, "duplicate_id", 0),
         ({"data.yaml": "names: [a, b]"}, "unknown_class", 1),
+        ({"data.yaml": "names: [a, b, c]", "classes.txt": "a\nb"}, "class_names_differ", 0),
         ({"classes.txt": "a\nb\nc", "labels/classes.txt": "a\nc\nb"}, "class_names_differ", 0),
     ],
 )

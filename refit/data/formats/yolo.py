@@ -240,22 +240,22 @@ def _rank(path: str) -> int | None:
 def _about(tree: Tree, is_label: Callable[[str], bool]) -> _About:
     about = _About()
     ranked = sorted((rank, path) for path in tree.files if (rank := _rank(path)) is not None and not is_label(path))
-    best: tuple[int, str] | None = None
+    best = None
     settings: dict[str, Any] = {}
-    for rank, path in ranked:
+    for _, path in ranked:
         names, keys = _names_in(tree, path, about.faults)
         if names is None:
             continue
         about.files.add(path)
         if best is None:
-            best, about.names, settings = (rank, path), names, keys
-        elif rank == best[0] and names != about.names:
-            message = f"its names of classes are not those of {best[1]}"
+            best, about.names, settings = path, names, keys
+        elif names != about.names:
+            message = f"its names of classes are not those of {best}, which are taken"
             about.faults.append(fault("class_names_differ", path, message))
     if about.names is None:
         about.faults.append(fault("class_names_missing", "", "no file says what the classes are called"))
     else:
-        _twice(about.names, best[1] if best else "", about.faults)
+        _twice(about.names, best or "", about.faults)
     about.parts = _parts(tree, settings, about)
     return about
 
