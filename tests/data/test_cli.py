@@ -12,7 +12,7 @@ import pytest
 from tests.data.helpers import encoded, kitti_line, kitti_set  # isort: skip
 
 from refit.data.cli import main
-from refit.data.formats import READERS
+from refit.data.formats import READERS, WRITERS
 from refit.data.settings import FORMATS
 
 
@@ -88,5 +88,5 @@ def test_building_the_parsers_needs_no_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_each_format_of_a_pipeline_file_has_a_reader() -> None:
-    assert set(FORMATS) == set(READERS)
+def test_each_format_of_a_pipeline_file_is_read_and_written() -> None:
+    assert set(FORMATS) == set(READERS) == set(WRITERS)
