@@ -232,6 +232,17 @@ def test_pods_need_no_kubernetes_client_while_airflow_parses(folder: Path) -> No
     assert bind["tasks"] == {"retrain_p": {"bind": "BindPodOperator"}}
 
 
+def test_orphaned_pods_are_looked_for_where_a_pipeline_file_names_a_cluster(folder: Path) -> None:
+    write_pipeline(folder / "p.yaml")
+    assert set(bag().dags) == {"retrain_p"}
+    write_pipeline(folder / "q.yaml", "runtime: kubernetes")
+    write_pipeline(folder / "r.yaml", "runtime: kubernetes", "cluster: workstation")
+    loaded = bag()
+    assert loaded.import_errors == {}
+    (delete,) = loaded.dags["refit_orphans"].tasks
+    assert delete.places == [[None, "refit"]]  # type: ignore[attr-defined]
+
+
 def test_stages_with_gpus_wait_for_them_in_a_pool(folder: Path) -> None:
     resources = "resources: {default: {gpus: 0}, stages: {train: {gpus: 2}}}"
     write_pipeline(folder / "p.yaml", "runtime: kubernetes", resources)
