@@ -28,7 +28,7 @@ from refit.runtime.podstatus import Do, Patience, Pod, has_ended, is_running, se
 IN_CLUSTER = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 RETRY_SECONDS = 30.0  # at most, between two tries to reach an API server that does not answer
 LOG_BYTES = 256 * 1024  # of one look at a log; a stage that writes more is cut in the task's log, not in its log.txt
-QUICK_SECONDS = 20.0  # a new pod is looked at more often, so that a short stage costs no long wait
+QUICK_SECONDS = 8.0  # a new pod is looked at more often, so that a short stage costs no long wait
 
 
 class StageTrigger(KubernetesPodTrigger):
