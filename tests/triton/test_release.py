@@ -117,7 +117,7 @@ def test_swap_and_rollback_under_load_lose_no_request(place: Place) -> None:
         assert place.release(models[2]).previous == 1
         wait_for(2, 100)
         back = RollbackSpec(model=place.name, url=place.server.url, repository=place.repository, ledger=place.ledger)
-        assert rollback(back, "test").version == 1
+        assert rollback(back).version == 1
         wait_for(1, 100)
     finally:
         stop.set()
