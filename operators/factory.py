@@ -263,6 +263,16 @@ def _cron(expression: str, fault: Any) -> Any:
     return timetable
 
 
+def pipeline_names() -> list[str]:
+    """The pipelines that have a file, faulty or not, by name."""
+    from refit import pipeline as pipelines
+
+    try:
+        return sorted({pipelines.peek_name(file) for file in pipelines.files(Settings.from_env().pipelines)})
+    except (ConfigError, OSError):
+        return []  # `make` tells
+
+
 def clusters() -> list[tuple[str | None, str]]:
     """Airflow's connection to a cluster and the namespace, for all that pipeline files name, faulty files included."""
     from refit import cluster

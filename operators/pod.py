@@ -447,6 +447,20 @@ class BindPodOperator(TaoStageOperator):
         finish_bind(context, result)
 
 
+class RollbackPodOperator(TaoStageOperator):
+    """A roll back in a pod that mounts the model repository; see `operators.release.RollbackOperator`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(stage="rollback", **kwargs)
+
+    def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
+        from operators.release import request
+
+        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, inputs.settings())
+        profile = kubernetes_profile(pipeline.profile)
+        return profile, pods.PodStage.of(request(context, pipeline, profile, cluster.settings_in_pod(profile)))
+
+
 def kubernetes_profile(name: str) -> cluster.KubernetesProfile:
     """The named cluster profile. Raises BadInput."""
     try:

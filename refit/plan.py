@@ -215,8 +215,6 @@ def bind_request(
         "workspace": str(workspace),
         "run": str(run),
     }
-    # JSON is YAML; braces inside strings are escaped, because the runner would take "{out}" for a token.
-    body = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m.group().replace("{", "\\u007b"), json.dumps(spec, indent=1))
     stage = run / stage_folder(0, BIND)
     return {
         "schema": SCHEMA,
@@ -231,7 +229,7 @@ def bind_request(
         "key": _sha({"spec": spec, "nonce": nonce}),
         "argv": list(command("refit.bind", BIND, "bind.yaml")),
         "env": {},
-        "files": {"bind.yaml": body},
+        "files": {"bind.yaml": literal(spec)},
         "secrets": [],
         "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage)},
         "inputs": {},
@@ -245,6 +243,14 @@ def bind_request(
         "resources": {"gpus": 0, "gpu_type": None, "cpus": 1, "memory_gib": 2},
         "publish": None,
     }
+
+
+def literal(spec: Mapping[str, Any]) -> str:
+    """A spec file's text in which nothing is a token, for values from outside: the runner would replace "{out}".
+
+    JSON, which is YAML, with the braces inside strings escaped.
+    """
+    return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m.group().replace("{", "\\u007b"), json.dumps(spec, indent=1))
 
 
 def lone_request(

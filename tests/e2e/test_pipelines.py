@@ -147,6 +147,17 @@ class TestTwoServers:
         assert [version for version, _ in answers] == [released["version"]] * 3
         assert len(set(answers)) == 1, "they answer the same"
 
+    def test_a_person_goes_back_on_every_server(self, house: House, first: dict[str, Any]) -> None:
+        ((now, _),) = house.ask("shapes", house.release.service)
+        run = house.airflow.trigger("refit_rollback", pipeline="shapes", reason="a test")
+        assert house.airflow.finished("refit_rollback", run, 300) == "success"
+        told = house.airflow.answer("refit_rollback", run, "rollback")["summary"]
+        assert (told["outcome"], told["previous"]) == ("rolled_back", now)
+        answers = house.ask("shapes", *self.addresses(house), house.release.service)
+        assert [version for version, _ in answers] == [told["version"]] * 3
+        assert told["version"] != now
+        wait("the end of its pod", lambda: not left(house.namespace), 60)
+
     @staticmethod
     def addresses(house: House) -> list[str]:
         return [server["status"]["podIP"] for server in house.release.settled(2)]
