@@ -33,9 +33,13 @@ class QualitySpec(Spec):
     model: str = Field(description="which model is judged, for the message: trained, retrained, quantized")
     metric: Literal["mAP50", "mAP"] = "mAP50"
     candidate: str = Field(description="results.json of the model, or the result.json of its evaluate stage")
-    baseline: str | None = Field(None, description="the same of the model before it")
+    baseline: str | None = Field(None, description="the same of the model before it, or of the one that serves")
+    against: str = Field("before", description="what the baseline is, for the message")
     floor: float | None = Field(None, ge=0, le=1)
     max_drop: float | None = Field(None, ge=0, le=1)
+    only_shown: bool = Field(
+        False, description="a drop counts only where the images show that the model is worse (95 %), if they can tell"
+    )
     policy: Literal["fail", "warn"] = "fail"
 
 
@@ -69,14 +73,15 @@ def quality(spec: QualitySpec) -> Verdict:
             figures[f"drop of {worst[0]}"] = worst[1]
         if spec.max_drop is not None:
             figures["max_drop"] = spec.max_drop
-            if drop > spec.max_drop:
+            shown = figures.get("drop_low", 1.0) > 0 or not spec.only_shown
+            if drop > spec.max_drop and shown:
                 note = f"; {worst[0]} lost most ({worst[1]:+.3f})" if worst else ""
                 bad.append(
                     f"the {spec.model} model lost {drop:.3f} {spec.metric} ({before:.3f} -> {value:.3f}), "
                     f"more than {spec.max_drop:.3f}{note}{told}"
                 )
             else:
-                good.append(f"{-drop:+.3f} against {before:.3f} before{told}")
+                good.append(f"{-drop:+.3f} against {before:.3f} {spec.against}{told}")
     if bad:
         return Verdict("quality", "fail" if spec.policy == "fail" else "warn", "; ".join(bad), figures)
     return Verdict("quality", "pass", ", ".join(good), figures)

@@ -44,10 +44,7 @@ def _say(status: StatusWriter) -> Callable[[str], None]:
 
 
 def _done(report: ReleaseReport, out: Path, status: StatusWriter) -> None:
-    """release.json has everything, summary.json what travels in the stage's result."""
-    value = report.model_dump(by_alias=True)
-    write_json(out / "release.json", value)
-    write_json(out / "summary.json", {name: value[name] for name in _SUMMARY})
+    write_report(report, out)
     print(report.sentence())
     status.success(
         report.sentence(),
@@ -58,6 +55,13 @@ def _done(report: ReleaseReport, out: Path, status: StatusWriter) -> None:
             **{f"{name}_seconds": value for name, value in report.seconds.items()},
         },
     )
+
+
+def write_report(report: ReleaseReport, out: Path) -> None:
+    """release.json has everything, summary.json what travels in the stage's result."""
+    value = report.model_dump(by_alias=True)
+    write_json(out / "release.json", value)
+    write_json(out / "summary.json", {name: value[name] for name in _SUMMARY})
 
 
 @contextmanager

@@ -163,3 +163,33 @@ def test_detections_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     (tmp_path / "e/detections.json").write_text(text)
     with pytest.raises(GateError, match=r"its detections cannot be read .*; run the evaluate stage again"):
         quality(QualitySpec(model="trained", candidate=path, floor=0.7))
+
+
+@pytest.mark.parametrize(("found", "state"), [(36, "fail"), (44, "pass"), (47, "pass"), (55, "pass")])
+def test_a_challenger_loses_only_where_the_images_show_it(tmp_path: Path, found: int, state: str) -> None:
+    """44 of 60 against 48 is a drop of 0.07 that 60 images cannot tell from chance, 36 against 48 is not."""
+    serving = evaluated(tmp_path / "b", 0.8, 48)
+    challenger = evaluated(tmp_path / "c", round(found / 60, 3), found)
+    # Which images they fail on differs: else even one image more is a sure loss.
+    rows = json.loads((tmp_path / "c/detections.json").read_text())
+    for row in rows:
+        row["image_id"] = 59 - row["image_id"]
+    (tmp_path / "c/detections.json").write_text(json.dumps(rows))
+    spec = QualitySpec(
+        model="quantized",
+        against="the champion",
+        candidate=challenger,
+        baseline=serving,
+        max_drop=0.01,
+        only_shown=True,
+    )
+    verdict = quality(spec)
+    assert verdict.state == state, verdict.reason
+    if state == "pass":
+        assert "against 0.800 the champion" in verdict.reason
+
+
+def test_without_detections_the_figures_alone_decide(tmp_path: Path) -> None:
+    before, after = results(tmp_path, "b", 0.8), results(tmp_path, "c", 0.78)
+    spec = QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.01, only_shown=True)
+    assert quality(spec).state == "fail"
