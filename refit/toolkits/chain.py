@@ -76,7 +76,7 @@ class Chain:
         assert champion is not None
         spec = {
             "model": judged,
-            "against": "the champion",
+            "against": "of the champion",
             "metric": self.pipeline.gates.quality.metric,
             "candidate": f"{{input:evaluate_{judged}.results}}",
             "baseline": "{input:evaluate_champion.results}",

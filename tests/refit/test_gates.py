@@ -177,7 +177,7 @@ def test_a_challenger_loses_only_where_the_images_show_it(tmp_path: Path, found:
     (tmp_path / "c/detections.json").write_text(json.dumps(rows))
     spec = QualitySpec(
         model="quantized",
-        against="the champion",
+        against="of the champion",
         candidate=challenger,
         baseline=serving,
         max_drop=0.01,
@@ -186,7 +186,7 @@ def test_a_challenger_loses_only_where_the_images_show_it(tmp_path: Path, found:
     verdict = quality(spec)
     assert verdict.state == state, verdict.reason
     if state == "pass":
-        assert "against 0.800 the champion" in verdict.reason
+        assert "against 0.800 of the champion" in verdict.reason
 
 
 def test_without_detections_the_figures_alone_decide(tmp_path: Path) -> None:
