@@ -11,6 +11,7 @@ relay between Airflow and the API server, per minute of a task, creation and end
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import select
@@ -75,7 +76,12 @@ class Relay:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self.target)) as server:
+        # Whoever breaks the connection off has ended it.
+        with (
+            contextlib.suppress(ConnectionError),
+            client,
+            socket.create_connection(("127.0.0.1", self.target)) as server,
+        ):
             while True:
                 ready, _, _ = select.select([client, server], [], [])
                 for end in ready:

@@ -17,6 +17,7 @@ A pipeline file can change or break at any time, so nothing that a running run d
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,15 +263,52 @@ def _cron(expression: str, fault: Any) -> Any:
     return timetable
 
 
+def pipeline_names() -> list[str]:
+    """The pipelines that have a file, faulty or not, by name."""
+    from refit import pipeline as pipelines
+
+    try:
+        return sorted({pipelines.peek_name(file) for file in pipelines.files(Settings.from_env().pipelines)})
+    except (ConfigError, OSError):
+        return []  # `make` tells
+
+
+def clusters() -> list[tuple[str | None, str]]:
+    """Airflow's connection to a cluster and the namespace, for all that pipeline files name, faulty files included."""
+    from refit import cluster
+    from refit import pipeline as pipelines
+    from refit.specs import SpecError
+
+    found = set()
+    try:
+        settings = Settings.from_env()
+        files = pipelines.files(settings.pipelines)
+    except (ConfigError, OSError):
+        return []  # `make` tells
+    for file in files:
+        if _peek(file, "runtime") == "kubernetes":
+            with contextlib.suppress(SpecError):
+                profile = cluster.load(_peek(file, "cluster") or "kubernetes", settings)
+                if isinstance(profile, cluster.KubernetesProfile):
+                    found.add((profile.connection, profile.namespace))
+    return sorted(found, key=str)
+
+
 def _peek_runtime(pipeline: str, settings: Settings) -> str:
     """The runtime that a pipeline file names, also where the file is not valid (any more)."""
     for ending in (".yaml", ".yml"):
-        try:
-            text = (settings.pipelines / (pipeline + ending)).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        match = re.search(r"^runtime:\s*[\"']?([a-z]+)", text, re.MULTILINE)
-        if match and match[1] in STAGE_OPERATORS:
-            return match[1]
-        break
+        file = settings.pipelines / (pipeline + ending)
+        if file.exists():
+            found = _peek(file, "runtime")
+            return found if found in STAGE_OPERATORS else "local"
     return "local"
+
+
+def _peek(file: Path, key: str) -> str:
+    """The plain word that stands at a key of the file's top level, or ""."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(rf"^{key}:\s*[\"']?([A-Za-z0-9._-]+)", text, re.MULTILINE)
+    return match[1] if match else ""

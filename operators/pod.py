@@ -25,7 +25,7 @@ from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from operators import inputs, names, pools
+from operators import inputs, names, orphans, pools
 from operators.failures import raise_failure
 from operators.pod_trigger import StageTrigger
 from operators.stage import compact, finish_bind
@@ -139,6 +139,10 @@ class TaoStageOperator(KubernetesPodOperator):
         manifest["metadata"]["name"] += f"-{uuid.uuid4().hex[:8]}"
         pod = PodGenerator.deserialize_model_dict(manifest)
         pod.metadata.labels.update(self._get_ti_pod_labels(context))
+        if context is not None:
+            ti, keep = context["ti"], self.on_finish_action.value != "delete_pod"
+            about = orphans.note(ti.dag_id, context["run_id"], ti.task_id, ti.map_index, keep)
+            pod.metadata.annotations = {**(pod.metadata.annotations or {}), orphans.TASK: about}
         pod_mutation_hook(pod)
         return pod
 
@@ -441,6 +445,20 @@ class BindPodOperator(TaoStageOperator):
         if not result.succeeded:
             raise_failure(self.stage, result)
         finish_bind(context, result)
+
+
+class RollbackPodOperator(TaoStageOperator):
+    """A roll back in a pod that mounts the model repository; see `operators.release.RollbackOperator`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(stage="rollback", **kwargs)
+
+    def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
+        from operators.release import request
+
+        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, inputs.settings())
+        profile = kubernetes_profile(pipeline.profile)
+        return profile, pods.PodStage.of(request(context, pipeline, profile, cluster.settings_in_pod(profile)))
 
 
 def kubernetes_profile(name: str) -> cluster.KubernetesProfile:

@@ -28,7 +28,7 @@ from refit.runtime.podstatus import Do, Patience, Pod, has_ended, is_running, se
 IN_CLUSTER = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 RETRY_SECONDS = 30.0  # at most, between two tries to reach an API server that does not answer
 LOG_BYTES = 256 * 1024  # of one look at a log; a stage that writes more is cut in the task's log, not in its log.txt
-QUICK_SECONDS = 20.0  # a new pod is looked at more often, so that a short stage costs no long wait
+QUICK_SECONDS = 8.0  # a new pod is looked at more often, so that a short stage costs no long wait
 
 
 class StageTrigger(KubernetesPodTrigger):
@@ -132,7 +132,7 @@ class StageTrigger(KubernetesPodTrigger):
         # As JSON: to make the client's classes of it would cost more than all the rest, for a thousand pods.
         answer = await api.read_namespaced_pod(self.pod_name, self.pod_namespace, _preload_content=False)
         async with answer:
-            return dict(json.loads(await _body(answer)))
+            return dict(json.loads(await body(answer)))
 
     async def _show_log(self, shown: LogLines) -> None:
         async def read(api: CoreV1Api) -> str:
@@ -146,7 +146,7 @@ class StageTrigger(KubernetesPodTrigger):
                 **shown.since(),
             )
             async with answer:
-                return (await _body(answer)).decode("utf-8", "replace")
+                return (await body(answer)).decode("utf-8", "replace")
 
         try:
             shown.take(await asyncio.wait_for(read(await Connection.of(self.kubernetes_conn_id).api()), 30))
@@ -154,7 +154,7 @@ class StageTrigger(KubernetesPodTrigger):
             self.log.debug("the pod's log cannot be read: %s", exc)
 
 
-async def _body(answer: Any) -> bytes:
+async def body(answer: Any) -> bytes:
     """The body of a raw answer. Raises ApiException where it is none, as the client does for its own classes."""
     data: bytes = await answer.read()
     if answer.status >= 300:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from refit.config import Settings
 
 
-class _ProcessOperator(BaseOperator):
+class ProcessOperator(BaseOperator):
     """Runs one StageProcess; the process ends when the task is failed, cleared or killed."""
 
     template_fields = ()
@@ -66,7 +66,7 @@ class _ProcessOperator(BaseOperator):
             self._process.stop()
 
 
-class BindOperator(_ProcessOperator):
+class BindOperator(ProcessOperator):
     """The first stage of a run: checks the params, takes the data in, writes plan.json (`refit.bind`).
 
     The stages whose earlier results are reused, and those switched off, are marked skipped in one go, so that no task
@@ -107,7 +107,7 @@ def finish_bind(context: Mapping[str, Any], result: Result) -> None:
         raise DownstreamTasksSkipped(tasks=names.task_ids(skip))  # type: ignore[no-untyped-call]
 
 
-class LocalStageOperator(_ProcessOperator):
+class LocalStageOperator(ProcessOperator):
     """Runs one stage of the bound plan in its environment's interpreter on this machine.
 
     A retry starts the same stage in the same folder: a training goes on from its last checkpoint, a finished stage

@@ -73,6 +73,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             environments=_environments(profile, settings),
             find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
             dataset=dataset,
+            champion=_champion(pipeline, workspace),
             off=frozenset(() if switches.get("release", True) else ("release",)),
         )
         plan = plans.make_plan(pipeline, profile, bound)
@@ -172,6 +173,26 @@ def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: 
         return folder
 
     return find
+
+
+def _champion(pipeline: Any, workspace: Path) -> Path | None:
+    """The files of the version that serves, by this pipeline's own ledger; None where they cannot be compared."""
+    from refit.triton.ledger import Ledger
+    from refit.triton.model import ONNX
+
+    if pipeline.release is None or pipeline.gates.champion is None:
+        return None
+    ledger = Ledger(workspace / "releases")
+    record = ledger.serving(pipeline.release.model or str(pipeline.name))
+    if record is None or not (ledger.model(record.version) / ONNX).exists():
+        return None
+    if record.sidecar.get("classes") != pipeline.dataset.classes:
+        known = ", ".join(map(str, record.sidecar.get("classes", ())))
+        print(
+            f"warning: version {record.version} serves other classes ({known}): the new model is not compared with it"
+        )
+        return None
+    return ledger.model(record.version)
 
 
 def good_result(workspace: Path, key: str) -> Path | None:

@@ -1,6 +1,7 @@
 """The command line.
 
-`refit validate | plan | pod | run | status | shell | dataset check | ngc list | import | gc | doctor | schema`
+`refit validate | plan | pod | run | status | shell | dataset | ngc list | import | releases | rollback | gc | doctor |
+schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -27,12 +28,13 @@ import yaml
 from refit import cluster, toolkits
 from refit import pipeline as pipelines
 from refit import plan as plans
-from refit.command import StageError
+from refit.command import BadSpec, StageError
 from refit.config import ConfigError, Settings
 from refit.data.commands import add_all
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.specs import Problem, SpecError, did_you_mean, read_document
+from refit.triton.cli import add_releases, add_rollback, run_releases, run_rollback
 from refit.triton.errors import TritonError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exc.code
     except StageError as exc:
         print(f"error: {exc}", file=sys.stderr)
-        return FAILED
+        return BAD_INPUT if isinstance(exc, BadSpec) else FAILED
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C; what was finished is kept and will be reused", file=sys.stderr)
         return 130
@@ -344,6 +346,16 @@ def import_(args: argparse.Namespace, settings: Settings) -> int:
     return run_import(args, settings)
 
 
+def releases(args: argparse.Namespace, settings: Settings) -> int:
+    """What was released, version by version: which serves, since when, with which mAP, and why."""
+    return run_releases(args, settings)
+
+
+def rollback(args: argparse.Namespace, settings: Settings) -> int:
+    """Make an older version of a model the champion of Triton again; nothing changes where it does not serve."""
+    return run_rollback(args, settings)
+
+
 def gc(args: argparse.Namespace, settings: Settings) -> int:
     """Remove old runs, checkpoints and snapshots; never what a kept run, a release or a reused result needs."""
     from refit import collect
@@ -470,6 +482,8 @@ def _parser() -> argparse.ArgumentParser:
     add_list(listing)
     listing.set_defaults(call=list_ngc)
     add_import(command("import", import_))
+    add_releases(command("releases", releases))
+    add_rollback(command("rollback", rollback))
     c = command("gc", gc)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
     c.add_argument("--dry-run", action="store_true", help="only say what would go")

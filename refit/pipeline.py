@@ -64,8 +64,20 @@ class QualityGate(Spec):
     policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
 
 
+class ChampionGate(Spec):
+    """The challenger against the version that serves, both evaluated now, on the same images with the same limits."""
+
+    margin: float = Field(0.01, ge=0, le=1, description="so much mAP it may be worse: two trainings are never equal")
+    policy: Literal["fail", "warn"] = Field(
+        "fail", description="of a challenger that is worse, as far as the images can show; warn: it is released"
+    )
+
+
 class Gates(Spec):
     quality: QualityGate = QualityGate()
+    champion: Annotated[ChampionGate | None, OffOr(ChampionGate())] = Field(
+        ChampionGate(), description="false: not compared with the version that serves"
+    )
 
 
 class Watchdog(Spec):

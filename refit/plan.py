@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from refit.cluster import Profile
 from refit.config import Settings
 from refit.pipeline import Pipeline, Resources, attachments, peek_name
 from refit.specs import did_you_mean, parse_yaml
-from refit.toolkits.base import Output, ParamField, Stage, command, spec_text
+from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
 from refit.toolkits.chain import NO_PROFILE
 
 SCHEMA = 1
@@ -215,8 +215,6 @@ def bind_request(
         "workspace": str(workspace),
         "run": str(run),
     }
-    # JSON is YAML; braces inside strings are escaped, because the runner would take "{out}" for a token.
-    body = re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m.group().replace("{", "\\u007b"), json.dumps(spec, indent=1))
     stage = run / stage_folder(0, BIND)
     return {
         "schema": SCHEMA,
@@ -231,7 +229,7 @@ def bind_request(
         "key": _sha({"spec": spec, "nonce": nonce}),
         "argv": list(command("refit.bind", BIND, "bind.yaml")),
         "env": {},
-        "files": {"bind.yaml": body},
+        "files": {"bind.yaml": literal(spec)},
         "secrets": [],
         "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage)},
         "inputs": {},
@@ -245,6 +243,14 @@ def bind_request(
         "resources": {"gpus": 0, "gpu_type": None, "cpus": 1, "memory_gib": 2},
         "publish": None,
     }
+
+
+def literal(spec: Mapping[str, Any]) -> str:
+    """A spec file's text in which nothing is a token, for values from outside: the runner would replace "{out}".
+
+    JSON, which is YAML, with the braces inside strings escaped.
+    """
+    return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m.group().replace("{", "\\u007b"), json.dumps(spec, indent=1))
 
 
 def lone_request(
@@ -313,7 +319,8 @@ class Bound:
 
     `code` gives the sha256 of a package's source, `environments` the digest of each environment (and
     of the actions that have an image of their own), `find` the folder
-    of an earlier good result for a key (or None). `dataset` is the snapshot's dataset.json.
+    of an earlier good result for a key (or None). `dataset` is the snapshot's dataset.json, `champion` the folder with
+    the files of the version that serves, where it can be compared with this run's model.
     """
 
     run: str
@@ -324,6 +331,7 @@ class Bound:
     environments: Mapping[str, str]
     find: Callable[[Stage, str], Path | None]
     off: frozenset[str] = frozenset()
+    champion: Path | None = None
     dataset: Mapping[str, Any] | None = None
 
 
@@ -337,7 +345,8 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
     folders: dict[str, Path] = {}
     reused: dict[str, str] = {}
     requests = []
-    for index, stage in enumerate(stages, start=1):
+    for index, planned in enumerate(stages, start=1):
+        stage = _with_champion(planned, bound)
         key = keys[stage.name] = stage_key(stage, bound, keys)
         own = run_dir / stage_folder(index, stage.name)
         requests.append(_request(pipeline, profile, bound, stage, index, keys, own, folders))
@@ -345,6 +354,10 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
         folders[stage.name] = earlier or own
         if earlier is not None:
             reused[stage.name] = str(earlier)
+    off = set(bound.off)
+    if bound.champion is None or "release" in {*off, *reused}:  # nothing to be compared, or nothing would come of it
+        off |= CHAMPION_STAGES & keys.keys()
+        reused = {name: folder for name, folder in reused.items() if name not in off}
     return {
         "schema": SCHEMA,
         "pipeline": pipeline.name,
@@ -353,8 +366,15 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
         "snapshot": str(bound.snapshot),
         "stages": requests,
         "reused": reused,
-        "off": sorted(bound.off),
+        "off": sorted(off),
     }
+
+
+def _with_champion(stage: Stage, bound: Bound) -> Stage:
+    if stage.name not in CHAMPION_STAGES or bound.champion is None:
+        return stage
+    files = {name: spec_text(spec).replace(CHAMPION, str(bound.champion)) for name, spec in stage.files.items()}
+    return replace(stage, files=files)
 
 
 def _dialect(stage: Stage) -> dict[str, Any]:

@@ -4,6 +4,9 @@ It compares figures of evaluate stages of one run for the same split of the same
 own write them into `results.json` with all of these, and what differs is refused. Of other commands the runner has
 read the figures into its `result.json`; that they are told to evaluate alike is judged before they run
 (`refit.tao.preflight`).
+
+Where the detections lie beside results.json, confidence intervals of mAP@0.5 are told (`refit.gates.bootstrap`): of the
+model, and of the difference between two, drawn on the same images.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from refit.gates import bootstrap
 from refit.gates.verdict import GateError, Verdict
 from refit.specs import Spec
 
@@ -22,15 +26,20 @@ from refit.specs import Spec
 # >= 20x10 after it, so that their figures said nothing.
 SAME = ("dataset", "splits", "thresholds")
 CLASS = "AP50/"
+SEED = 7  # of the draws: the same results give the same verdict, to the last digit
 
 
 class QualitySpec(Spec):
     model: str = Field(description="which model is judged, for the message: trained, retrained, quantized")
     metric: Literal["mAP50", "mAP"] = "mAP50"
     candidate: str = Field(description="results.json of the model, or the result.json of its evaluate stage")
-    baseline: str | None = Field(None, description="the same of the model before it")
+    baseline: str | None = Field(None, description="the same of the model before it, or of the one that serves")
+    against: str = Field("before", description="what the baseline is, for the message")
     floor: float | None = Field(None, ge=0, le=1)
     max_drop: float | None = Field(None, ge=0, le=1)
+    only_shown: bool = Field(
+        False, description="a drop counts only where the images show that the model is worse (95 %), if they can tell"
+    )
     policy: Literal["fail", "warn"] = "fail"
 
 
@@ -38,12 +47,18 @@ def quality(spec: QualitySpec) -> Verdict:
     """Judge a model by a floor and by its drop against the model before it. Raises GateError."""
     candidate = _results(spec.candidate)
     value = _metric(candidate, spec.metric, spec.candidate)
+    drawn = _drawn(spec.candidate, candidate) if spec.metric == "mAP50" else None
     figures: dict[str, float] = {spec.metric: value}
-    bad, good = [], [f"{spec.metric} of the {spec.model} model is {value:.3f}"]
+    named = f"{spec.metric} of the {spec.model} model is {value:.3f}"
+    if drawn is not None:
+        sure = bootstrap.interval(drawn)
+        figures.update(low=max(sure.low, 0.0), high=min(sure.high, 1.0))
+        named += f" ({figures['low']:.3f} to {figures['high']:.3f} at {bootstrap.LEVEL:.0%})"
+    bad, good = [], [named]
     if spec.floor is not None:
         figures["floor"] = spec.floor
         if value < spec.floor:
-            bad.append(f"{spec.metric} of the {spec.model} model is {value:.3f}, below the floor of {spec.floor:.3f}")
+            bad.append(f"{named}, below the floor of {spec.floor:.3f}")
         else:
             good.append(f"at least {spec.floor:.3f}")
     if spec.baseline is not None:
@@ -52,22 +67,52 @@ def quality(spec: QualitySpec) -> Verdict:
         before = _metric(baseline, spec.metric, spec.baseline)
         drop = before - value
         figures.update(baseline=before, drop=drop)
+        told = _difference(drawn, _drawn(spec.baseline, baseline), figures) if drawn is not None else ""
         worst = _worst_class(candidate, baseline)
         if worst:
             figures[f"drop of {worst[0]}"] = worst[1]
         if spec.max_drop is not None:
             figures["max_drop"] = spec.max_drop
-            if drop > spec.max_drop:
+            shown = figures.get("drop_low", 1.0) > 0 or not spec.only_shown
+            if drop > spec.max_drop and shown:
                 note = f"; {worst[0]} lost most ({worst[1]:+.3f})" if worst else ""
                 bad.append(
                     f"the {spec.model} model lost {drop:.3f} {spec.metric} ({before:.3f} -> {value:.3f}), "
-                    f"more than {spec.max_drop:.3f}{note}"
+                    f"more than {spec.max_drop:.3f}{note}{told}"
                 )
             else:
-                good.append(f"{-drop:+.3f} against {before:.3f} before")
+                good.append(f"{-drop:+.3f} against {before:.3f} {spec.against}{told}")
     if bad:
         return Verdict("quality", "fail" if spec.policy == "fail" else "warn", "; ".join(bad), figures)
     return Verdict("quality", "pass", ", ".join(good), figures)
+
+
+def _difference(now: bootstrap.Floats, before: bootstrap.Floats | None, figures: dict[str, float]) -> str:
+    """What the images say about which of two models is better, as the end of a sentence; adds the figures."""
+    if before is None or len(before) != len(now):
+        return ""
+    drop = bootstrap.interval(before - now)
+    figures.update(drop_low=drop.low, drop_high=drop.high)
+    told = "worse" if drop.low > 0 else "better" if drop.high < 0 else "no difference that these images could show"
+    return f" ({told}: {-drop.high:+.3f} to {-drop.low:+.3f} at {bootstrap.LEVEL:.0%})"
+
+
+def _drawn(path: str, results: dict[str, Any]) -> bootstrap.Floats | None:
+    """mAP@0.5 of each draw of the first split's images; None where the detections were not written beside `path`."""
+    folder = Path(path).parent
+    files = [folder / "ground_truth.json", folder / "detections.json"]
+    if Path(path).name != "results.json" or not all(f.exists() for f in files):
+        return None
+    thresholds = results.get("thresholds", {})
+    try:
+        truth, found = (json.loads(f.read_text(encoding="utf-8")) for f in files)
+        matched = bootstrap.matches(
+            truth, found, int(thresholds.get("max_detections", 100)), float(thresholds.get("min_box_px", 0.0))
+        )
+        drawn = bootstrap.map50(matched, bootstrap.draws(len(truth["images"]), SEED))[0]
+        return None if math.isnan(drawn[0]) else drawn
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise GateError(f"{folder}: its detections cannot be read ({exc!r}); run the evaluate stage again") from None
 
 
 def _results(path: str) -> dict[str, Any]:

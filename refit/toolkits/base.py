@@ -100,6 +100,13 @@ class ParamField:
     default: Any
 
 
+CHAMPION = "{champion}"
+"""Stands in the spec of evaluate_champion for the folder with the files of the version that serves (a plan has the
+path). Where nothing serves that could be compared, the stages in CHAMPION_STAGES are off."""
+
+CHAMPION_STAGES = frozenset({"evaluate_champion", "gate_champion"})
+
+
 class Toolkit(Protocol):
     """The interface; `refit.toolkits.cpu` is the reference."""
 

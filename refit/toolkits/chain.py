@@ -70,6 +70,34 @@ class Chain:
             resources=self.light(f"gate_{name}"),
         )
 
+    def gate_champion(self, judged: str) -> Stage:
+        """The quality gate of the model that would be released against the one that serves (evaluate_champion)."""
+        champion = self.pipeline.gates.champion
+        assert champion is not None
+        spec = {
+            "model": judged,
+            "against": "of the champion",
+            "metric": self.pipeline.gates.quality.metric,
+            "candidate": f"{{input:evaluate_{judged}.results}}",
+            "baseline": "{input:evaluate_champion.results}",
+            "max_drop": champion.margin,
+            "only_shown": True,
+            "policy": champion.policy,
+        }
+        return Stage(
+            name="gate_champion",
+            action="gate",
+            title="Gate: is it as good as the version that serves?",
+            environment="tools",
+            argv=command("refit.gates", "quality", "quality.yaml"),
+            files={"quality.yaml": spec},
+            inputs=(f"evaluate_{judged}", "evaluate_champion"),
+            outputs=(Output("verdict", "verdict.json", "json"),),
+            summary="summary.json",
+            code=("refit/gates", "refit/specs.py"),
+            resources=self.light("gate_champion"),
+        )
+
     def release(
         self,
         model: str,
@@ -77,6 +105,7 @@ class Chain:
         *,
         results: str = "{{input:evaluate_{}.results}}",
         path: str | None = None,
+        after: tuple[str, ...] = (),
         **more: Any,
     ) -> Stage:
         """The release of the `model` output of a stage (or of a path in its results) that evaluate_<judged> judged.
@@ -109,7 +138,7 @@ class Chain:
             argv=command("refit.triton", "release", "release.yaml"),
             files={"release.yaml": spec},
             inputs=(model, f"evaluate_{judged}"),
-            after=(f"gate_{judged}",),
+            after=(f"gate_{judged}", *after),
             outputs=(Output("release", "release.json", "json"),),
             summary="summary.json",
             secrets=(secret,) if secret else (),

@@ -25,7 +25,7 @@ from refit.cpu.specs import (
 )
 from refit.pipeline import OffOr, Pipeline
 from refit.specs import Key, Spec, did_you_mean
-from refit.toolkits.base import Output, Stage, command
+from refit.toolkits.base import CHAMPION, Output, Stage, command
 from refit.toolkits.chain import NO_PROFILE, Chain, unknown_resources
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
@@ -212,7 +212,11 @@ class _Chain(Chain):
             )
             yield from self._judge("quantized", "quantize", judged)
             last, judged = "quantize", "quantized"
-        if p.release:
+        if p.release and p.gates.champion:
+            yield self._evaluate("champion", CHAMPION + "/model.onnx", (), after=(f"gate_{judged}",))
+            yield self.gate_champion(judged)
+            yield self.release(last, judged, after=("gate_champion",))
+        elif p.release:
             yield self.release(last, judged)
 
     def _cpu(self, name: str, spec: Mapping[str, Any], *, title: str, action: str | None = None, **more: Any) -> Stage:
@@ -259,20 +263,20 @@ class _Chain(Chain):
 
     def _judge(self, name: str, model: str, baseline: str | None) -> Iterator[Stage]:
         """Evaluate a model, then the quality gate on the figures."""
-        yield self._cpu(
-            f"evaluate_{name}",
-            {
-                "records": "{input:dataset_convert}",
-                "model": f"{{input:{model}.model}}",
-                **self.p.stages.evaluate.model_dump(),
-            },
-            action="evaluate",
-            title=f"Evaluate the {name} model",
-            inputs=(model, "dataset_convert"),
-            outputs=RESULTS,
-        )
+        yield self._evaluate(name, f"{{input:{model}.model}}", (model,))
         # A model that is still to be pruned, retrained or quantized is held to the floor where it starts and ends.
         yield self.gate(name, baseline, floor=name in ("trained", "quantized") or self._is_last(name))
+
+    def _evaluate(self, name: str, model: str, inputs: tuple[str, ...], after: tuple[str, ...] = ()) -> Stage:
+        return self._cpu(
+            f"evaluate_{name}",
+            {"records": "{input:dataset_convert}", "model": model, **self.p.stages.evaluate.model_dump()},
+            action="evaluate",
+            title=f"Evaluate the {name} model" if inputs else f"Evaluate the {name}",
+            inputs=(*inputs, "dataset_convert"),
+            after=after,
+            outputs=RESULTS,
+        )
 
     def _is_last(self, name: str) -> bool:
         return (not self.p.stages.quantize and name != "trained") or not self.p.stages.prune

@@ -1,4 +1,4 @@
-"""`python -m refit.triton`: release and rollback, a local server in the foreground, one inference.
+"""`python -m refit.triton`: release and rollback as stages, a local server in the foreground, one inference.
 
 Exit codes: 0 good; 2 a bad spec, argument or target; 3 bad data; 4 the model was rejected; 143 ended by SIGTERM;
 1 anything else.
@@ -26,12 +26,17 @@ ACTIONS = {
         "refit.triton.stage:run_release",
         "make a model the champion of a Triton server, or leave everything as it was",
     ),
+    "rollback": Action(
+        "refit.triton.specs:RollbackSpec",
+        "refit.triton.stage:run_rollback",
+        "make an older version the champion again, or leave everything as it was",
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    by_hand: dict[str, Callable[[Sequence[str]], int]] = {"rollback": _rollback, "serve": _serve, "infer": _infer}
+    by_hand: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "infer": _infer}
     if words and words[0] in by_hand:
         try:
             return by_hand[words[0]](words[1:])
@@ -52,77 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _error(message: object, code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
     return code
-
-
-def _rollback(argv: Sequence[str]) -> int:
-    from pydantic import ValidationError
-
-    from refit.cluster import load
-    from refit.triton.ledger import Ledger
-    from refit.triton.lock import actor
-    from refit.triton.rollback import rollback
-    from refit.triton.specs import RollbackSpec
-    from refit.triton.stage import stage_errors, write_report
-
-    parser = argparse.ArgumentParser(prog="python -m refit.triton rollback", description="go back to an older version")
-    parser.add_argument("--model", required=True, help="the model's name in Triton")
-    parser.add_argument("--to", type=int, help="the version (default: the one that served before)")
-    parser.add_argument("--url", help="Triton's HTTP address (default: the cluster profile's)")
-    parser.add_argument("--repository", type=Path, help="its model repository (default: the cluster profile's)")
-    parser.add_argument(
-        "--ledger", type=Path, help="<workspace>/<pipeline>/releases (default: the one that has the model)"
-    )
-    parser.add_argument("--cluster", default="local", help="the cluster profile (default: local)")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for the load (default: 300)")
-    parser.add_argument("-r", dest="out", type=Path, help="folder for release.json and summary.json")
-    args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _cancel)
-    settings = Settings.from_env()
-    profile = None if args.url and args.repository else load(args.cluster, settings).triton
-    if profile is not None and not args.url:
-        _use_secret(settings, profile.control_key_secret)
-    folders = [args.ledger] if args.ledger else sorted(settings.workspace.glob("*/releases"))
-    holding = next((f for f in folders if args.ledger or Ledger(f).records(args.model)), None)
-    if holding is None:
-        raise command.BadSpec(
-            f"no ledger below {settings.workspace} knows the model {args.model}; name it with --ledger"
-        )
-    try:
-        spec = RollbackSpec(
-            model=args.model,
-            to=args.to,
-            url=args.url or (profile.url if profile else ""),
-            repository=args.repository or Path(profile.repository if profile else ""),
-            ledger=holding,
-            timeout_seconds=args.timeout,
-        )
-    except ValidationError as exc:
-        fault = exc.errors(include_url=False)[0]
-        raise command.BadSpec(
-            f"--{'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']!r})"
-        ) from None
-    who = actor()
-    with stage_errors():
-        report = rollback(spec, f"{who['user']}@{who['host']}", lambda message: print(message, flush=True))
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_report(report, args.out)
-    print(report.sentence())
-    return command.OK
-
-
-def _use_secret(settings: Settings, name: str | None) -> None:
-    """The profile's control key into the environment, from where the local runtime keeps secrets."""
-    from refit.triton.server import CONTROL_KEY_VARIABLE
-
-    if name is None or os.environ.get(CONTROL_KEY_VARIABLE):
-        return
-    value = os.environ.get(f"REFIT_SECRET_{name}")
-    file = settings.home / "secrets" / name
-    if value is None and file.exists():
-        value = file.read_text(encoding="utf-8").strip()
-    if value:
-        os.environ[CONTROL_KEY_VARIABLE] = value
 
 
 def _serve(argv: Sequence[str]) -> int:

@@ -2,20 +2,22 @@
 
 ``<workspace>/<pipeline>/releases/<version>/release.json`` is the truth about a version: what it is, where it came
 from, what replaced it. ``reference.npz`` beside it has the answers that it gave when it was released; a roll back
-proves with them that the version answers as it did.
+proves with them that the version answers as it did. ``model/`` has the version's files for as long as the model
+repository has them, so that a later run can evaluate the champion without seeing that repository.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from refit.files import sync_folder, write_text
+from refit.files import link_or_copy, sync_folder, write_text
 from refit.triton.errors import RepositoryError
 from refit.triton.lock import actor
 
@@ -99,6 +101,26 @@ class Ledger:
     def reference(self, version: int) -> Path:
         """Where a version's answers are kept."""
         return self.path(version) / "reference.npz"
+
+    def model(self, version: int) -> Path:
+        """Where a version's files are kept."""
+        return self.path(version) / "model"
+
+    def keep(self, version: int, files: Mapping[str, Path]) -> None:
+        """Keep a version's files, by name; hard links where that can be."""
+        folder = self.model(version)
+        folder.mkdir(parents=True)
+        for name, source in files.items():
+            link_or_copy(source, folder / name)
+        sync_folder(folder)
+
+    def forget(self, version: int) -> None:
+        """Let go of a version's files; its record stays."""
+        shutil.rmtree(self.model(version), ignore_errors=True)
+
+    def serving(self, model: str) -> Record | None:
+        """The newest record here that says of itself that it serves."""
+        return next((r for r in reversed(self.records(model)) if r.state == "serving"), None)
 
     def read(self, version: int) -> Record | None:
         """A version's record, None where there is none.

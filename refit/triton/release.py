@@ -221,6 +221,7 @@ class _Release:
         try:
             config = self._config().text()
             self.ledger.write(self._record(config))
+            self.ledger.keep(self.version, self.artefact.files())
             reached("begun")
             self.say(f"Staging {spec.model} as version {self.version}")
             self.held.lock.check()

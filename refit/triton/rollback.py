@@ -21,11 +21,8 @@ from refit.triton.specs import ReleaseReport, RollbackSpec
 from refit.triton.transaction import Change, exclusive, reached
 
 
-def rollback(spec: RollbackSpec, run: str, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
+def rollback(spec: RollbackSpec, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
     """Make an older version the champion again, or leave everything as it was.
-
-    Args:
-        run: who asks for it, for the ledger.
 
     Raises:
         RollbackError: there is no such version, or its files are not what was released; nothing was touched.
@@ -33,6 +30,7 @@ def rollback(spec: RollbackSpec, run: str, say: Callable[[str], None] = lambda _
         LockLost: this process was paused; who took the lock settles what was begun.
         ReleaseFailed: the version does not serve; says what serves now.
     """
+    run = spec.asked_by()
     with exclusive(spec, run, say) as held:
         champion = look(held.servers, spec.model, say)
         ledger, record, signature = _choose(spec, held.repository, champion)

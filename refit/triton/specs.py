@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from refit.engine.record import Capability, Version
 from refit.specs import Spec
+from refit.triton.lock import actor
 
 ModelName = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="the model's name in Triton")
@@ -75,9 +76,18 @@ class ReleaseSpec(Target):
 
 
 class RollbackSpec(Target):
-    """What `python -m refit.triton rollback` does."""
+    """The spec of `python -m refit.triton rollback`."""
 
     to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
+    by: str = Field("", max_length=200, description="who asks for it, for the ledger; empty: this process's user")
+    reason: str = Field("", max_length=500, description="why, for the ledger")
+
+    def asked_by(self) -> str:
+        """Who and why in one line, as the ledger keeps it."""
+        who = actor()
+        name = self.by or f"{who['user']}@{who['host']}"
+        line = f"{name}: {self.reason}" if self.reason else name
+        return "".join(c if c.isprintable() else " " for c in line)
 
 
 class ReleaseReport(BaseModel):

@@ -1,8 +1,8 @@
-"""The release as a stage command: report, summary and status lines, and the exit code that the error deserves."""
+"""Releases and roll backs as stage commands: report, summary and status lines, and the exit code that an error has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from refit.files import write_json
 from refit.status import StatusWriter
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
 from refit.triton.release import release
-from refit.triton.specs import ReleaseReport, ReleaseSpec
+from refit.triton.rollback import rollback
+from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec
 
 _SUMMARY = (
     *("outcome", "model", "version", "previous", "sha256", "url", "servers"),
@@ -22,12 +23,27 @@ _SUMMARY = (
 def run_release(spec: ReleaseSpec, out: Path, status: StatusWriter) -> None:
     """Release and write ``out/release.json`` and ``out/summary.json``."""
 
+    with stage_errors():
+        report = release(spec, out, _say(status))
+    _done(report, out, status)
+
+
+def run_rollback(spec: RollbackSpec, out: Path, status: StatusWriter) -> None:
+    """Roll back and write ``out/release.json`` and ``out/summary.json``."""
+    with stage_errors():
+        report = rollback(spec, _say(status))
+    _done(report, out, status)
+
+
+def _say(status: StatusWriter) -> Callable[[str], None]:
     def say(message: str) -> None:
         print(message, flush=True)
         status.running(message)
 
-    with stage_errors():
-        report = release(spec, out, say)
+    return say
+
+
+def _done(report: ReleaseReport, out: Path, status: StatusWriter) -> None:
     write_report(report, out)
     print(report.sentence())
     status.success(

@@ -252,7 +252,12 @@ class Change:
         model, rule = self.journal.model, {"serving": self.journal.version, "keep_versions": self.journal.keep_versions}
         if self.repository.surplus(model, **rule):
             fleet.each(self.servers, lambda server: proof.wait_unloaded(server, model, _UNLOAD_SECONDS))
-        return self.repository.prune(model, **rule)
+        removed = self.repository.prune(model, **rule)
+        for version in removed:
+            found = Ledger(self.journal.ledger).find(model, version)
+            if found:
+                found[0].forget(version)
+        return removed
 
     def undo(self, reason: str) -> Undone:
         """Bring back what served before; the new version leaves the repository.
@@ -279,6 +284,7 @@ class Change:
                 found = Ledger(journal.ledger).find(journal.model, journal.version)
                 if found:
                     found[0].write(found[1].turn("failed", self.journal.failed))
+                    found[0].forget(journal.version)
             reached("undo-recorded")
             self.repository.clean(journal.model)
         return undone

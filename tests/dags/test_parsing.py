@@ -53,7 +53,7 @@ def test_the_repositorys_own_pipelines_load() -> None:
     assert loaded.import_errors == {}
     assert loaded.captured_warnings == {}
     files = pipelines.files(Settings.from_env().pipelines)
-    assert set(loaded.dags) == {f"retrain_{f.stem}" for f in files}
+    assert set(loaded.dags) == {f"retrain_{f.stem}" for f in files} | {"refit_rollback"}
 
 
 def test_only_the_dags_folder_is_searched() -> None:
@@ -230,6 +230,17 @@ def test_pods_need_no_kubernetes_client_while_airflow_parses(folder: Path) -> No
     assert not {"kubernetes", "kubernetes_asyncio", "torch", "pandas", "numpy"} & set(whole["all"])
     assert task["tasks"] == {"retrain_p": {"stages.train": "TaoStageOperator"}}
     assert bind["tasks"] == {"retrain_p": {"bind": "BindPodOperator"}}
+
+
+def test_orphaned_pods_are_looked_for_where_a_pipeline_file_names_a_cluster(folder: Path) -> None:
+    write_pipeline(folder / "p.yaml")
+    assert set(bag().dags) == {"retrain_p", "refit_rollback"}
+    write_pipeline(folder / "q.yaml", "runtime: kubernetes")
+    write_pipeline(folder / "r.yaml", "runtime: kubernetes", "cluster: workstation")
+    loaded = bag()
+    assert loaded.import_errors == {}
+    (delete,) = loaded.dags["refit_orphans"].tasks
+    assert delete.places == [[None, "refit"]]  # type: ignore[attr-defined]
 
 
 def test_stages_with_gpus_wait_for_them_in_a_pool(folder: Path) -> None:

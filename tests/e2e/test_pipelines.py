@@ -23,7 +23,9 @@ CHAIN = (
     "dataset_convert", "train", "evaluate_trained", "gate_trained", "prune", "retrain", "evaluate_retrained",
     "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized",
 )  # fmt: skip
-TASKS = ("arrival", "bind", *(f"stages.{stage}" for stage in CHAIN), "release", "done")
+AGAINST = ("evaluate_champion", "gate_champion")  # run where something serves already
+TASKS = ("arrival", "bind", *(f"stages.{stage}" for stage in (*CHAIN, *AGAINST)), "release", "done")
+SKIPPED = dict.fromkeys((f"stages.{stage}" for stage in AGAINST), "skipped")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ class TestOnePipeline:
     def test_data_that_arrives_starts_a_run_that_succeeds(self, house: House, first: dict[str, Any]) -> None:
         assert first["state"] == "success"
         assert first["run"].startswith("asset_triggered__")
-        assert house.airflow.states(first["dag"], first["run"]) == dict.fromkeys(TASKS, "success")
+        assert house.airflow.states(first["dag"], first["run"]) == {**dict.fromkeys(TASKS, "success"), **SKIPPED}
 
     def test_every_stage_was_one_pod_and_all_but_bind_asked_for_a_gpu(self, first: dict[str, Any]) -> None:
         counted = {
@@ -91,7 +93,7 @@ class TestOnePipeline:
             run = house.airflow.trigger(first["dag"])
             assert house.airflow.finished(first["dag"], run, 180) == "success"
         skipped = dict.fromkeys((*(f"stages.{stage}" for stage in CHAIN), "release"), "skipped")
-        assert house.airflow.states(first["dag"], run) == {**dict.fromkeys(TASKS, "success"), **skipped}
+        assert house.airflow.states(first["dag"], run) == {**dict.fromkeys(TASKS, "success"), **skipped, **SKIPPED}
         assert {stage: len(pods) for stage, pods in watch.of("shapes").items()} == {"bind": 1}
 
 
@@ -110,7 +112,7 @@ def test_two_pipelines_share_two_gpus(house: House, first: dict[str, Any]) -> No
             time.sleep(1)
     for name, run in runs.items():
         assert house.airflow.finished(dags[name], run, 1) == "success"
-        assert set(watch.of(name)) == {"bind", *CHAIN, "release"}
+        assert set(watch.of(name)) == {"bind", *CHAIN, *(AGAINST if name == "shapes" else ()), "release"}
     assert max(slots) == GPUS, "the pool counts the tasks that wait for their pods"
     assert watch.most_gpus <= GPUS
     assert watch.most_pods >= 2, "they ran at the same time"
@@ -139,13 +141,24 @@ class TestTwoServers:
         assert house.airflow.finished(first["dag"], run, RUN_SECONDS) == "success"
         states = house.airflow.states(first["dag"], run)
         assert states["stages.export"] == "skipped"
-        assert states["stages.quantize"] == states["release"] == "success"
+        assert states["stages.quantize"] == states["stages.gate_champion"] == states["release"] == "success"
         addresses = self.addresses(house)
         released = house.airflow.answer(first["dag"], run, "release")["summary"]
         answers = house.ask("shapes", *addresses, house.release.service)
         assert released["outcome"] == "released"
         assert [version for version, _ in answers] == [released["version"]] * 3
         assert len(set(answers)) == 1, "they answer the same"
+
+    def test_a_person_goes_back_on_every_server(self, house: House, first: dict[str, Any]) -> None:
+        ((now, _),) = house.ask("shapes", house.release.service)
+        run = house.airflow.trigger("refit_rollback", pipeline="shapes", reason="a test")
+        assert house.airflow.finished("refit_rollback", run, 300) == "success"
+        told = house.airflow.answer("refit_rollback", run, "rollback")["summary"]
+        assert (told["outcome"], told["previous"]) == ("rolled_back", now)
+        answers = house.ask("shapes", *self.addresses(house), house.release.service)
+        assert [version for version, _ in answers] == [told["version"]] * 3
+        assert told["version"] != now
+        wait("the end of its pod", lambda: not left(house.namespace), 60)
 
     @staticmethod
     def addresses(house: House) -> list[str]:

@@ -40,6 +40,7 @@ for epoch in range(first + 1, 16):
 tell(status="SUCCESS", message="done", kpi={"first": first})
 """
 )
+SLOW = EPOCHS.replace("16", "600")
 BAD_DATA = "import sys; print('error: labels/7.txt:3: y2 is 0', file=sys.stderr); sys.exit(3)"
 GREEDY = "x = []\nwhile True: x.append(bytearray(10_000_000))"
 MODEL = (Output("model", "model.txt"),)
@@ -47,6 +48,7 @@ MODEL = (Output("model", "model.txt"),)
 CASES: Mapping[str, dict[str, Any]] = {
     "good": {"code": GOOD, "gpus": 1},
     "epochs": {"code": EPOCHS},
+    "slow": {"code": SLOW},
     "bad_data": {"code": BAD_DATA, "exit_codes": {"3": "bad_data"}},
     "greedy": {"code": GREEDY, "memory_gib": 0.06},
     "no_secret": {"code": GOOD, "secrets": ["ABSENT"]},

@@ -23,9 +23,11 @@ WHY_NOT = cluster.reason_to_skip()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 DAG_FILE = """# an airflow dag file
+from operators import orphans
 from tests.pods.cases import dags
 
 globals().update(dags())
+orphans_dag = orphans.dag([(None, {namespace!r})], seconds=2)
 """
 ACCOUNT = {"user": 10001, "group": 10001, "fs_group": 10001, "umask": "0002"}
 
@@ -67,7 +69,7 @@ def namespace() -> Iterator[str]:
 def airflow(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     root = tmp_path_factory.mktemp("pods")
     (root / "dags").mkdir()
-    (root / "dags" / "live.py").write_text(DAG_FILE)
+    (root / "dags" / "live.py").write_text(DAG_FILE.format(namespace=namespace))
     (root / ".airflowignore").write_text((REPOSITORY / ".airflowignore").read_text())
     (root / "clusters").mkdir()
     volumes = profile(namespace)["volumes"]
@@ -166,10 +168,31 @@ def _kill_from_outside(container: str) -> None:
 def test_marking_a_task_failed_deletes_its_pod(airflow: Airflow, namespace: str) -> None:
     started = airflow.trigger("epochs")
     wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 120)
-    wait_for("deferral", lambda: airflow.states("epochs", started)["train"] == "deferred")
+    wait_for("the trigger at work", lambda: "starting at epoch" in airflow.log("epochs", started, "train"))
     airflow.mark("epochs", started, "train", "failed")
     wait_for("the pod to go", lambda: not pods(namespace, "epochs"), 90)
     assert airflow.finished("epochs", started) == "failed"
+    assert "invoking on_kill" in airflow.log("epochs", started, "train")
+
+
+def test_a_task_that_is_ended_while_no_triggerer_runs_leaves_no_pod(airflow: Airflow, namespace: str) -> None:
+    kept = airflow.trigger("slow")
+    wait_for("a pod that is followed", lambda: the_pod(namespace, "slow"), 120)
+    airflow.kill_component("triggerer")
+    try:
+        started = airflow.trigger("epochs")
+        wait_for("deferral", lambda: airflow.states("epochs", started)["train"] == "deferred", 120)
+        pod = pods(namespace, "epochs")[0]["metadata"]["name"]
+        airflow.mark("epochs", started, "train", "failed")
+    finally:
+        airflow.start_component("triggerer")
+    wait_for("the pod to go", lambda: pod not in {p["metadata"]["name"] for p in pods(namespace, "epochs")}, 120)
+    runs = wait_for("a run that tells", lambda: airflow.call("GET", "/dags/refit_orphans/dagRuns")["dag_runs"])
+    log = airflow.log("refit_orphans", runs[0]["dag_run_id"], "delete").replace('\\"', '"')
+    assert f"deleting pod {namespace}/{pod}: its task is failed (epochs {started} train)" in log
+    assert the_pod(namespace, "slow"), "a pod whose task goes on was deleted"
+    airflow.mark("slow", kept, "train", "failed")
+    wait_for("the other pod to go", lambda: not pods(namespace, "slow"), 90)
 
 
 # What each of these runs says when it has failed; most of them wait for something, so they run side by side.

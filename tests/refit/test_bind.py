@@ -11,15 +11,19 @@ import pytest
 from refit import bind, cluster, runner
 from refit.config import Settings
 from refit.runtime import pod
+from refit.triton.ledger import Ledger, Record
 from tests.refit.bind_helpers import PIPELINE, Place
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+AGAINST = ["evaluate_champion", "gate_champion"]  # off where nothing serves
+
+
 def test_a_plan_is_written_with_the_snapshot_it_is_bound_to(place: Place) -> None:
     assert place.bind() == 0
     plan = place.plan
-    assert place.summary["skip"] == []
+    assert place.summary["skip"] == AGAINST
     assert plan["fingerprint"] == place.summary["fingerprint"]
     assert (Path(plan["snapshot"]) / "annotations.jsonl").is_file()
     assert place.summary["images"] == 16
@@ -43,8 +47,8 @@ def test_params_change_the_plan(place: Place) -> None:
     assert place.bind(conf={"train_epochs": 7, "release": False}) == 0
     train = next(s for s in place.plan["stages"] if s["name"] == "train")
     assert "epochs: 7" in train["files"]["train.yaml"]
-    assert place.plan["off"] == ["release"]
-    assert place.summary["skip"] == ["release"]
+    assert place.plan["off"] == [*AGAINST, "release"]
+    assert place.summary["skip"] == [*AGAINST, "release"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_a_good_result_with_the_same_key_is_reused(place: Place) -> None:
     folder = place.finish("dataset_convert")
     assert place.bind("r2") == 0
     assert place.plan["reused"] == {"dataset_convert": str(folder)}
-    assert place.summary["skip"] == ["dataset_convert"]
+    assert place.summary["skip"] == ["dataset_convert", *AGAINST]
     train = next(s for s in place.plan["stages"] if s["name"] == "train")
     assert train["inputs"]["dataset_convert"] == str(folder)
 
@@ -221,3 +225,56 @@ def test_code_version_follows_the_source(tmp_path: Path) -> None:
 def test_a_missing_lock_is_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"images/cpu/requirements\.txt: the lock of environment cpu cannot be read"):
         bind.environment_digest(Settings.from_env({"REFIT_REPOSITORY": str(tmp_path)}), "cpu")
+
+
+def serve(place: Place, version: int, classes: list[str], state: str = "serving") -> Path:
+    """The ledger after a release; returns where the version's model is kept."""
+    ledger = Ledger(place.workspace / "releases")
+    config = {"url": "http://127.0.0.1:8000", "repository": "models", "config": "", "sidecar": {"classes": classes}}
+    about = {"model": "mine", "version": version, "sha256": "0", "bytes": 1, "pipeline": "mine", "run": "r", "key": "k"}
+    ledger.write(Record.model_validate({**about, **config, "state": state}))
+    source = place.root / "model.onnx"
+    source.write_bytes(b"onnx")
+    ledger.keep(version, {"model.onnx": source})
+    return ledger.model(version)
+
+
+def stage(place: Place, name: str) -> dict[str, Any]:
+    return next(s for s in place.plan["stages"] if s["name"] == name)
+
+
+def test_the_version_that_serves_is_evaluated_on_the_same_data(place: Place) -> None:
+    place.data.parent.mkdir(parents=True, exist_ok=True)
+    serve(place, 1, ["cross", "ring", "triangle"], state="retired")
+    folder = serve(place, 2, ["cross", "ring", "triangle"])
+    assert place.bind() == 0
+    assert (place.plan["off"], place.summary["skip"]) == ([], [])
+    spec = stage(place, "evaluate_champion")["files"]["evaluate.yaml"]
+    assert f"model: '{folder}/model.onnx'" in spec
+    like = stage(place, "evaluate_quantized")["files"]["evaluate.yaml"]
+    assert [line for line in spec.splitlines() if not line.startswith("model:")] == [
+        line for line in like.splitlines() if not line.startswith("model:")
+    ], "other thresholds"
+    key = stage(place, "evaluate_champion")["key"]
+    serve(place, 3, ["cross", "ring", "triangle"])
+    assert place.bind("r2") == 0
+    assert stage(place, "evaluate_champion")["key"] != key
+
+
+def test_a_version_of_other_classes_cannot_be_compared(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    serve(place, 1, ["cross", "ring"])
+    assert place.bind() == 0
+    assert place.plan["off"] == AGAINST
+    assert "warning: version 1 serves other classes (cross, ring)" in capsys.readouterr().out
+
+
+def test_nothing_is_compared_where_nothing_would_be_released(place: Place) -> None:
+    serve(place, 1, ["cross", "ring", "triangle"])
+    assert place.bind(conf={"release": False}) == 0
+    assert place.plan["off"] == [*AGAINST, "release"]
+
+
+def test_the_comparison_can_be_left_out(place: Place) -> None:
+    serve(place, 1, ["cross", "ring", "triangle"])
+    assert place.bind(text=PIPELINE + "gates: {champion: false}\n") == 0
+    assert not [s["name"] for s in place.plan["stages"] if "champion" in s["name"]]

@@ -117,3 +117,79 @@ def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "policy: fail | warn, default 'fail'" in shown
     assert "candidate: string, required" in shown
+
+
+def evaluated(folder: Path, value: float, found: int, images: int = 60) -> str:
+    """An evaluate stage's folder: one object an image, found in the first `found` images."""
+    folder.mkdir()
+    truth = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 50, "height": 50} for i in range(images)],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20]} for i in range(images)],
+    }
+    boxes = [{"image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20], "score": 0.9} for i in range(found)]
+    (folder / "ground_truth.json").write_text(json.dumps(truth))
+    (folder / "detections.json").write_text(json.dumps(boxes))
+    return results(folder, "results.json", value)
+
+
+def test_how_sure_a_figure_is_where_the_detections_are_at_hand(tmp_path: Path) -> None:
+    verdict = quality(QualitySpec(model="trained", candidate=evaluated(tmp_path / "e", 0.8, 48), floor=0.7))
+    low, high = verdict.figures["low"], verdict.figures["high"]
+    # 48 of 60 found: a standard error of 0.052, so about 0.7 to 0.9.
+    assert 0.66 < low < 0.74 < 0.86 < high < 0.94
+    assert f"is 0.800 ({low:.3f} to {high:.3f} at 95%)" in verdict.reason
+    again = quality(QualitySpec(model="trained", candidate=str(tmp_path / "e/results.json"), floor=0.7))
+    assert again == verdict
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [(36, "worse: "), (60, "better: "), (47, "no difference that these images could show: ")]
+)
+def test_two_models_on_the_same_images(tmp_path: Path, found: int, said: str) -> None:
+    before = evaluated(tmp_path / "b", 0.8, 48)
+    after = evaluated(tmp_path / "c", found / 60, found)
+    verdict = quality(QualitySpec(model="retrained", candidate=after, baseline=before, max_drop=1.0))
+    assert said in verdict.reason
+    assert verdict.figures["drop_low"] <= verdict.figures["drop"] + 0.01
+    assert verdict.figures["drop_high"] >= verdict.figures["drop"] - 0.01
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '[{"image_id": 900, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 1}]']
+)
+def test_detections_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    path = evaluated(tmp_path / "e", 0.8, 48)
+    (tmp_path / "e/detections.json").write_text(text)
+    with pytest.raises(GateError, match=r"its detections cannot be read .*; run the evaluate stage again"):
+        quality(QualitySpec(model="trained", candidate=path, floor=0.7))
+
+
+@pytest.mark.parametrize(("found", "state"), [(36, "fail"), (44, "pass"), (47, "pass"), (55, "pass")])
+def test_a_challenger_loses_only_where_the_images_show_it(tmp_path: Path, found: int, state: str) -> None:
+    """44 of 60 against 48 is a drop of 0.07 that 60 images cannot tell from chance, 36 against 48 is not."""
+    serving = evaluated(tmp_path / "b", 0.8, 48)
+    challenger = evaluated(tmp_path / "c", round(found / 60, 3), found)
+    # Which images they fail on differs: else even one image more is a sure loss.
+    rows = json.loads((tmp_path / "c/detections.json").read_text())
+    for row in rows:
+        row["image_id"] = 59 - row["image_id"]
+    (tmp_path / "c/detections.json").write_text(json.dumps(rows))
+    spec = QualitySpec(
+        model="quantized",
+        against="of the champion",
+        candidate=challenger,
+        baseline=serving,
+        max_drop=0.01,
+        only_shown=True,
+    )
+    verdict = quality(spec)
+    assert verdict.state == state, verdict.reason
+    if state == "pass":
+        assert "against 0.800 of the champion" in verdict.reason
+
+
+def test_without_detections_the_figures_alone_decide(tmp_path: Path) -> None:
+    before, after = results(tmp_path, "b", 0.8), results(tmp_path, "c", 0.78)
+    spec = QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.01, only_shown=True)
+    assert quality(spec).state == "fail"

@@ -27,7 +27,8 @@ stages:
 """
 CHAIN = [
     "dataset_convert", "augment", "train", "evaluate_trained", "gate_trained", "prune", "retrain", "evaluate_retrained",
-    "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized", "release",
+    "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized", "evaluate_champion",
+    "gate_champion", "release",
 ]  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_data_environment_and_code_are_part_of_the_key() -> None:
     assert changed(fingerprint="other") == set(CHAIN)
     assert changed(environments={"tools": "t", "cpu": "new lock"}) == set(CHAIN)
     only_gates: Callable[[str], str] = lambda p: "new" if p == "refit/gates" else "code of " + p  # noqa: E731
-    assert changed(code=only_gates) == {"gate_trained", "gate_retrained", "gate_quantized"}
+    assert changed(code=only_gates) == {"gate_trained", "gate_retrained", "gate_quantized", "gate_champion"}
 
 
 def test_gpus_are_part_of_the_key_and_memory_is_not() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from refit.triton.errors import InferenceFailed, LoadFailed, ModelNotServed, Tri
 from refit.triton.infer import infer_picture
 from refit.triton.ledger import Ledger
 from tests.triton.fixtures import Place
-from tests.triton.models import COVERAGE, INPUT, make_lists, make_onnx, noise, run_cli, write_spec
+from tests.triton.models import COVERAGE, INPUT, REPOSITORY, make_lists, make_onnx, noise, run_cli, write_spec
 
 
 def picture(path: Path, width: int = 48, height: int = 40) -> Path:
@@ -178,34 +181,53 @@ def test_stage_command_fails_with_one_sentence(
     assert not (place.folder / "out" / "release.json").exists()
 
 
+def refit_cli(place: Place, *words: object) -> subprocess.CompletedProcess[str]:
+    """`refit ...` for the place's workspace, Triton and model repository."""
+    return subprocess.run(
+        [sys.executable, "-m", "refit.cli", *map(str, words)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "REFIT_WORKSPACE": str(place.ledger.parent.parent),
+            "REFIT_TRITON_URL": place.server.url,
+            "REFIT_MODEL_REPOSITORY": str(place.repository),
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
 def test_rollback_command(place: Place) -> None:
     place.release(place.model("a"))
     place.release(place.model("b", seed=5))
-    where = [
-        "--model",
-        place.name,
-        "--url",
-        place.server.url,
-        "--repository",
-        place.repository,
-        "--ledger",
-        place.ledger,
-    ]
-    done = run_cli("rollback", *where, "-r", place.folder / "out")
+    done = refit_cli(place, "rollback", place.name, "--reason", "plates at night are missed")
     assert done.returncode == 0, done.stderr
     assert f"Triton serves version 1 of {place.name} again (before: 2)" in done.stdout
-    assert json.loads((place.folder / "out" / "release.json").read_text())["outcome"] == "rolled_back"
     assert place.client.infer(place.name, {INPUT: noise(1)}).version == 1
     states = [(r.state, r.history[-1].reason) for r in Ledger(place.ledger).records()]
     assert [state for state, _ in states] == ["serving", "retired"]
     assert states[0][1].startswith("rolled back to by ")
+    assert states[0][1].endswith(": plates at night are missed")
 
-    done = run_cli("rollback", *where, "--to", 1)
+    done = refit_cli(place, "releases", place.name)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["MODEL", "VERSION", "STATE", "SINCE", "mAP50", "PIPELINE", "WHY"]
+    assert [(line[0], line[1], line[2]) for line in lines[1:]] == [
+        (place.name, "2", "retired"),
+        (place.name, "1", "serving"),
+    ]
+    assert "plates at night" in done.stdout
+    told = json.loads(refit_cli(place, "releases", "--json").stdout)
+    assert [(r["version"], r["state"], len(r["history"])) for r in told] == [(1, "serving", 4), (2, "retired", 3)]
+
+    done = refit_cli(place, "rollback", place.name, "--to", 1)
     assert (done.returncode, done.stderr) == (
         2,
         f"error: version 1 of {place.name} serves already; name another one with --to\n",
     )
-    done = run_cli("rollback", *where, "--to", 7)
+    done = refit_cli(place, "rollback", place.name, "--to", 7)
     assert done.returncode == 2
     assert "version 7" in done.stderr
     assert "[1, 2]" in done.stderr
@@ -213,8 +235,34 @@ def test_rollback_command(place: Place) -> None:
     (place.repository / place.name / "2" / "model.onnx").write_bytes(
         make_onnx(place.folder / "x.onnx", seed=9).read_bytes()
     )
-    done = run_cli("rollback", *where, "--to", 2)
+    done = refit_cli(place, "rollback", place.name, "--to", 2)
     assert done.returncode == 2
     assert "is not the file that was released" in done.stderr
     assert place.client.ready_versions(place.name) == (1,)
     assert COVERAGE in place.client.infer(place.name, {INPUT: noise(1)}).outputs
+
+
+def test_rollback_of_what_is_not_there(place: Place) -> None:
+    place.release(place.model("a"))
+    done = refit_cli(place, "rollback", place.name + "x")
+    assert done.returncode == 2
+    assert f"did you mean '{place.name}'?" in done.stderr
+    done = refit_cli(place, "rollback", place.name, "--cluster", "kubernetes")
+    assert done.returncode == 2
+    assert "trigger the DAG refit_rollback in Airflow" in done.stderr
+    assert refit_cli(place, "rollback", place.name, "--to", 0).returncode == 2
+
+
+def test_rollback_as_a_stage(place: Place) -> None:
+    place.release(place.model("a"))
+    place.release(place.model("b", seed=5))
+    spec = {
+        **{"model": place.name, "url": place.server.url, "repository": str(place.repository)},
+        **{"ledger": str(place.ledger), "by": "lea", "reason": "night\nshift"},
+    }
+    path = place.folder / "rollback.yaml"
+    path.write_text(json.dumps(spec))
+    done = run_cli("rollback", "-e", path, "-r", place.folder / "out")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place.folder / "out" / "summary.json").read_text())["outcome"] == "rolled_back"
+    assert Ledger(place.ledger).records()[0].history[-1].reason == "rolled back to by lea: night shift"

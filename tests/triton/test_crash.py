@@ -34,7 +34,7 @@ def _release(step: str, spec: ReleaseSpec) -> None:
 
 def _rollback(step: str, spec: RollbackSpec) -> None:
     os.environ["REFIT_CRASH_AT"] = step
-    rollback(spec, "the killed one")
+    rollback(spec)
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +120,7 @@ def test_killed_rollback_is_finished_or_undone(place: Place, processes: ForkServ
     run_until_killed(processes, _rollback, step, spec)
     done = step in STEPS[STEPS.index("verified") :]
     # A verified roll back is finished before the next change; one that was not is undone, and done again here.
-    report = (
-        place.release(place.model("b", seed=5)) if not done else rollback(spec.model_copy(update={"to": 2}), "test")
-    )
+    report = place.release(place.model("b", seed=5)) if not done else rollback(spec.model_copy(update={"to": 2}))
     assert (report.outcome, report.version) == ("rolled_back" if done else "already_serving", 2)
     assert_settled(place, 2)
     assert place.versions == ["1", "2"]

@@ -185,7 +185,7 @@ def test_release_and_rollback_reach_every_server(farm: Farm) -> None:
     assert report.url == farm.servers["a"].url
     assert farm.answers() == {"a": 2, "b": 2, "c": 2}
     back = RollbackSpec(model=MODEL, url=report.url, repository=farm.models, ledger=farm.ledger)
-    assert rollback(back, "test").servers == report.servers
+    assert rollback(back).servers == report.servers
     assert farm.answers() == {"a": 1, "b": 1, "c": 1}
 
 

@@ -181,12 +181,12 @@ def test_plans_are_released_and_rolled_back(gpu_place: Place) -> None:
     again = place.release(place.folder / "b" / "model.plan", **HERE)
     assert again.outcome == "already_serving"
     where = {"model": place.name, "url": place.server.url, "repository": place.repository, "ledger": place.ledger}
-    assert rollback(RollbackSpec(**where), "a test").version == 1
+    assert rollback(RollbackSpec(**where)).version == 1
     assert (place.client.infer(place.name, {INPUT: noise(2)}).outputs[COVERAGE] == before).all()
     plan = place.repository / place.name / "2" / "model.plan"
     plan.write_bytes(plan.read_bytes()[:-1] + b"?")
     with pytest.raises(RollbackError, match="is not the plan that"):
-        rollback(RollbackSpec(**where, to=2), "a test")
+        rollback(RollbackSpec(**where, to=2))
 
 
 def test_a_plan_may_take_the_place_of_an_onnx_model(gpu_place: Place) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from refit.files import sha256
 from refit.triton.client import TritonClient
 from refit.triton.config import Served
 from refit.triton.errors import (
@@ -117,7 +118,7 @@ def test_swap_and_rollback_under_load_lose_no_request(place: Place) -> None:
         assert place.release(models[2]).previous == 1
         wait_for(2, 100)
         back = RollbackSpec(model=place.name, url=place.server.url, repository=place.repository, ledger=place.ledger)
-        assert rollback(back, "test").version == 1
+        assert rollback(back).version == 1
         wait_for(1, 100)
     finally:
         stop.set()
@@ -233,6 +234,11 @@ def test_old_versions_are_pruned_and_their_numbers_stay_used(place: Place) -> No
     states = [r.state for r in Ledger(place.ledger).records(place.name)]
     assert states == ["retired", "retired", "retired", "serving"]
     assert "removed old versions [2]" in report.notes
+    ledger = Ledger(place.ledger)
+    kept = {v: sorted(f.name for f in ledger.model(v).iterdir()) for v in range(1, 5) if ledger.model(v).exists()}
+    assert kept == {3: ["model.json", "model.onnx"], 4: ["model.json", "model.onnx"]}
+    assert ledger.serving(place.name) == ledger.read(4)
+    assert sha256(ledger.model(4) / "model.onnx") == report.sha256
 
 
 def test_numbers_of_lost_ledgers_and_odd_folders_are_not_used(place: Place) -> None:

@@ -1,0 +1,190 @@
+"""Stage pods that nobody waits for any more, and the DAG that deletes them: refit_orphans.
+
+Airflow calls a trigger's `on_kill` where a person ends a deferred task, and that deletes its pod. It cannot where no
+triggerer has taken the trigger up yet: within the first second or so, and for as long as no triggerer runs (airflow
+3.3.2, `TriggerRunnerSupervisor.update_triggers` cancels only what it runs). Such a pod would hold its GPU until its
+deadline. So a watcher in the triggerer looks once a minute, with one request for each namespace; what it finds starts
+a run of this DAG, whose log tells what was deleted and why.
+
+Only a pod whose task this Airflow knows, and knows to have ended, is an orphan. One that is not known may be another
+Airflow's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator, get_parsing_context
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from operators import names
+from refit.runtime.pod import LABEL
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+DAG_ID = "refit_orphans"
+TASK = LABEL + "task"  # annotation of a stage's pod: JSON, see `note`
+ENDED = frozenset({"success", "failed", "skipped", "removed", "upstream_failed"})
+LOOK_SECONDS = 60.0
+
+States = Mapping[str, Mapping[str, Any]]  # run id -> task id -> state
+Place = tuple[str | None, str]  # Airflow's connection (None: the cluster's own account), namespace
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A pod, and the task whose end it has outlived."""
+
+    uid: str
+    name: str
+    task: str
+    state: str
+
+
+def note(dag_id: str, run_id: str, task_id: str, map_index: int | None, keep: bool) -> str:
+    """The annotation by which a pod's task is found: labels hold shortened names only. `keep`: stays when it ended."""
+    mapped = map_index is not None and map_index >= 0
+    return json.dumps(
+        {"dag": dag_id, "run": run_id, "task": f"{task_id}_{map_index}" if mapped else task_id, "keep": keep}
+    )
+
+
+def orphans(pods: Iterable[Mapping[str, Any]], states: Callable[[str, Sequence[str]], States]) -> list[Orphan]:
+    """The pods of a listing whose task has ended; `states` answers for a DAG and some of its runs.
+
+    A pod that is being deleted already is none, nor an ended one that was to be kept.
+    """
+    noted: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for pod in pods:
+        meta = pod["metadata"]
+        text = (meta.get("annotations") or {}).get(TASK)
+        if text is None or meta.get("deletionTimestamp"):
+            continue
+        about = json.loads(text)
+        ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        if not (ended and about["keep"]):
+            noted.setdefault(about["dag"], []).append((meta, about))
+    found = []
+    for dag_id, those in noted.items():
+        known = states(dag_id, sorted({about["run"] for _, about in those}))
+        for meta, about in those:
+            state = known.get(about["run"], {}).get(about["task"])
+            if state in ENDED:
+                found.append(Orphan(meta["uid"], meta["name"], f"{dag_id} {about['run']} {about['task']}", str(state)))
+    return found
+
+
+def _states(dag_id: str, runs: Sequence[str]) -> States:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    return RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=list(runs))
+
+
+class OrphanTrigger(BaseEventTrigger):
+    """Looks at the stage pods of `places` every `seconds`; fires when one was an orphan at two looks in a row.
+
+    Event: {"pods": [name, ...]}; a pod that stays is told again after ten looks, not at each.
+    """
+
+    def __init__(self, places: Sequence[Sequence[str | None]], seconds: float = LOOK_SECONDS) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.places, self.seconds = [list(p) for p in places], seconds
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{__name__}.{type(self).__name__}", {"places": self.places, "seconds": self.seconds}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        looks: dict[str, int] = {}  # uid -> at how many looks in a row it was an orphan
+        while True:
+            await asyncio.sleep(self.seconds)
+            found: list[Orphan] = []
+            for conn_id, namespace in self.places:
+                try:
+                    pods = await self._list(conn_id, str(namespace))
+                    found += await sync_to_async(orphans, thread_sensitive=False)(pods, _states)
+                except Exception as exc:  # of the cluster's API or of Airflow's: both may be away for a while
+                    self.log.warning("namespace %s: %s: %s; looking again later", namespace, type(exc).__name__, exc)
+            looks = {o.uid: looks.get(o.uid, 0) + 1 for o in found}
+            told = [o.name for o in found if looks[o.uid] % 10 == 2]
+            if told:
+                yield TriggerEvent({"pods": told})  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    async def _list(conn_id: str | None, namespace: str) -> list[dict[str, Any]]:
+        from operators.pod_trigger import Connection, body
+
+        api = await Connection.of(conn_id).api()
+        # From the API server's memory, not from etcd: a minute more or less does not matter.
+        answer = await api.list_namespaced_pod(
+            namespace, label_selector=LABEL + "stage", resource_version="0", _preload_content=False
+        )
+        async with answer:
+            return list(json.loads(await body(answer))["items"])
+
+
+class DeleteOrphansOperator(BaseOperator):
+    """Deletes the stage pods of `places` whose tasks have ended. XCom: the names of the deleted pods."""
+
+    template_fields = ()
+
+    def __init__(self, *, places: Sequence[Sequence[str | None]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.places = [list(p) for p in places]
+
+    def execute(self, context: Context) -> list[str]:
+        from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+        from kubernetes.client.exceptions import ApiException
+
+        deleted = []
+        for conn_id, namespace in self.places:
+            client = KubernetesHook(conn_id=conn_id).core_v1_client
+            listed = client.list_namespaced_pod(str(namespace), label_selector=LABEL + "stage")
+            pods = client.api_client.sanitize_for_serialization(listed)["items"]
+            for orphan in orphans(pods, _states):
+                self.log.warning(
+                    "deleting pod %s/%s: its task is %s (%s)", namespace, orphan.name, orphan.state, orphan.task
+                )
+                try:
+                    client.delete_namespaced_pod(orphan.name, str(namespace))
+                except ApiException as exc:
+                    if exc.status != 404:
+                        raise
+                deleted.append(orphan.name)
+        if not deleted:
+            self.log.info("no orphan in %s", ", ".join(str(namespace) for _, namespace in self.places))
+        return deleted
+
+
+def dag(places: Sequence[Place], seconds: float = LOOK_SECONDS) -> DAG:
+    """The DAG for the given connections and namespaces."""
+    watched = [list(p) for p in places]
+    watcher = AssetWatcher(name=DAG_ID, trigger=OrphanTrigger(watched, seconds))
+    with DAG(
+        DAG_ID,
+        description="Deletes pods of stages that a person ended while no triggerer followed them",
+        schedule=[Asset(name=DAG_ID, uri="refit://pods/orphans", watchers=[watcher])],
+        tags={names.TAG},
+        default_args={"owner": "refit", "retries": 3},
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        auto_register=False,
+    ) as made:
+        DeleteOrphansOperator(task_id="delete", places=watched)
+    return made
+
+
+def dags() -> dict[str, DAG]:
+    """The DAG, where a pipeline file names a cluster; by id, for a DAG file's globals()."""
+    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID:
+        return {}
+    from operators.factory import clusters
+
+    places = clusters()
+    return {DAG_ID: dag(places)} if places else {}

@@ -1,0 +1,138 @@
+"""`refit releases` and `refit rollback`: what was released, and the way back, from a shell that sees the workspace."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refit import command
+from refit.cluster import KubernetesProfile, load
+from refit.command import BadSpec
+from refit.config import Settings
+from refit.specs import did_you_mean
+from refit.triton.ledger import Ledger, Record
+
+ROLLBACK_DAG = "refit_rollback"
+
+
+def add_releases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model's name in Triton; default: all")
+    parser.add_argument("--json", action="store_true")
+
+
+def run_releases(args: argparse.Namespace, settings: Settings) -> int:
+    """Print every version that was released, and why each is in the state it is in. Raises BadSpec."""
+    found = _known(args.model, settings) if args.model is not None else _all(settings)
+    records = [record for _, record in found]
+    if args.json:
+        print(
+            json.dumps(
+                [r.model_dump(mode="json", by_alias=True, exclude={"config", "sidecar"}) for r in records], indent=1
+            )
+        )
+    else:
+        print("\n".join(_table(records)) if records else f"nothing was released yet from {settings.workspace}")
+    return command.OK
+
+
+def _table(records: Sequence[Record]) -> list[str]:
+    rows = [("MODEL", "VERSION", "STATE", "SINCE", "mAP50", "PIPELINE", "WHY")]
+    for r in sorted(records, key=lambda r: (r.model, -r.version)):
+        since = r.history[-1].when if r.history else ""
+        score = f"{r.metrics['mAP50']:.3f}" if "mAP50" in r.metrics else ""
+        rows.append((r.model, str(r.version), r.state, since, score, r.pipeline, r.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
+
+
+def add_rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="the model's name in Triton")
+    parser.add_argument("--to", type=int, metavar="N", help="the version; default: the one that served before")
+    parser.add_argument("--reason", default="", help="why, for the ledger")
+    parser.add_argument("--cluster", default="local", metavar="NAME", help="the cluster profile; default: local")
+    parser.add_argument("--url", help="Triton's HTTP address; default: the cluster profile's")
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="its model repository; default: the profile's")
+    parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="for the load; default 300")
+
+
+def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
+    """Make an older version the champion again, or leave everything as it was. Raises StageError, ConfigError."""
+    from pydantic import ValidationError
+
+    from refit.triton.rollback import rollback
+    from refit.triton.specs import RollbackSpec
+    from refit.triton.stage import stage_errors
+
+    ledger, _ = _known(args.model, settings)[-1]
+    where: dict[str, Any] = {"url": args.url, "repository": args.repository}
+    if not (args.url and args.repository):
+        profile = load(args.cluster, settings)
+        if isinstance(profile, KubernetesProfile):
+            raise BadSpec(
+                f"the model repository of cluster profile {args.cluster} is a volume of the cluster; trigger the DAG "
+                f"{ROLLBACK_DAG} in Airflow, or name --url and --repository where this machine sees both"
+            )
+        where = {"url": args.url or profile.triton.url, "repository": args.repository or profile.triton.repository}
+        if not args.url:
+            _use_secret(settings, profile.triton.control_key_secret)
+    try:
+        spec = RollbackSpec(
+            model=args.model,
+            to=args.to,
+            ledger=ledger.folder,
+            timeout_seconds=args.timeout,
+            reason=args.reason,
+            **where,
+        )
+    except ValidationError as exc:
+        fault = exc.errors(include_url=False)[0]
+        raise BadSpec(f"--{'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']!r})") from None
+    signal.signal(signal.SIGTERM, _cancel)
+    try:
+        with stage_errors():
+            report = rollback(spec, lambda message: print(message, flush=True))
+    except command.Cancelled:
+        print("error: stopped by SIGTERM", file=sys.stderr)
+        return command.CANCELLED
+    print(report.sentence())
+    return command.OK
+
+
+def _all(settings: Settings) -> list[tuple[Ledger, Record]]:
+    """Every release with the ledger that holds it: one for each pipeline."""
+    ledgers = [Ledger(folder) for folder in sorted(settings.workspace.glob("*/releases"))]
+    return [(ledger, record) for ledger in ledgers for record in ledger.records()]
+
+
+def _known(model: str, settings: Settings) -> list[tuple[Ledger, Record]]:
+    """The releases of a model. Raises BadSpec where there is none."""
+    found = _all(settings)
+    names = sorted({r.model for _, r in found})
+    if model not in names:
+        hint = did_you_mean(model, names) or f"; there is {', '.join(names) or 'none'}"
+        raise BadSpec(f"no release of a model {model!r} in {settings.workspace}{hint}")
+    return [(ledger, r) for ledger, r in found if r.model == model]
+
+
+def _use_secret(settings: Settings, name: str | None) -> None:
+    """The profile's control key into the environment, from where the local runtime keeps secrets."""
+    from refit.triton.server import CONTROL_KEY_VARIABLE
+
+    if name is None or os.environ.get(CONTROL_KEY_VARIABLE):
+        return
+    value = os.environ.get(f"REFIT_SECRET_{name}")
+    file = settings.home / "secrets" / name
+    if value is None and file.exists():
+        value = file.read_text(encoding="utf-8").strip()
+    if value:
+        os.environ[CONTROL_KEY_VARIABLE] = value
+
+
+def _cancel(*_: object) -> None:
+    raise command.Cancelled

@@ -1,0 +1,103 @@
+"""Going back by Airflow: what the runner is told, and what a person reads. The change itself: tests/triton."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes.client import ApiClient
+
+from operators import failures, inputs, release
+from operators.inputs import BadInput
+from operators.pod import RollbackPodOperator
+from refit import cluster
+from refit.config import Settings
+from tests.operators.pipelines import write_pipeline
+from tests.operators.plans import TOOLS, WHY_NOT
+
+needs_tools = pytest.mark.skipif(not TOOLS.exists(), reason=WHY_NOT)
+
+
+@pytest.fixture
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name in ("WORKSPACE", "PIPELINES", "DATA_ROOTS"):
+        monkeypatch.setenv(f"REFIT_{name}", str(tmp_path / name.lower()))
+    monkeypatch.setenv("REFIT_TRITON_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("REFIT_MODEL_REPOSITORY", str(tmp_path / "models"))
+    (tmp_path / "models").mkdir()
+    return Settings.from_env()
+
+
+def asked(pipeline: str = "p", version: int | None = None, reason: str = "") -> dict[str, Any]:
+    run = SimpleNamespace(triggering_user_name="lea", conf={})
+    return {
+        "params": {"pipeline": pipeline, "version": version, "reason": reason},
+        "dag_run": run,
+        "run_id": "manual__1",
+    }
+
+
+def told(request: dict[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(request["files"]["rollback.yaml"]))
+
+
+def test_what_the_runner_is_told(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "release: {model: plates, timeout_seconds: 77}")
+    pipeline = inputs.read("p", {}, where)
+    context = asked(version=3, reason="{out} misses plates\n{secret:KEY}")
+    request = release.request(context, pipeline, cluster.of_pipeline(pipeline, where), where)
+    assert (request["action"], request["environment"], request["model"]) == ("release", "tools", "plates")
+    assert "{out}" not in request["files"]["rollback.yaml"], "the runner would replace it"
+    spec = told(request)
+    assert (spec["model"], spec["to"], spec["url"], spec["timeout_seconds"]) == ("plates", 3, "http://127.0.0.1:9", 77)
+    assert spec["ledger"] == str(where.workspace / "p" / "releases")
+    assert (spec["by"], spec["reason"]) == ("lea (Airflow)", "{out} misses plates\n{secret:KEY}")
+
+
+def test_the_control_key_is_named_and_never_there(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
+    pipeline = inputs.read("p", {}, where)
+    profile = cluster.of_pipeline(pipeline, where)
+    request = release.request(asked(), pipeline, profile, where)
+    secret = profile.triton.control_key_secret
+    assert secret
+    assert request["secrets"] == [secret]
+    assert request["env"] == {"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"}
+
+
+def test_a_pipeline_that_releases_nothing(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "release: false")
+    with pytest.raises(BadInput, match="pipeline p says release: false; there is nothing to roll back"):
+        release.RollbackOperator(task_id="rollback").execute(asked())
+
+
+@needs_tools
+def test_a_triton_that_is_away_is_told_in_one_sentence(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIT_SECRET_TRITON_CONTROL_KEY", "k")
+    write_pipeline(where.pipelines / "p.yaml")
+    with pytest.raises(failures.StageFailure, match=r"127\.0\.0\.1:9.*cannot be reached"):
+        release.RollbackOperator(task_id="rollback").execute(asked())
+
+
+def test_the_pod_mounts_the_model_repository_and_no_gpu(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
+    operator = RollbackPodOperator(task_id="rollback")
+    operator._prepare(asked())
+    pod = ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(dry_run=True))
+    (container,) = pod["spec"]["containers"]
+    assert "models" in [m["name"] for m in container["volumeMounts"]]
+    assert "nvidia.com/gpu" not in yaml.safe_dump(container["resources"])
+
+
+def test_the_form_offers_the_pipelines(where: Settings) -> None:
+    assert release.dags() == {}
+    for name in ("b", "a"):
+        write_pipeline(where.pipelines / f"{name}.yaml")
+    made = release.dags()["refit_rollback"]
+    assert made.params["pipeline"] == "a"
+    assert made.params.get_param("pipeline").schema["enum"] == ["a", "b"]
+    assert made.params["version"] is None
