@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.data.helpers import CLASSES, coco_set, encoded  # isort: skip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from refit.data import convert
 from refit.data.checks import Classes
 from refit.data.codes import CODES
 from refit.data.examine import Examination, examine
@@ -377,3 +380,28 @@ def test_recognition(tmp_path: Path) -> None:
     assert len(examine(coco_set(tmp_path / "c"), format="coco", label_dir=FILE).samples) == 12
     with pytest.raises(BadData, match="did you mean 'annotations'"):
         examine(coco_set(tmp_path / "d"), format="coco", label_dir="annotation")
+
+
+_ORACLE = """
+import contextlib, io, json, sys
+from pycocotools.coco import COCO
+with contextlib.redirect_stdout(io.StringIO()):
+    data = COCO(sys.argv[1])
+names = {c["id"]: c["name"] for c in data.loadCats(data.getCatIds())}
+found = [
+    [image["file_name"], names[a["category_id"]], *a["bbox"]]
+    for image in data.loadImgs(data.getImgIds())
+    for a in data.loadAnns(data.getAnnIds(image["id"], iscrowd=False))
+]
+print(json.dumps(found))
+"""
+
+
+def test_pycocotools_reads_what_is_written(tmp_path: Path) -> None:
+    python = Path(sys.executable).parents[2] / "cpu/bin/python"
+    if not python.exists() or subprocess.run([python, "-c", "import pycocotools"], check=False).returncode:
+        pytest.skip(f"{python} has no pycocotools")
+    source = convert.from_folder(coco_set(tmp_path / "set"))
+    convert.write(source, tmp_path / "out", "coco")
+    done = subprocess.run([python, "-c", _ORACLE, tmp_path / "out" / FILE], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [[f"{i:03}.jpg", CLASSES[i % 3], 5, 6, 20.1, 24] for i in range(12)]
