@@ -374,7 +374,7 @@ def test_recognition(tmp_path: Path) -> None:
     root = coco_set(tmp_path / "b")
     (root / FILE).rename(root / "labels.json")
     assert recognise(root) == "coco"
-    (root / "labels.json").write_text('{"frames": []}')
+    (root / "labels.json").write_text('{"shapes": []}')
     with pytest.raises(BadData, match="none of the known formats"):
         recognise(root)
     assert len(examine(coco_set(tmp_path / "c"), format="coco", label_dir=FILE).samples) == 12
