@@ -155,8 +155,9 @@ def _is_sure(path: str) -> bool:
 
 
 def _is_named(path: str) -> bool:
-    folder = PurePosixPath(path).parent.name.lower()
-    return _is_sure(path) or (suffix_of(path) == SUFFIX and folder in ("", "annotations"))
+    if suffix_of(path) != SUFFIX:
+        return False
+    return _is_sure(path) or PurePosixPath(path).parent.name.lower() in ("", "annotations")
 
 
 def _begins(tree: Tree, path: str) -> bool:

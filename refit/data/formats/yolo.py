@@ -178,19 +178,24 @@ class _About:
     faults: list[Fault] = field(default_factory=list)
 
 
-def _is_label(pictures: Sequence[str], label_dir: str | None) -> Callable[[str], bool]:
+def _is_label(tree: Tree, label_dir: str | None) -> Callable[[str], bool]:
     """What tells label files: in a folder that was named, below one called `labels`, or beside images; but for lists
     and read-mes, unless an image is called like these."""
-    folders = {os.path.dirname(path) for path in pictures}
-    stems = {_key(path, ".") for path in pictures}
+    folders = {path.rpartition("/")[0] for path in tree.files if suffix_of(path) in SUFFIXES}
 
     def is_label(path: str) -> bool:
         folder, _, file = path.rpartition("/")
-        if suffix_of(path) != SUFFIX or (_NO_LABELS.match(file) and _key(path, ".") not in stems):
+        if suffix_of(path) != SUFFIX or (_NO_LABELS.match(file) and not _pictured(tree, path)):
             return False
         return label_dir not in (None, ".") or "labels" in folder.split("/") or folder in folders
 
     return is_label
+
+
+def _pictured(tree: Tree, path: str) -> bool:
+    """Whether there is an image that this would be the label of."""
+    key = _key(path, ".")
+    return any(f"{key}{ending}" in tree.files for suffix in SUFFIXES for ending in (suffix, suffix.upper()))
 
 
 class YoloReader:
@@ -205,8 +210,7 @@ class YoloReader:
         return self._paired(tree, label_dir).layout(tree, image_dir, label_dir)
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]:
-        pictures = [path for path in tree.files if suffix_of(path) in SUFFIXES]
-        about = _about(tree, _is_label(pictures, layout.label_dir))
+        about = _about(tree, _is_label(tree, layout.label_dir))
         yield from about.faults
         if about.names:
             yield Names(tuple(dict.fromkeys(about.names[i] for i in sorted(about.names))))
@@ -220,12 +224,10 @@ class YoloReader:
         parse: Callable[[bytes, str], Labels] = parse,
         part: Callable[[str], str | None] = lambda path: None,
     ) -> PairedReader:
-        pictures = [path for path in tree.files if suffix_of(path) in SUFFIXES]
-        is_label = _is_label(pictures, label_dir)
-        split = {path.split("/")[0] for path in pictures} == {"images"} and any(
-            is_label(f.path) for f in tree.below("labels")
-        )
-        dirs = (("images",), ("labels",)) if split else ((".",), (".",))
+        is_label = _is_label(tree, label_dir)
+        tops = {path.partition("/")[0] for path in tree.files if suffix_of(path) in SUFFIXES}
+        apart = tops == {"images"} and any(is_label(f.path) for f in tree.below("labels"))
+        dirs = (("images",), ("labels",)) if apart else ((".",), (".",))
         return PairedReader(self.name, SUFFIX, *dirs, parse, looks, is_label, _key, part, background=True)
 
 
