@@ -188,6 +188,12 @@ def test_bad_data_is_refused_and_nothing_is_written(tmp_path: Path, capsys: pyte
     assert main(["convert", str(root), str(root / "inside"), "--to", "voc", "--allow", "image_without_label"]) == 2
 
 
+def test_a_target_that_cannot_be_made_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    assert main(["convert", str(root), "/proc/refit/out", "--to", "voc"]) == 1
+    assert "/proc/refit" in capsys.readouterr().err
+
+
 def test_what_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = convert.from_folder(kitti_set(tmp_path / "set"))
 

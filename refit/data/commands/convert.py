@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from refit.data.codes import CODES, Severity
-from refit.data.commands import BAD, GOOD
+from refit.data.commands import BAD, FAILED, GOOD
 from refit.data.commands.progress import Progress
-from refit.data.faults import BadData, counts
+from refit.data.faults import BadData, NoSpace, counts
 from refit.data.settings import FORMATS
 
 
@@ -37,7 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; 0 written, 2 refused."""
+    """Convert; 0 written, 2 refused, 1 failed."""
     from refit.data import convert
 
     about: dict[str, Any] = {"source": str(args.source), "out": str(args.out), "to": args.to}
@@ -52,6 +52,9 @@ def run(args: argparse.Namespace) -> int:
     except (FileExistsError, ValueError) as exc:
         message = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else str(exc)
         return _refused(args, about, message, [])
+    except (NoSpace, OSError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return FAILED
     about |= {
         "images": written.images,
         "objects": dict(written.objects),
