@@ -58,7 +58,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     workspace = Path(spec.workspace)
     _check_space(workspace)
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        snapshot = _take_data(pipeline, spec, settings, workspace, status)
+        snapshot, changes = _take_data(pipeline, spec, settings, workspace, status)
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
         problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
@@ -80,7 +80,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
         path = _write_plan(Path(spec.run), plan)
     todo = [s["name"] for s in plans.tasks(plan)]
-    files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
+    files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"], "changes": changes})
     summary = {
         "plan": str(path),
         "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
@@ -134,8 +134,11 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
     return pipelines.from_document(doc, spec.name, changed, spec.attached), changed, switches
 
 
-def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter) -> Path:
-    """Ingest what lies in the source; with an empty source, the snapshot that was taken last."""
+def _take_data(
+    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter
+) -> tuple[Path, dict[str, int]]:
+    """Ingest what lies in the source; with an empty source, the snapshot that was taken last. With it comes how many
+    images changed since the one before."""
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
 
     try:
@@ -149,7 +152,7 @@ def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Pat
         if snapshot is None or not (snapshot / "dataset.json").exists():
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
         print(f"{source} is empty: using the data set taken last, {snapshot.name[:12]}")
-        return snapshot
+        return snapshot, {}
     status.running(f"Reading {listing.files} files from {source}")
     try:
         taken = ingest.ingest(source, pipeline.dataset.settings(), workspace)
@@ -157,7 +160,9 @@ def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Pat
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data")
         raise BadData(str(exc)) from None
     arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
-    return Path(taken.path)
+    if taken.changes:
+        print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
+    return taken.path, dict(taken.changes)
 
 
 def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:

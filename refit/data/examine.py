@@ -152,7 +152,7 @@ def _take(out: Examination, item: Item, picture: _Picture | None, classes: check
     out.faults += faults
     if not labels.declared:
         out.faults.append(fault("background_image", item.label, "an image without objects"))
-    sample = Sample("", item.name, item.image, picture.sha256, picture.bytes, width, height, tuple(good))
+    sample = Sample("", item.name, item.image, picture.sha256, picture.bytes, width, height, tuple(good), item.tags)
     out.samples.append(sample)
 
 

@@ -51,6 +51,7 @@ class Item:
     image: str | None
     label: str
     labels: Labels
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,10 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set."""
+    """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set.
+
+    `groups` are those of `split.group` that it belongs to (refit.data.groups).
+    """
 
     file: str
     name: str
@@ -90,10 +94,12 @@ class Sample:
     width: int
     height: int
     objects: tuple[Box, ...]
+    tags: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def as_json(self, split: str) -> dict[str, Any]:
-        """The line of annotations.jsonl (docs/contracts.md)."""
-        return {
+        """The line of annotations.jsonl (docs/contracts.md); what a split goes by is left out where it says no more."""
+        row: dict[str, Any] = {
             "file": self.file,
             "sha256": self.sha256,
             "width": self.width,
@@ -102,3 +108,10 @@ class Sample:
             "source": self.source,
             "objects": [o.as_json() for o in self.objects],
         }
+        if self.name != self.file:
+            row["name"] = self.name
+        if self.tags:
+            row["tags"] = list(self.tags)
+        if self.groups:
+            row["groups"] = list(self.groups)
+        return row
