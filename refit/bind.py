@@ -25,7 +25,7 @@ from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
 from refit.data.faults import Fault
-from refit.runtime import pod
+from refit.runtime import pod, report
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
@@ -60,6 +60,10 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
         snapshot, changes = _take_data(pipeline, spec, settings, workspace, status)
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
+        measured = dataset.setdefault("evaluation", {})
+        served = _evaluation_served(workspace, pipeline)
+        if served != measured.get("version"):  # else a released model would give its own gates another key
+            measured["served"] = served
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
         problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
         if problems:
@@ -163,6 +167,21 @@ def _take_data(
     if taken.changes:
         print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
     return taken.path, dict(taken.changes)
+
+
+def _evaluation_served(workspace: Path, pipeline: Any) -> str | None:
+    """The version of the evaluation set with which the model that serves was judged; None where it is not known."""
+    from refit.triton.errors import RepositoryError
+    from refit.triton.ledger import Ledger
+
+    with contextlib.suppress(RepositoryError):  # the release says what is wrong with it
+        model = pipeline.release.model or pipeline.name if pipeline.release else None
+        serving = [r for r in Ledger(workspace / "releases").records(model) if r.state == "serving"]
+        plan = report.current_plan(workspace / "runs" / serving[-1].run) if serving and model else None
+        about = report.read_json(workspace / "datasets" / plan["fingerprint"] / "dataset.json") if plan else None
+        version: str | None = (about or {}).get("evaluation", {}).get("version")
+        return version
+    return None
 
 
 def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:

@@ -46,7 +46,7 @@ def assign(examined: Examination, split: Split) -> tuple[list[Sample], list[Faul
     if isinstance(by, str):
         find = _folder if by == "folder" else _tags
     elif by.file is not None:
-        find = _by_file(examined, by.file, faults)
+        find = _by_file(examined, str(PurePosixPath(by.file)), faults)
     else:
         find = _by_pattern(by.name_prefix, by.tag)
     samples = [replace(s, groups=find(s)) for s in examined.samples]
@@ -106,7 +106,6 @@ def _by_file(examined: Examination, path: str, faults: list[Fault]) -> Callable[
 
 def _table(examined: Examination, path: str, faults: list[Fault]) -> list[tuple[str, str]]:
     """(image, group) of each line of a CSV file; faults name what cannot be read."""
-    path = str(PurePosixPath(path))
     if path not in examined.tree.files:
         hint = did_you_mean(path, [p for p in examined.tree.files if p.endswith((".csv", ".txt"))][:5000])
         faults.append(fault("group_missing", path, f"no such file in {examined.tree.root}{hint}"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from refit.cluster import LocalProfile, Profile
@@ -26,10 +26,10 @@ def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]])
 
 
 class Chain:
-    """The stages of one pipeline in one place."""
+    """The stages of one pipeline in one place; `dataset` is the snapshot's dataset.json, in a run."""
 
-    def __init__(self, pipeline: Pipeline, profile: Profile) -> None:
-        self.pipeline, self.profile = pipeline, profile
+    def __init__(self, pipeline: Pipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
+        self.pipeline, self.profile, self.dataset = pipeline, profile, dataset
 
     def resources(self, name: str) -> Resources:
         block = self.pipeline.resources
@@ -46,6 +46,7 @@ class Chain:
     ) -> Stage:
         """The quality gate on the figures of evaluate_<name>; `results` is the form of the token for them."""
         gate = self.pipeline.gates.quality
+        evaluation = (self.dataset or {}).get("evaluation", {})
         limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
         spec = {
             "model": name,
@@ -55,6 +56,8 @@ class Chain:
             "floor": gate.floor if floor else None,
             "max_drop": limit if baseline else None,
             "policy": gate.policy,
+            "evaluation": evaluation.get("version"),
+            "evaluation_served": evaluation.get("served"),
         }
         return Stage(
             name=f"gate_{name}",

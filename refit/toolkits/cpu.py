@@ -104,7 +104,7 @@ class CpuToolkit:
     model: type[Pipeline] = CpuPipeline
 
     def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
-        return list(_Chain(pipeline, profile).stages())
+        return list(_Chain(pipeline, profile, dataset).stages())
 
     def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages
@@ -149,8 +149,8 @@ TOOLKIT = CpuToolkit()
 class _Chain(Chain):
     """The chain of one pipeline: dataset_convert, augment, train, evaluate, gate, prune, ... release."""
 
-    def __init__(self, pipeline: CpuPipeline, profile: Profile) -> None:
-        super().__init__(pipeline, profile)
+    def __init__(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
+        super().__init__(pipeline, profile, dataset)
         self.p = pipeline
 
     def stages(self) -> Iterator[Stage]:
