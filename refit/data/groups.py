@@ -182,4 +182,5 @@ def too_large(found: Sequence[Block], share: float) -> Iterable[Fault]:
     named = sorted(largest.groups)
     what = f"group {named[0]!r} holds" if len(named) == 1 else f"{len(named)} groups, joined by common images, hold"
     message = f"{what} {len(largest.files)} of {total} images: no split of {share:g} can be had"
-    yield fault("group_too_large", "", message, value=named[0])
+    found_it = fault("group_too_large", "", message, value=named[0])
+    yield replace(found_it, severity="error") if len(found) == 1 else found_it  # then there is no split at all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from refit.data.codes import CODES
 from refit.specs import Spec, did_you_mean
@@ -63,12 +63,20 @@ def _groups(name: str, pattern: str) -> int:
         raise ValueError(f"{name}: {pattern!r} is no regular expression: {exc}") from None
 
 
+Grouping = Annotated[
+    Annotated[Literal["folder", "tag"], Tag("name")] | Annotated[GroupBy, Tag("rule")],
+    Discriminator(
+        lambda value: "rule" if isinstance(value, dict | GroupBy) else "name"
+    ),  # so that a fault is told once
+]
+
+
 class Split(Spec):
     """Which images train and which are the evaluation set: a random share, or lists that come with the data."""
 
     val: float = Field(0.2, gt=0, lt=1, description="share of the images held out, stratified by class")
     seed: int = Field(42, ge=0, le=2**31 - 1)
-    group: Literal["folder", "tag"] | GroupBy | None = Field(
+    group: Grouping | None = Field(
         None,
         description="images of one group (video, camera, place) are never on both sides: `folder` of the image, any "
         "`tag` they share, {name_prefix: REGEX}, {tag: REGEX} or {file: groups.csv}",

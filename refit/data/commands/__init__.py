@@ -10,7 +10,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 
-NAMES = ("check",)
+NAMES = ("check", "split", "diff")
 GOOD, FAILED, BAD = 0, 1, 2
 
 
