@@ -31,6 +31,7 @@ from refit.data.settings import Split
 
 SCHEMA = 1
 FOLDER, LEDGER = "evaluation", "ledger.json"
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 SHOWN = 12  # characters of a version in messages
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -53,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Memory:
-    """The ledger: every image held, by sha256, and the last version with its images. Empty before the first.
+    """The ledger: every image held, by sha256, and the last version. Empty before the first.
 
     `names` are the parts of the images of the last data set that were evaluated, by their plain names.
     """
@@ -61,9 +62,18 @@ class Memory:
     held: Mapping[str, Held] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
-    images: Mapping[str, Measured] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
+    folder: Path = Path()
     stamp: str = ""  # of the file as it was read
+
+    def images(self) -> dict[str, Measured]:
+        """What the last version is made of. Raises StageError."""
+        path = self.folder / f"{self.version}.json"
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8"))["images"]
+            return {sha256: Measured(part, labels) for sha256, (part, labels) in rows.items()}
+        except _DAMAGED as exc:
+            raise _damaged(path, exc) from None
 
 
 @dataclass(slots=True)
@@ -97,17 +107,14 @@ def divide(samples: Sequence[Sample], by: Split, memory: Memory, trained: Collec
         faults += _left_out(samples, relatives)
         samples = [s for s in samples if s.file not in relatives]
         blocks = groups.blocks(samples, by.seed)
-    parts = {s.file: evaluated.get(s.file, split.TRAIN) for s in samples}
-    stay = {b.id: next((parts[f] for f in b.files if parts[f] != split.TRAIN), split.TRAIN) for b in blocks}
-    if not memory.held:
-        stay = {}
-    elif by.evaluation_grow and trained is not None:
-        sha256 = {s.file: s.sha256 for s in samples}
-        new = {b.id for b in blocks if not any(sha256[f] in trained for f in b.files)}
-        stay = {id: part for id, part in stay.items() if part != split.TRAIN or id not in new}
-    if len(stay) < len(blocks):
-        parts |= {f: p for f, p in split.at_random(blocks, by.val, stay).items() if f not in evaluated}
-    _complete(samples, blocks, by.val, parts)
+    known = {s.file for s in samples if trained is None or s.sha256 in trained} if by.evaluation_grow else None
+    for b in blocks if memory.held else ():
+        new = known is not None and known.isdisjoint(b.files)
+        b.part = next((evaluated[f] for f in b.files if f in evaluated), "" if new else split.TRAIN)
+    parts = split.at_random(blocks, by.val)
+    if _complete(blocks, by.val):
+        parts = {file: b.part for b in blocks for file in b.files}
+    parts |= {file: part for file, part in evaluated.items() if file in parts}
     val = sum(part == split.VAL for part in parts.values())
     if memory.held and not by.evaluation_grow and val < by.val * len(parts) / 2:
         message = (
@@ -120,8 +127,13 @@ def divide(samples: Sequence[Sample], by: Split, memory: Memory, trained: Collec
 def _evaluated(samples: Sequence[Sample], memory: Memory) -> dict[str, str]:
     """The part of each sample that is held, by its `file`."""
     by_name = {s.sha256: memory.names[s.file] for s in samples if s.file in memory.names}
-    held = {sha256: h.split for sha256, h in memory.held.items()}
-    return {s.file: p for s in samples if (p := held.get(s.sha256) or by_name.get(s.sha256))}
+    found = {}
+    for s in samples:
+        held = memory.held.get(s.sha256)
+        part = held.split if held else by_name.get(s.sha256)
+        if part:
+            found[s.file] = part
+    return found
 
 
 def _relatives(blocks: Sequence[Block], evaluated: Mapping[str, str], memory: Memory) -> dict[str, str]:
@@ -148,20 +160,23 @@ def _left_out(samples: Sequence[Sample], relatives: Mapping[str, str]) -> Iterat
         yield fault("evaluation_relative", "", message, value=group, objects=objects, images=len(members))
 
 
-def _complete(samples: Sequence[Sample], blocks: Sequence[Block], share: float, parts: dict[str, str]) -> None:
-    """Take images into `val` for classes that it lacks, until no more can be had: a second call changes nothing."""
+def _complete(blocks: Sequence[Block], share: float) -> bool:
+    """Take images into `val` for classes that it lacks, until no more can be had: a second call changes nothing.
+
+    Gives whether there were any.
+    """
+    more = False
     while True:
-        seen = {o.cls for s in samples if parts[s.file] == split.VAL for o in s.objects}
-        lacking = {o.cls for s in samples for o in s.objects} - seen
-        side = {b.id: next((parts[f] for f in b.files if parts[f] != split.TRAIN), split.TRAIN) for b in blocks}
-        free = {b.id for b in blocks if side[b.id] == split.TRAIN and not lacking.isdisjoint(b.classes)}
-        if not free:
-            return
-        dealt = split.at_random(blocks, share, {id: part for id, part in side.items() if id not in free})
-        news = {f: split.VAL for b in blocks if b.id in free for f in b.files if dealt[f] == split.VAL}
-        if not news:
-            return
-        parts |= news
+        seen = {cls for b in blocks if b.part == split.VAL for cls in b.classes}
+        lacking = {cls for b in blocks for cls in b.classes} - seen - {""}
+        free = [b for b in blocks if b.part == split.TRAIN and not lacking.isdisjoint(b.classes)]
+        for b in free:
+            b.part = ""
+        if free:
+            split.at_random(blocks, share)
+        if not any(b.part == split.VAL for b in free):
+            return more
+        more = True
 
 
 def held_back(samples: Sequence[Sample], parts: Mapping[str, str], memory: Memory) -> Iterator[tuple[str, Fault]]:
@@ -242,16 +257,17 @@ def read(folder: Path) -> Memory:
         row = json.loads(text)
         if row["schema"] != SCHEMA:
             raise ValueError(f"schema {row['schema']}, this version reads {SCHEMA}")
-        held = {sha256: Held(str(v["split"]), tuple(v.get("groups", ()))) for sha256, v in row["held"].items()}
-        path = folder / f"{row['version']}.json"
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        last = {i["sha256"]: Measured(i["split"], i["labels"]) for i in images}
-        return Memory(held, row["names"], row["version"], last, tuple(row["history"]), _stamp(text))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise StageError(
-            f"{path}: cannot be read ({exc!r}): it says which images may never train; restore it, or rename the folder "
-            "to draw a new evaluation set (figures of before are then of another version)"
-        ) from None
+        held = {sha256: Held(part, tuple(groups)) for sha256, (part, *groups) in row["held"].items()}
+        return Memory(held, row["names"], row["version"], tuple(row["history"]), folder, _stamp(text))
+    except _DAMAGED as exc:
+        raise _damaged(path, exc) from None
+
+
+def _damaged(path: Path, exc: Exception) -> StageError:
+    return StageError(
+        f"{path}: cannot be read ({exc!r}): it says which images may never train; restore it, or rename the folder "
+        "to draw a new evaluation set (figures of before are then of another version)"
+    )
 
 
 def _stamp(text: str) -> str:
@@ -286,9 +302,9 @@ def record(folder: Path, memory: Memory, samples: Sequence[Sample], parts: Mappi
         if name != memory.version:
             when = datetime.now(UTC).isoformat(timespec="seconds")
             history.append({"version": name, "at": when, "images": len(images), "why": why})
-        rows = {k: {"split": h.split, **({"groups": list(h.groups)} if h.groups else {})} for k, h in held.items()}
+        rows = {sha256: [h.split, *h.groups] for sha256, h in held.items()}
         ledger = {"schema": SCHEMA, "version": name, "history": history, "names": names, "held": rows}
-        files.write_json(folder / LEDGER, ledger)
+        files.write_text(folder / LEDGER, json.dumps(ledger) + "\n")
     return True
 
 
@@ -298,7 +314,7 @@ def _write_version(
     if path.exists():
         return
     evaluated = [s for s in samples if parts.get(s.file, split.TRAIN) != split.TRAIN]
-    rows = [{"sha256": sha256, "split": m.split, "labels": m.labels} for sha256, m in sorted(images.items())]
+    rows = {sha256: [m.split, m.labels] for sha256, m in sorted(images.items())}
     about = {
         "schema": SCHEMA,
         "version": name,
@@ -306,7 +322,7 @@ def _write_version(
         "objects": dict(sorted(Counter(o.cls for s in evaluated for o in s.objects).items())),
         "images": rows,
     }
-    files.write_json(path, about)
+    files.write_text(path, json.dumps(about) + "\n")
 
 
 @contextlib.contextmanager

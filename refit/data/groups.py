@@ -8,9 +8,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 from pathlib import PurePosixPath
 
 from refit.data.examine import Examination
@@ -23,17 +25,18 @@ from refit.data.text import NotText, decode
 from refit.specs import did_you_mean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Block:
-    """Images that a split may not part. `id` is the least sha256 of their bytes, `files` are their plain names.
+    """Images that a split may not part: their plain names, and which part they are in ("": none yet).
 
-    `classes` counts the images with each class; "" stands for those without objects.
+    `id` is the least sha256 of their bytes. `classes` counts the images with each class, "" those without objects.
     """
 
     id: str
     files: tuple[str, ...]
     classes: Mapping[str, int]
     groups: frozenset[str]
+    part: str = ""
 
 
 def assign(examined: Examination, split: Split) -> tuple[list[Sample], list[Fault]]:
@@ -139,37 +142,41 @@ def blocks(samples: Sequence[Sample], seed: int) -> list[Block]:
 
     Blocks of one size come in an order that the seed decides, and not the order of the samples.
     """
-    leader = list(range(len(samples)))
-    first_picture: dict[str, int] = {}
-    first_member: dict[str, int] = {}
+    leader = array("q", range(len(samples)))
+    for one, other in pairwise(sorted(leader, key=lambda at: samples[at].sha256)):
+        if samples[one].sha256 == samples[other].sha256:
+            _join(leader, one, other)
+    first: dict[str, int] = {}
     for at, s in enumerate(samples):
-        _join(leader, first_picture.setdefault(s.sha256, at), at)
         for group in s.groups:
-            _join(leader, first_member.setdefault(group, at), at)
-    members: dict[int, list[Sample]] = {}
-    for at, s in enumerate(samples):
-        members.setdefault(_find(leader, at), []).append(s)
+            _join(leader, first.setdefault(group, at), at)
+
+    def root(at: int) -> int:
+        return _find(leader, at)
+
     mixes: dict[frozenset[tuple[str, int]], Mapping[str, int]] = {}
-    made = [_block(together, mixes) for together in members.values()]
-    keyed = [(-len(b.files), hashlib.sha256(f"{seed}:{b.id}".encode()).digest(), b) for b in made]
-    return [b for *_, b in sorted(keyed, key=lambda k: k[:2])]
+    together = groupby(sorted(range(len(samples)), key=root), root)
+    made = [_block([samples[at] for at in members], mixes) for _, members in together]
+    made.sort(key=lambda b: hashlib.sha256(f"{seed}:{b.id}".encode()).digest())
+    made.sort(key=lambda b: -len(b.files))
+    return made
 
 
 def _block(members: Sequence[Sample], mixes: dict[frozenset[tuple[str, int]], Mapping[str, int]]) -> Block:
     classes = Counter(cls for s in members for cls in ({o.cls for o in s.objects} or {""}))
     groups = frozenset(g for s in members for g in s.groups)
-    mix = mixes.setdefault(frozenset(classes.items()), classes)  # few there are, many have the same
+    mix = mixes.setdefault(frozenset(classes.items()), classes)  # few there are, many blocks have the same
     return Block(min(s.sha256 for s in members), tuple(sorted(s.file for s in members)), mix, groups)
 
 
-def _find(leader: list[int], at: int) -> int:
+def _find(leader: MutableSequence[int], at: int) -> int:
     while leader[at] != at:
         leader[at] = leader[leader[at]]
         at = leader[at]
     return at
 
 
-def _join(leader: list[int], one: int, other: int) -> None:
+def _join(leader: MutableSequence[int], one: int, other: int) -> None:
     leader[_find(leader, other)] = _find(leader, one)
 
 

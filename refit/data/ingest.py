@@ -168,7 +168,7 @@ def divide(
     why = f"{by.val:g} of {len(parts)} images" if by.lists is None else "by lists"
     if previous and previous != about["version"]:
         about["previous"] = previous
-        why = evaluation.changes(memory.images, images) if memory.version else "drawn anew"
+        why = evaluation.changes(memory.images(), images) if memory.version else "drawn anew"
         faults.append(evaluation.changed(previous, about["version"], why))
     graded_all = graded([*examined.faults, *graded(faults, settings.severity)], {})
     if examined.declared != sum(len(s.objects) for s in samples) + sum(f.objects for f in graded_all):

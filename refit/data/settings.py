@@ -65,9 +65,8 @@ def _groups(name: str, pattern: str) -> int:
 
 Grouping = Annotated[
     Annotated[Literal["folder", "tag"], Tag("name")] | Annotated[GroupBy, Tag("rule")],
-    Discriminator(
-        lambda value: "rule" if isinstance(value, dict | GroupBy) else "name"
-    ),  # so that a fault is told once
+    # So that a fault is told once, and not for each of the two.
+    Discriminator(lambda value: "rule" if isinstance(value, dict | GroupBy) else "name"),
 ]
 
 

@@ -98,33 +98,44 @@ def _without_flag(line: str) -> str:
 # ---- at random
 
 
-def at_random(blocks: Sequence[Block], share: float, fixed: Mapping[str, str] | None = None) -> dict[str, str]:
+def at_random(blocks: Sequence[Block], share: float) -> dict[str, str]:
     """Hold out about `share` of the images as `val`, so that each class has that share, too; the rest is `train`.
 
     Stratified for images with several classes (Sechidis, Tsoumakas, Vlahavas 2011): the class with the fewest images
     left is dealt out first, each block to the part that lacks most of it, large blocks before small ones. A class that
     lies in at least two blocks is in both parts whenever that can be had by moving one that has at most half of all
-    images. `fixed` gives the parts of blocks (by id) that stay where they are. Returns part by file.
+    images. Blocks that have a part already keep it, and count. Gives each block its part; returns part by file.
     """
-    parts = dict(fixed or {})
-    free = [b for b in blocks if b.id not in parts]
-    _deal(blocks, free, share, parts)
-    _mend(blocks, free, parts)
-    return {file: parts[b.id] for b in blocks for file in b.files}
+    free = [b for b in blocks if not b.part]
+    if free:
+        _deal(blocks, free, share)
+        _mend(blocks, free)
+    return {file: b.part for b in blocks for file in b.files}
 
 
-def _deal(blocks: Sequence[Block], free: Sequence[Block], share: float, parts: dict[str, str]) -> None:
+def _side(block: Block) -> str:
+    """Parts beside `train` and `val` are evaluated, too."""
+    return TRAIN if block.part == TRAIN else VAL
+
+
+def _deal(blocks: Sequence[Block], free: Sequence[Block], share: float) -> None:
     shares = {TRAIN: 1 - share, VAL: share}
     total = Counter[str]()
     for b in blocks:
         total.update(b.classes)
     lacking = {part: {cls: n * p for cls, n in total.items()} for part, p in shares.items()}
     room = {part: sum(len(b.files) for b in blocks) * p for part, p in shares.items()}
-    for b in blocks:
-        if b.id in parts:
-            _put(b, TRAIN if parts[b.id] == TRAIN else VAL, room, lacking)
+
+    def count(block: Block) -> None:
+        room[_side(block)] -= len(block.files)
+        for cls, n in block.classes.items():
+            lacking[_side(block)][cls] -= n
+
     left = Counter[str]()
     holders: dict[str, list[Block]] = {}
+    for b in blocks:
+        if b.part:
+            count(b)
     for b in free:
         left.update(b.classes)
         for cls in b.classes:
@@ -132,44 +143,36 @@ def _deal(blocks: Sequence[Block], free: Sequence[Block], share: float, parts: d
     while left:
         rarest = min(left, key=lambda cls: (left[cls], cls))
         for b in holders[rarest]:
-            if b.id in parts:
+            if b.part:
                 continue
-            part = max((TRAIN, VAL), key=lambda p: (round(lacking[p][rarest], 9), round(room[p], 9), p == TRAIN))
-            parts[b.id] = part
-            _put(b, part, room, lacking)
+            b.part = max((TRAIN, VAL), key=lambda p: (round(lacking[p][rarest], 9), round(room[p], 9), p == TRAIN))
+            count(b)
             left.subtract(b.classes)
         del left[rarest]
 
 
-def _put(block: Block, part: str, room: dict[str, float], lacking: Mapping[str, dict[str, float]]) -> None:
-    room[part] -= len(block.files)
-    for cls, n in block.classes.items():
-        lacking[part][cls] -= n
-
-
-def _mend(blocks: Sequence[Block], free: Sequence[Block], parts: dict[str, str]) -> None:
+def _mend(blocks: Sequence[Block], free: Sequence[Block]) -> None:
     """Move single blocks so that no part lacks a class that the other has twice, and none is empty."""
-    side = {b.id: TRAIN if parts[b.id] == TRAIN else VAL for b in blocks}
-    have = {part: Counter(cls for b in blocks if side[b.id] == part for cls in b.classes) for part in (TRAIN, VAL)}
+    have: dict[str, Counter[str]] = {TRAIN: Counter(), VAL: Counter()}
+    for b in blocks:
+        have[_side(b)].update(b.classes.keys())
     half = sum(len(b.files) for b in blocks) / 2
+
+    def move(block: Block, part: str, other: str) -> None:
+        block.part = part
+        have[part].update(block.classes.keys())
+        have[other].subtract(block.classes.keys())
+
     for cls in sorted(have[TRAIN] | have[VAL], key=lambda c: (have[TRAIN][c] + have[VAL][c], c)):
         for part, other in ((VAL, TRAIN), (TRAIN, VAL)):
             if have[part][cls] or have[other][cls] < 2 or not cls:
                 continue
-            movable = [b for b in free if parts[b.id] == other and cls in b.classes and len(b.files) <= half]
-            if not movable:
-                continue
-            # One whose other classes stay in both parts, if there is one; small before large.
-            movable.sort(key=lambda b: (any(have[other][c] < 2 for c in b.classes), len(b.files)))
-            _move(movable[0], part, other, parts, have)
-    for part, other in ((VAL, TRAIN), (TRAIN, VAL)):
-        if len(blocks) > 1 and not any(have[part].values()):
-            movable = [b for b in free if parts[b.id] == other]
+            movable = [b for b in free if b.part == other and cls in b.classes and len(b.files) <= half]
             if movable:
-                _move(min(movable, key=lambda b: len(b.files)), part, other, parts, have)
-
-
-def _move(block: Block, part: str, other: str, parts: dict[str, str], have: dict[str, Counter[str]]) -> None:
-    parts[block.id] = part
-    have[part].update(block.classes.keys())
-    have[other].subtract(block.classes.keys())
+                # One whose other classes stay in both parts, if there is one; small before large.
+                least = min(movable, key=lambda b: (any(have[other][c] < 2 for c in b.classes), len(b.files)))
+                move(least, part, other)
+    for part, other in ((VAL, TRAIN), (TRAIN, VAL)):
+        movable = [b for b in free if b.part == other]
+        if len(blocks) > 1 and movable and not any(have[part].values()):
+            move(min(movable, key=lambda b: len(b.files)), part, other)

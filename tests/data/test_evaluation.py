@@ -103,7 +103,7 @@ def test_a_version_is_made_of_pictures_and_objects_not_of_names(workspace: Works
     assert evaluation.version(evaluation.measured(renamed, {f"x{f}": p for f, p in parts.items()})) == version
     corrected = samples(20, x1=3)
     assert evaluation.version(evaluation.measured(corrected, parts)) != version
-    assert evaluation.changes(workspace.memory.images, evaluation.measured(corrected, parts)) == "4 with other labels"
+    assert evaluation.changes(workspace.memory.images(), evaluation.measured(corrected, parts)) == "4 with other labels"
 
 
 def test_a_class_that_no_evaluated_image_has_brings_images_in(workspace: Workspace) -> None:
@@ -171,10 +171,10 @@ def test_a_damaged_memory_is_not_forgotten_in_silence(workspace: Workspace) -> N
     with pytest.raises(StageError, match=r"ledger.json: cannot be read .* rename the folder"):
         workspace.take(samples(10))
     (workspace.folder / "ledger.json").write_text(
-        json.dumps({"schema": 1, "version": "0" * 64, "held": {}, "names": {}})
+        json.dumps({"schema": 1, "version": "0" * 64, "held": {}, "names": {}, "history": []})
     )
     with pytest.raises(StageError, match=r"0000.json: cannot be read"):
-        workspace.take(samples(10))
+        workspace.memory.images()
 
 
 def test_who_comes_second_looks_again(workspace: Workspace) -> None:
