@@ -84,12 +84,13 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
         path = _write_plan(Path(spec.run), plan)
     todo = [s["name"] for s in plans.tasks(plan)]
-    files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"], "changes": changes})
+    files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
     summary = {
         "plan": str(path),
         "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
+        **({"changes": changes} if changes else {}),
     }
     if isinstance(profile, cluster.KubernetesProfile):
         model = plan["stages"][0]["model"]

@@ -71,18 +71,20 @@ def removals_only(source: Path, why: BadData) -> Examination:
     raise why
 
 
-def merge(examined: Examination, base: Base, settings: DatasetSettings, store: snapshot.Store) -> dict[str, str]:
+def merge(examined: Examination, base: Base | None, settings: DatasetSettings, store: snapshot.Store) -> dict[str, str]:
     """Add the samples of the data set taken last to those of the source; their faults go to `examined`, too.
 
     Returns the part that each of the added ones had, by its `file`. Raises BadData where the base is lost.
     """
-    wrong = base.lost or snapshot.verify(base.path)
-    if wrong:
-        raise BadData(str(examined.tree.root), [fault("base_missing", "", f"{base.path} was taken last: {wrong}")])
     delivered = bool(examined.samples)
     faults: list[Fault] = []
     classes = checks.Classes(settings.classes, settings.class_map)
-    earlier = {sample.file: (sample, part) for sample, part in _samples(base, store)}
+    earlier: dict[str, tuple[Sample, str]] = {}
+    if base is not None:
+        wrong = base.lost or snapshot.verify(base.path)
+        if wrong:
+            raise BadData(str(examined.tree.root), [fault("base_missing", "", f"{base.path} was taken last: {wrong}")])
+        earlier = {sample.file: (sample, part) for sample, part in _samples(base, store)}
     removed = _removed(examined, [s for s, _ in earlier.values()], faults)
     arrived = []
     for s in examined.samples:
@@ -117,11 +119,12 @@ def merge(examined: Examination, base: Base, settings: DatasetSettings, store: s
 
 def _samples(base: Base, store: snapshot.Store) -> Iterator[tuple[Sample, str]]:
     """The samples of a snapshot with their parts; an image that the store has lost is put back into it."""
+    images = str(base.path / "images")
     for row in base.rows():
-        image = base.path / "images" / row["file"]
+        image = f"{images}/{row['file']}"
         suffix, size = PurePosixPath(row["file"]).suffix.lower(), os.stat(image).st_size
         if not store.holds(row["sha256"], suffix, size):
-            data = image.read_bytes()
+            data = Path(image).read_bytes()
             if hashlib.sha256(data).hexdigest() != row["sha256"]:
                 raise BadData(str(base.path), [fault("base_missing", "", f"images/{row['file']} is damaged")])
             store.put(row["sha256"], suffix, data)

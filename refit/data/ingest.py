@@ -44,7 +44,7 @@ def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress
     folder = Path(workspace) / evaluation.FOLDER
     try:
         examined = _examine(source, settings, store.holds, progress, base)
-        before = append.merge(examined, base, settings, store) if base and settings.mode == "append" else {}
+        before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
         while True:
             memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
             divided = divide(examined, settings, memory, base, before)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.data.helpers import CLASSES, encoded, kitti_line, kitti_set  # isort: skip
+
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 
 from refit.data import arrival, snapshot
 from refit.data.faults import BadData
@@ -117,6 +121,16 @@ def test_removed_txt_holds_for_what_arrives_too(inbox: Inbox) -> None:
     inbox.put("newer", 101)
     (inbox.root / "removed.txt").write_text("new\n")
     assert inbox.take().changes == counted(added=1, unchanged=20)
+
+
+def test_removed_txt_holds_for_the_first_delivery_too(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path)
+    for i in range(5):
+        inbox.put(f"{i:03}", i)
+    (inbox.root / "removed.txt").write_text("000.jpg\n")
+    taken = inbox.take()
+    assert len(rows(taken)) == 4
+    assert inbox.take().fingerprint == taken.fingerprint
 
 
 def test_a_source_without_images_or_removed_txt_is_not_recognised(inbox: Inbox) -> None:
@@ -267,3 +281,57 @@ def test_a_refused_data_set_freezes_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadData):
         inbox.take()
     assert not (inbox.workspace / "evaluation").exists()
+
+
+# ---- whatever comes
+
+PICTURES = [encoded(i) for i in range(8)]
+deliveries = st.tuples(
+    st.sampled_from(["append", "replace"]),
+    st.dictionaries(st.sampled_from("abcdefghij"), st.tuples(st.integers(0, 7), st.integers(0, 2)), max_size=8),
+    st.sets(st.sampled_from("abcdefghij"), max_size=2),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(deliveries, min_size=1, max_size=5))
+def test_any_sequence_of_deliveries(sequence: list[tuple[str, dict[str, tuple[int, int]], set[str]]]) -> None:
+    """Pictures under changing names and labels, added, replaced and removed: a dictionary does the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        inbox = Inbox(Path(folder))
+        held: dict[str, tuple[int, int]] = {}
+        ever, evaluated = set[int](), set[str]()
+        for mode, images, removed in sequence:
+            inbox.settings = configured(mode=mode)
+            inbox.empty()
+            for name, (picture, label) in images.items():
+                (inbox.root / "images" / f"{name}.jpg").write_bytes(PICTURES[picture])
+                (inbox.root / "labels" / f"{name}.txt").write_text(kitti_line(CLASSES[label]))
+            expected = dict(images)
+            if mode == "append":
+                (inbox.root / "removed.txt").write_text("".join(f"{name}.jpg\n" for name in removed))
+                expected = {n: v for n, v in images.items() if n not in removed}
+                contents = {picture for picture, _ in expected.values()}
+                expected |= {
+                    n: v for n, v in held.items() if n not in images and n not in removed and v[0] not in contents
+                }
+            try:
+                taken = inbox.take()
+            except BadData as exc:
+                codes = {f.code for f in exc.faults if f.severity == "error"}
+                event(str(sorted(codes)))
+                pictures = {picture for picture, _ in expected.values()}
+                may_train = pictures - ever - {p for n, (p, _) in expected.items() if n in evaluated}
+                nothing = not images and (mode == "replace" or not held)
+                assert nothing or len(expected) < 2 or not may_train or (pictures == may_train and len(pictures) < 2)
+                continue
+            found = rows(taken)
+            assert {f.removesuffix(".jpg"): row["objects"][0]["class"] for f, row in found.items()} == {
+                name: CLASSES[label] for name, (_, label) in expected.items()
+            }
+            held = expected
+            evaluated = {name for name in expected if found[f"{name}.jpg"]["split"] == "val"}
+            assert not ever & {expected[name][0] for name in expected.keys() - evaluated}
+            ever |= {expected[name][0] for name in evaluated}
+            assert snapshot.verify(taken.path) == ""
+            assert inbox.take().fingerprint == taken.fingerprint
