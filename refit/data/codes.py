@@ -52,7 +52,11 @@ CODES: dict[str, Code] = {
     ),
     "removed_unreadable": Code("error", "write an image's name a line, as UTF-8 text", fixed=True),
     "evaluation_changed": Code("warning", "compare figures of the same version only"),
-    "evaluation_small": Code("warning", "set dataset.split.evaluation_grow: true to let new images into it"),
+    "evaluation_small": Code(
+        "warning",
+        "dataset.split.evaluation_grow: true lets new images into it; to draw another, rename evaluation/ in the "
+        "pipeline's workspace",
+    ),
     "evaluation_relative": Code(
         "warning", "nothing to do; dataset.split.evaluation_grow: true evaluates such images, too"
     ),

@@ -117,10 +117,8 @@ def divide(samples: Sequence[Sample], by: Split, memory: Memory, trained: Collec
     parts |= {file: part for file, part in evaluated.items() if file in parts}
     val = sum(part == split.VAL for part in parts.values())
     if memory.held and not by.evaluation_grow and val < by.val * len(parts) / 2:
-        message = (
-            f"{val} of {len(parts)} images are evaluated ({100 * val / len(parts):.2g} %), split.val is {by.val:g}"
-        )
-        faults.append(fault("evaluation_small", "", message))
+        share = f"{val} of {len(parts)} images are evaluated ({val / len(parts):.2g})"
+        faults.append(fault("evaluation_small", "", f"{share}, split.val is {by.val:g}"))
     return Division(parts, faults)
 
 
@@ -281,12 +279,12 @@ def record(folder: Path, memory: Memory, samples: Sequence[Sample], parts: Mappi
     """
     images = measured(samples, parts)
     name = version(images)
-    now = {s.sha256: Held(parts[s.file], s.groups) for s in samples if parts.get(s.file, split.TRAIN) != split.TRAIN}
-    names = {s.file: parts[s.file] for s in samples if s.sha256 in now}
-    held = {**memory.held, **now}
-    for sha256 in now.keys() & memory.held.keys():  # also the groups that it once had
-        both = sorted({*memory.held[sha256].groups, *now[sha256].groups})
-        held[sha256] = Held(now[sha256].split, tuple(both))
+    names = {s.file: part for s in samples if (part := parts.get(s.file, split.TRAIN)) != split.TRAIN}
+    held = dict(memory.held)
+    for s in samples:
+        if s.file in names:  # with the groups that it once had, and those of the same picture under other names
+            known = held.get(s.sha256, Held("")).groups
+            held[s.sha256] = Held(names[s.file], tuple(sorted({*known, *s.groups})))
     os.makedirs(folder, exist_ok=True)
     with _alone(folder):
         try:

@@ -158,6 +158,13 @@ def test_relatives_of_what_is_evaluated_are_left_out(workspace: Workspace) -> No
     assert {s.file for s in new} <= evaluated(workspace.take([*old, *new]).parts)
 
 
+def test_the_groups_of_all_names_of_a_picture_are_held(workspace: Workspace) -> None:
+    pictures = [sample("a.jpg", 1, group="g1"), sample("b.jpg", 1), *samples(10, group="g2")[2:]]
+    assert evaluated(workspace.take(pictures).parts) == {"a.jpg", "b.jpg"}
+    made = workspace.take([*pictures, sample("c.jpg", 9, group="g1")])
+    assert "c.jpg" not in made.parts
+
+
 def test_a_group_that_is_nearly_everything_is_told(workspace: Workspace) -> None:
     made = workspace.take([sample(f"{i:03}.jpg", i, group="one" if i < 18 else f"{i}") for i in range(20)])
     assert codes(made) == ["group_too_large"]

@@ -23,6 +23,7 @@ from refit.data.settings import FORMATS
 if TYPE_CHECKING:
     from refit.data.ingest import Divided
 
+# Beginnings of the codes that a split brings about; of the rest only the number is shown.
 _OWN = ("split", "group", "class_not_in_split", "not_in_group", "duplicate_across", "too_few", "no_objects")
 
 
