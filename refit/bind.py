@@ -62,7 +62,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
         measured = dataset.setdefault("evaluation", {})
         served = _evaluation_served(workspace, pipeline)
-        if served != measured.get("version"):  # else a released model would give its own gates another key
+        if served not in (None, measured.get("version")):
             measured["served"] = served
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
         problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
@@ -177,8 +177,8 @@ def _evaluation_served(workspace: Path, pipeline: Any) -> str | None:
 
     with contextlib.suppress(RepositoryError):  # the release says what is wrong with it
         model = pipeline.release.model or pipeline.name if pipeline.release else None
-        serving = [r for r in Ledger(workspace / "releases").records(model) if r.state == "serving"]
-        plan = report.current_plan(workspace / "runs" / serving[-1].run) if serving and model else None
+        serving = Ledger(workspace / "releases").serving(model) if model else None
+        plan = report.current_plan(workspace / "runs" / serving.run) if serving else None
         about = report.read_json(workspace / "datasets" / plan["fingerprint"] / "dataset.json") if plan else None
         version: str | None = (about or {}).get("evaluation", {}).get("version")
         return version

@@ -42,7 +42,7 @@ class QualitySpec(Spec):
     )
     policy: Literal["fail", "warn"] = "fail"
     evaluation: str | None = Field(None, description="the version of the evaluation set that the figures rest on")
-    evaluation_served: str | None = Field(None, description="that of the model that serves, where it is known")
+    evaluation_before: str | None = Field(None, description="that of the figures before, where it is another one")
 
 
 def quality(spec: QualitySpec) -> Verdict:
@@ -90,13 +90,10 @@ def quality(spec: QualitySpec) -> Verdict:
 
 def _other_set(spec: QualitySpec) -> str:
     """What must be known before the figure is held against one of another time."""
-    if not spec.evaluation or not spec.evaluation_served or spec.evaluation == spec.evaluation_served:
+    if not spec.evaluation or spec.evaluation_before in (None, spec.evaluation):
         return ""
-    now, served = spec.evaluation[:12], spec.evaluation_served[:12]
-    return (
-        f"; measured on evaluation set {now}, and the model that serves was released with figures of {served}: "
-        "those cannot be compared with these"
-    )
+    now, before = spec.evaluation[:12], str(spec.evaluation_before)[:12]
+    return f"; measured on evaluation set {now}: figures of before, on {before}, cannot be compared with it"
 
 
 def _difference(now: bootstrap.Floats, before: bootstrap.Floats | None, figures: dict[str, float]) -> str:

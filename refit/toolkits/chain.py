@@ -46,7 +46,6 @@ class Chain:
     ) -> Stage:
         """The quality gate on the figures of evaluate_<name>; `results` is the form of the token for them."""
         gate = self.pipeline.gates.quality
-        evaluation = (self.dataset or {}).get("evaluation", {})
         limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
         spec = {
             "model": name,
@@ -56,8 +55,7 @@ class Chain:
             "floor": gate.floor if floor else None,
             "max_drop": limit if baseline else None,
             "policy": gate.policy,
-            "evaluation": evaluation.get("version"),
-            "evaluation_served": evaluation.get("served"),
+            **self._evaluation("previous"),
         }
         return Stage(
             name=f"gate_{name}",
@@ -73,6 +71,12 @@ class Chain:
             resources=self.light(f"gate_{name}"),
         )
 
+    def _evaluation(self, before: str) -> dict[str, str | None]:
+        """The versions of the evaluation set that a verdict names: today's, and that of the data set before
+        (`previous`) or with which the model that serves was released (`served`), where they differ."""
+        about = (self.dataset or {}).get("evaluation", {})
+        return {"evaluation": about.get("version"), "evaluation_before": about.get(before)}
+
     def gate_champion(self, judged: str) -> Stage:
         """The quality gate of the model that would be released against the one that serves (evaluate_champion)."""
         champion = self.pipeline.gates.champion
@@ -86,6 +90,7 @@ class Chain:
             "max_drop": champion.margin,
             "only_shown": True,
             "policy": champion.policy,
+            **self._evaluation("served"),
         }
         return Stage(
             name="gate_champion",
