@@ -96,6 +96,7 @@ class NetworkParams(Spec):
 
 class PrepareParams(Spec):
     convert: Literal["jpg", "png"] | None = Field(None, description="write all images in this form; null: as they are")
+    channels: Literal[1, 3] | None = Field(None, description="1: grayscale (the luma); 3: colour; null: as they are")
     resize: Resize | None = Field(None, description="every image at one size, boxes follow; null: as they are")
     names: dict[str, str] = Field(
         default_factory=dict, description="class -> its name in TAO's files, where its own cannot stand there"

@@ -144,11 +144,9 @@ def _write_split(
 ) -> Part:
     folder = out / name / "images"
     folder.mkdir(parents=True)
-    made = list(
-        _parallel(lambda f: write(f, folder, spec.convert, spec.resize), found, status, f"images of {name} written")
-    )
+    made = list(_parallel(lambda f: write(f, folder, spec), found, status, f"images of {name} written"))
     images = [
-        labels.Labelled(w.file, w.width, w.height, [w.scale.box(o) for o in f.row["objects"]])
+        labels.Labelled(w.file, w.width, w.height, w.objects(f.row["objects"]))
         for f, w in zip(found, made, strict=True)
     ]
     if spec.form == "kitti":

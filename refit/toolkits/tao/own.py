@@ -21,6 +21,7 @@ def prepare(chain: TaoChain) -> Stage:
         "form": data.form,
         "names": params.names,
         "convert": params.convert,
+        "channels": params.channels,
         "resize": params.resize.model_dump() if params.resize else None,
     }
     if data.form == "coco":
@@ -34,7 +35,7 @@ def prepare(chain: TaoChain) -> Stage:
         files={"prepare.yaml": spec},
         outputs=(Output("prepare", "prepare.json", "json"),),
         resources=chain.light("prepare"),
-        code=("refit/data", "refit/specs.py"),
+        code=("refit/data", "refit/postprocess/frame.py", "refit/specs.py"),
         reads_snapshot=True,
     )
 
