@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from refit.cluster import LocalProfile, Profile
+from refit.cpu.specs import AugmentParams
 from refit.pipeline import Pipeline, Resources
 from refit.specs import Key, did_you_mean
 from refit.toolkits.base import Output, Stage, command
 
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+
+CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/command.py", "refit/files.py", "refit/specs.py", "refit/status.py")
 
 
 def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]]) -> Iterator[tuple[Key, str]]:
@@ -40,6 +43,27 @@ class Chain:
         default = self.pipeline.resources.default
         light = default.model_copy(update={"gpus": 0, "gpu_type": None, "cpus": min(1.0, default.cpus)})
         return self.pipeline.resources.stages.get(name, light)
+
+    def augment(self, name: str, params: AugmentParams) -> Stage:
+        """The snapshot with changed copies of its training images, as a stage of this name: no GPU, unless named so."""
+        default = self.pipeline.resources.default.model_copy(update={"gpus": 0, "gpu_type": None})
+        return Stage(
+            name=name,
+            action="augment",
+            title="Augment the training part",
+            environment="cpu",
+            argv=command("refit.cpu", "augment", "augment.yaml"),
+            files={"augment.yaml": {"seed": self.pipeline.seed, "snapshot": "{snapshot}", **params.model_dump()}},
+            env={"OMP_WAIT_POLICY": "passive"},
+            outputs=(
+                Output("dataset", "dataset.json", "json"),
+                Output("annotations", "annotations.jsonl", "jsonl"),
+                Output("preview", "preview.jpg", "jpg"),
+            ),
+            code=(*CPU_CODE, "refit/data/faults.py", "refit/data/snapshot.py"),
+            resources=self.pipeline.resources.stages.get(name, default),
+            reads_snapshot=True,
+        )
 
     def gate(
         self, name: str, baseline: str | None, *, floor: bool, results: str = "{{input:evaluate_{}.results}}"
