@@ -165,7 +165,7 @@ def test_boxes_follow_the_pixels_through_a_preset(preset: Preset, seed: int) -> 
     for box, index in zip(result.boxes, result.kept, strict=True):
         found = where(result.image, COLORS[s.classes[index]])
         assert found is not None
-        # Blur moves edges near the border, and the thin corners of a turned rectangle, which the border cuts off as well.
+        # Blur moves edges near the border, and the thin corners of a turned rectangle, which the border cuts off, too.
         np.testing.assert_allclose(box, found, rtol=0, atol={"tlt": 7, "drip": 3, "zoom_out": 1.01}[preset])
     if preset != "tlt":
         assert result.kept.tolist() == [0, 1, 2]
