@@ -34,6 +34,10 @@ class ConvertParams(Spec):
     shards: int = Field(1, ge=1, le=256, description="TFRecord files per split")
 
 
+ALLOWED = "REFIT_TRANSFORM_PACKAGES"
+"""The variable that names the packages, with commas between, whose transforms a pipeline may use."""
+
+
 class TransformParams(Spec):
     """One transform: albumentations' by its class name, {name: RandomRotate90, p: 0.5}, or one's own.
 
@@ -50,6 +54,17 @@ class TransformParams(Spec):
     def package(self) -> str | None:
         """The package that one's own transform is taken from."""
         return self.name.partition(":")[0].partition(".")[0] if ":" in self.name else None
+
+    def refusal(self, allowed: str) -> str:
+        """Why a transform of one's own cannot be used where ALLOWED has this value; "" where it can."""
+        packages = [name.strip() for name in allowed.split(",") if name.strip()]
+        if self.package is None or self.package in packages:
+            return ""
+        known = f"allowed are: {', '.join(packages)}" if packages else "none is allowed"
+        return (
+            f"{self.name} is refused: the package {self.package} is not allowed here ({known}). Whoever runs this "
+            f"installation allows it by {ALLOWED} in `env` of the cluster profile"
+        )
 
     @model_validator(mode="after")
     def _versioned(self) -> TransformParams:

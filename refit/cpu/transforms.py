@@ -32,11 +32,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from refit.command import BadSpec
-from refit.cpu.specs import AugmentSpec, TransformParams
+from refit.cpu.specs import ALLOWED, AugmentSpec, TransformParams
 from refit.specs import did_you_mean
-
-ALLOWED = "REFIT_TRANSFORM_PACKAGES"
-"""The variable that names the packages, with commas between, whose transforms a pipeline may use."""
 
 MIN_SIDE = 0.5
 """Pixels; a box with a shorter side after a transform shows nothing that could be learnt."""
@@ -99,15 +96,9 @@ def allowed() -> tuple[str, ...]:
 
 def own(params: TransformParams) -> Any:
     """The class of one's own transform. Raises ValueError: not allowed here, not there, or of another version."""
+    if why := params.refusal(os.environ.get(ALLOWED, "")):
+        raise ValueError(why)
     path, _, attribute = params.name.partition(":")
-    package = params.package
-    packages = [name.strip() for name in os.environ.get(ALLOWED, "").split(",") if name.strip()]
-    if package not in packages:
-        known = f"allowed are: {', '.join(packages)}" if packages else "none is allowed"
-        raise ValueError(
-            f"{params.name} is refused: the package {package} is not allowed here ({known}). Whoever runs this "
-            f"installation allows it by {ALLOWED} in `env` of the cluster profile"
-        )
     try:
         cls = getattr(importlib.import_module(path), attribute, None)
     except Exception as exc:  # code that is not ours: anything may happen in it
@@ -115,9 +106,11 @@ def own(params: TransformParams) -> Any:
     library = _library()
     if not (inspect.isclass(cls) and issubclass(cls, library.ImageOnlyTransform | library.DualTransform)):
         raise ValueError(f"{params.name} is no ImageOnlyTransform or DualTransform of albumentations")
-    there = _version(str(package))
+    there = _version(path.partition(".")[0])
     if there != params.version:
-        raise ValueError(f"{params.name}: version {params.version} is wanted, and {package} {there} is installed")
+        raise ValueError(
+            f"{params.name}: version {params.version} is wanted, and {params.package} {there} is installed"
+        )
     return cls
 
 
@@ -264,7 +257,8 @@ def _first_line(exc: Exception) -> str:
     """pydantic's report of several lines as one; other messages as they are."""
     cause = exc if isinstance(exc, ValidationError) else exc.__cause__
     if isinstance(cause, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".lstrip(": ") for e in cause.errors())
+        told = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in cause.errors())
+        return "; ".join(f"{where}: {what}".lstrip(": ") for where, what in told)
     return str(exc).partition("\n")[0]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -77,12 +77,44 @@ def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[
 
     Raises BadData as `ingest` does.
     """
-    examined = _examine(Path(source), settings, lambda sha256, suffix, size: False, None)
+    _, divided = _alone(Path(source), settings, lambda sha256, suffix, size: False, None)
+    rows = [s.as_json(divided.parts[s.file]) for s in divided.samples]
+    return snapshot.facts(rows, settings.classes, divided.faults), divided.faults
+
+
+def excerpt(
+    source: Path,
+    settings: DatasetSettings,
+    workspace: Path,
+    choose: Callable[[Mapping[str, Sequence[str]]], Iterable[str]],
+    progress: Progress | None = None,
+) -> Snapshot:
+    """A snapshot of some training images of the data set in `source`, taken by itself, to try something on.
+
+    `choose` is given the classes of each training image's objects by its name, and gives names back. The images are
+    not decoded: whoever uses them does that.
+
+    Raises BadData as `ingest` does.
+    """
+    datasets = Path(workspace) / "datasets"
+    examined, divided = _alone(Path(source), settings, lambda sha256, suffix, size: True, progress)
+    parts = divided.parts
+    train = {s.file: [o.cls for o in s.objects] for s in divided.samples if parts[s.file] == split.TRAIN}
+    chosen = set(choose(train))
+    taken = [s for s in divided.samples if s.file in chosen]
+    _fill(snapshot.Store(datasets), examined, taken)
+    return snapshot.publish(datasets, taken, parts, settings.classes, (), {})
+
+
+def _alone(
+    source: Path, settings: DatasetSettings, known: Known, progress: Progress | None
+) -> tuple[Examination, Divided]:
+    """The data set in `source` without what was taken before. Raises BadData."""
+    examined = _examine(source, settings, known, progress)
     divided = divide(examined, settings)
     if any(f.severity == "error" for f in divided.faults):
         raise BadData(str(source), divided.faults)
-    rows = [s.as_json(divided.parts[s.file]) for s in divided.samples]
-    return snapshot.facts(rows, settings.classes, divided.faults), divided.faults
+    return examined, divided
 
 
 def _examine(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
+from refit.cpu.specs import AugmentParams as Copies
 from refit.data.prepare.spec import Resize
 from refit.pipeline import OffOr
 from refit.specs import Spec
@@ -235,6 +236,9 @@ class DistillParams(TrainParams):
 class Stages(Spec):
     """A block per stage. `false` leaves an optional one out; which there are is the network's affair."""
 
+    albumentations: Annotated[Copies | None, OffOr(Copies())] = Field(
+        None, description="copies of the training images, made before prepare; left out unless given"
+    )
     prepare: PrepareParams = PrepareParams()
     dataset_convert: DatasetConvertParams = DatasetConvertParams()
     augment: Annotated[AugmentParams | None, OffOr(AugmentParams())] = None

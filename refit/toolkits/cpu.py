@@ -70,6 +70,10 @@ class CpuPipeline(Pipeline):
     network: NetworkParams = NetworkParams()
     stages: Stages = Stages()
 
+    @property
+    def augmentation(self) -> tuple[str, AugmentParams] | None:
+        return ("augment", self.stages.augment) if self.stages.augment else None
+
     def check(self) -> Iterable[tuple[Key, str]]:
         yield from super().check()
         network, stages = self.network, self.stages

@@ -460,6 +460,22 @@ def test_calibration_images_are_of_the_train_split_and_recorded(snapshot: Snapsh
         assert {o[0] for o in coco_back(out / "annotations.json")} == {Path(f).stem for f in files}
 
 
+@pytest.mark.parametrize("form", ["kitti", "coco"])
+def test_copies_that_augment_made_calibrate_nothing(snapshot: Snapshot, tmp_path: Path, form: str) -> None:
+    rows = list(read_annotations(snapshot.path))
+    train = [r["file"] for r in rows if r["split"] == "train"]
+    copies = set(train[::2])
+    for row in rows:
+        if row["file"] in copies:
+            row["augmented"] = {"from": "x.jpg", "copy": 1, "transforms": []}
+    (snapshot.path / "annotations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prepare(snapshot, tmp_path / "prepared", form=form)
+    row = calibrate(tmp_path / "prepared", tmp_path / "out", images=len(train) - len(copies))
+    assert {f["file"] for f in row["files"]} == set(train) - copies
+    with pytest.raises(BadData, match=f"the train split has {len(train) - len(copies)}"):
+        calibrate(tmp_path / "prepared", tmp_path / "more", images=len(train))
+
+
 def test_too_few_for_calibration_says_what_would_do(snapshot: Snapshot, tmp_path: Path) -> None:
     prepare(snapshot, tmp_path / "out", form="kitti")
     with pytest.raises(

@@ -11,6 +11,7 @@ from refit.specs import Spec
 
 Form = Literal["kitti", "coco"]
 Byte = Annotated[int, Field(ge=0, le=255)]
+COPIES = "copies.txt"
 OWN_NAMES = frozenset({"annotations"})
 """Folders of the output that no split can have as its name."""
 

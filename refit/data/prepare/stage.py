@@ -33,7 +33,7 @@ import yaml
 from refit.command import BadData, BadSpec
 from refit.data.prepare import labels, names
 from refit.data.prepare.images import SUFFIX, Found, Written, look, target_name, write
-from refit.data.prepare.spec import OWN_NAMES, PrepareSpec
+from refit.data.prepare.spec import COPIES, OWN_NAMES, PrepareSpec
 from refit.data.snapshot import Snapshot, no_space, open_snapshot, read_annotations
 from refit.files import sync_folder, write_json, write_text
 from refit.status import StatusWriter
@@ -86,6 +86,7 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
         parts = [_write_split(s, [f for f in found if f.row["split"] == s], spec, called, out, status) for s in splits]
         _class_files(called, spec, out)
         report = _report(snapshot, spec, called, parts)
+        _tell_copies(found, out)
         write_json(out / "prepare.json", report)
         short = ("form", "extension", "num_classes", "not_held")
         write_json(
@@ -164,6 +165,12 @@ def _write_split(
 
 def _write_coco(path: Path, images: Iterable[labels.Labelled], called: Mapping[str, str], first_id: int) -> None:
     write_text(path, json.dumps(labels.coco(images, called, first_id), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _tell_copies(found: Iterable[Found], out: Path) -> None:
+    """`copies.txt`: the images of train that augment made, which calibrate leaves out."""
+    stems = sorted(f.path.stem for f in found if "augmented" in f.row)
+    write_text(out / COPIES, "".join(f"{stem}\n" for stem in stems))
 
 
 def _class_files(called: Mapping[str, str], spec: PrepareSpec, out: Path) -> None:

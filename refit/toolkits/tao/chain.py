@@ -64,6 +64,8 @@ class TaoChain(Chain):
 
     def stages(self) -> Iterator[Stage]:
         params = self.p.stages
+        if params.albumentations:
+            yield self.augment("albumentations", params.albumentations)
         yield own.prepare(self)
         if self.p.network.pretrained:
             yield own.pretrained(self)

@@ -16,8 +16,9 @@ _ENGINE_CODE = ("refit/engine", "refit/postprocess", "refit/triton/config.py", "
 
 def prepare(chain: TaoChain) -> Stage:
     params, data = chain.p.stages.prepare, chain.facts.data
+    copies = "albumentations" if chain.p.stages.albumentations else None
     spec: dict[str, Any] = {
-        "snapshot": "{snapshot}",
+        "snapshot": f"{{input:{copies}}}" if copies else "{snapshot}",
         "form": data.form,
         "names": params.names,
         "convert": params.convert,
@@ -36,7 +37,8 @@ def prepare(chain: TaoChain) -> Stage:
         outputs=(Output("prepare", "prepare.json", "json"),),
         resources=chain.light("prepare"),
         code=("refit/data", "refit/postprocess/frame.py", "refit/specs.py"),
-        reads_snapshot=True,
+        inputs=(copies,) if copies else (),
+        reads_snapshot=copies is None,
     )
 
 
