@@ -218,9 +218,15 @@ def _write_preview(path: Path, images: Path, groups: Sequence[Group], classes: S
     """A row for each of the first images that have objects: the original, then its copies."""
     shown = [group for group in groups if group.original["objects"]][:PREVIEW_ROWS]
     rows = [[group.original, *group.copies[:PREVIEW_COPIES]] for group in shown]
-    pictures = [_drawn(images, row, classes) for group in rows for row in group]
-    sheet = contact_sheet(pictures, columns=max(map(len, rows), default=1))
+    cells = [row for group in rows for row in group]
+    pictures = [_drawn(images, row, classes) for row in cells]
+    sheet = contact_sheet(pictures, max(map(len, rows), default=1), captions=[_caption(row) for row in cells])
     write_bytes(path, cv2.imencode(".jpg", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def _caption(row: Row) -> str:
+    """The name of an original; what was done to a copy."""
+    return ", ".join(row["augmented"]["transforms"]) or "nothing drawn" if "augmented" in row else str(row["file"])
 
 
 def _drawn(images: Path, row: Row, classes: Sequence[str]) -> NDArray[np.uint8]:

@@ -103,7 +103,7 @@ def excerpt(
     chosen = set(choose(train))
     taken = [s for s in divided.samples if s.file in chosen]
     _fill(snapshot.Store(datasets), examined, taken)
-    return snapshot.publish(datasets, taken, parts, settings.classes, (), {})
+    return snapshot.publish(datasets, taken, parts, settings.classes, (), {}, {})
 
 
 def _alone(

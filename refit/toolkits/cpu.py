@@ -34,10 +34,10 @@ OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 class Stages(Spec):
     """A block per stage. `false` leaves an optional stage out: augment, prune, retrain, quantize."""
 
-    dataset_convert: ConvertParams = ConvertParams()
     augment: Annotated[AugmentParams | None, OffOr(AugmentParams())] = Field(
-        None, description="offline augmentation of the training part; left out unless given"
+        None, description="copies of the training images with albumentations; left out unless given"
     )
+    dataset_convert: ConvertParams = ConvertParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = Field(EvaluateParams(), description="the same for every model of a run")
     prune: Annotated[PruneParams | None, OffOr(PruneParams())] = PruneParams()

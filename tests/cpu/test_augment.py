@@ -23,7 +23,7 @@ from refit.cpu.augment import AWAY
 from refit.cpu.records import read_split
 from refit.cpu.specs import PRESETS, AugmentParams, AugmentSpec, ConvertSpec, Preset, TransformParams
 from refit.cpu.status import StatusWriter
-from refit.cpu.transforms import GEOMETRIC, Chain, allowed, build
+from refit.cpu.transforms import GEOMETRIC, MIN_SIDE, Chain, allowed, build
 from refit.data.snapshot import open_snapshot, read_annotations
 from tests.cpu.conftest import CLASSES, COLORS, SnapshotBuilder, painted, scene, status_lines
 
@@ -141,6 +141,31 @@ def test_what_is_left_of_a_box_decides_over_the_whole_chain() -> None:
     for chain, share in (([half], 0.5), ([half, quarter], 0.25)):
         assert len(Chain(chain, share - 0.01)(image, box, "1").kept) == 1
         assert len(Chain(chain, share + 0.01)(image, box, "1").kept) == 0
+
+
+ANY_SIZE = ("Affine", "CropAndPad", "D4", "Pad", "Perspective", "RandomResizedCrop", "RandomScale", "SafeRotate")
+
+
+@given(
+    names=st.lists(st.sampled_from(ANY_SIZE), min_size=1, max_size=4),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_each_box_is_kept_once_inside_or_has_too_little_left(names: list[str], share: float, seed: int) -> None:
+    s = scene(seed)
+    result = Chain([transform(name, 0.7) for name in names], share)(s.image, s.boxes, str(seed))
+    height, width = result.image.shape[:2]
+    kept = result.kept.tolist()
+    assert kept == sorted(set(kept))
+    assert set(kept) <= {0, 1, 2}
+    assert (result.boxes[:, :2] >= 0).all()
+    assert (result.boxes[:, 2:] <= [width + 1e-6, height + 1e-6]).all()
+    assert (result.boxes[:, 2:] - result.boxes[:, :2] >= MIN_SIDE).all()
+    assert (result.visible[result.kept] >= share - 1e-9).all()
+    for i in {0, 1, 2} - set(kept):
+        assert result.visible[i] < max(share, 0.05)  # or less than half a pixel is left
+    assert set(result.applied) <= set(names)
 
 
 def test_transforms_of_equal_probability_act_independently() -> None:

@@ -117,11 +117,11 @@ def test_a_sheet_of_the_images_and_their_copies(file: Path, tmp_path: Path, caps
     assert sheet.shape == (6 * 240, 3 * 320, 3)
     for row in range(6):
         cells = sheet[row * 240 : (row + 1) * 240]
-        left, right = (cells[200:230, x : x + 40].mean() for x in (20, 260))
+        left, right = (cells[190:215, x : x + 40].mean() for x in (20, 260))
         assert left > 180 > 100 > right
         for column in (1, 2):
             mirrored = cells[:, column * 320 : (column + 1) * 320]
-            left, right = (mirrored[200:230, x : x + 40].mean() for x in (20, 260))
+            left, right = (mirrored[190:215, x : x + 40].mean() for x in (20, 260))
             assert right > 180 > 100 > left
     assert list(tmp_path.glob("**/annotations.jsonl")) == []
 

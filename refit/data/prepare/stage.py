@@ -2,7 +2,7 @@
 
     kitti   <split>/images/*.jpg, <split>/labels/*.txt
     coco    <split>/images/*, annotations/<split>.json, classmap.txt, classmap_deploy.txt, label_map.yaml
-    both    prepare.json
+    both    prepare.json, copies.txt
 
 Images are hard links to the snapshot's, or files of their own (a pod mounts snapshots apart, and no link leads from one
 mount to another): never links that lead out of the mounted volume.
