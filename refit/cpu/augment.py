@@ -125,11 +125,12 @@ def augment_image(row: Row, names: Sequence[str], chain: Chain, spec: AugmentSpe
     encoded = (images / file).read_bytes()
     if sha256(encoded).hexdigest() != row["sha256"]:
         raise BadData(f"{spec.snapshot}/images/{file}: the file was changed after the snapshot was taken")
-    image = decode_image(encoded, file)
-    boxes = np.array([[o[side] for side in _SIDES] for o in objects], dtype=np.float64).reshape(-1, 4)
+    stored = _stored(encoded, file)
+    grey = stored.ndim == 2
+    image = np.asarray(cv2.cvtColor(stored, cv2.COLOR_GRAY2RGB if grey else cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    boxes = _boxes(row)
     # The format of the original: a lossless data set stays lossless.
     suffix = ".jpg" if image_format(encoded) == "jpeg" else ".png"
-    grey = _is_grey(encoded)
     copies, lost = [], []
     for number, name in enumerate(names, 1):
         try:
@@ -167,9 +168,12 @@ def _moved(original: Row, box: NDArray[np.float64], visible: float) -> dict[str,
     return new
 
 
-def _is_grey(encoded: bytes) -> bool:
-    stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return stored is not None and stored.ndim == 2
+def _stored(encoded: bytes, file: str) -> NDArray[np.uint8]:
+    """The image as stored, 8 bits: grey, or BGR."""
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise BadData(f"{file}: not an image that can be decoded")
+    return np.asarray(image, dtype=np.uint8)
 
 
 def _encoded(image: NDArray[np.uint8], suffix: str, grey: bool) -> bytes:
@@ -231,5 +235,8 @@ def _caption(row: Row) -> str:
 
 def _drawn(images: Path, row: Row, classes: Sequence[str]) -> NDArray[np.uint8]:
     image = decode_image((images / str(row["file"])).read_bytes(), str(row["file"]))
-    boxes = np.array([[o[side] for side in _SIDES] for o in row["objects"]], dtype=np.float64).reshape(-1, 4)
-    return draw_boxes(image, boxes, [classes.index(o["class"]) for o in row["objects"]], classes)
+    return draw_boxes(image, _boxes(row), [classes.index(o["class"]) for o in row["objects"]], classes)
+
+
+def _boxes(row: Row) -> NDArray[np.float64]:
+    return np.array([[o[side] for side in _SIDES] for o in row["objects"]], dtype=np.float64).reshape(-1, 4)
