@@ -215,7 +215,10 @@ class Chain:
             if transform.get_applied_params():
                 applied.append(name)
             image = _picture(name, transform, image, np.asarray(result["image"]))
-            rows = self._inside(np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 5), image, visible)
+            there = rows[:, 4].astype(np.int64)
+            rows = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 5)
+            visible[np.setdiff1d(there, rows[:, 4].astype(np.int64))] = 0  # some transforms drop what left the picture
+            rows = self._inside(rows, image, visible)
         kept = rows[:, 4].astype(np.int64)
         return Augmented(image, rows[:, :4] * _scale(image), kept, visible, tuple(applied))
 

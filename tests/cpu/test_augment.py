@@ -168,6 +168,15 @@ def test_each_box_is_kept_once_inside_or_has_too_little_left(names: list[str], s
     assert set(result.applied) <= set(names)
 
 
+def test_nothing_is_left_of_an_object_that_a_transform_itself_drops() -> None:
+    image = painted([(0, 0, 20, 20), (80, 40, 120, 90)], [0, 1])
+    boxes = np.array([[0, 0, 20, 20], [80, 40, 120, 90]], np.float32)
+    away = TransformParams(name="Affine", p=1, args={"translate_px": [-30, -30]})
+    result = Chain([away], 0.0)(image, boxes, "1")
+    assert result.kept.tolist() == [1]
+    assert result.visible.tolist() == [0.0, 1.0]
+
+
 def test_transforms_of_equal_probability_act_independently() -> None:
     chain = Chain([transform("HorizontalFlip", 0.5), transform("VerticalFlip", 0.5)], 0.3)
     image = painted([(0, 0, 40, 30)], [0])
