@@ -199,10 +199,9 @@ def test_boxes_follow_the_pixels_through_a_preset(preset: Preset, seed: int) -> 
     for box, index in zip(result.boxes, result.kept, strict=True):
         found = where(result.image, COLORS[s.classes[index]])
         assert found is not None
-        # Blur moves edges near the border, and the thin corners of a turned rectangle, which the border cuts off, too.
-        np.testing.assert_allclose(box, found, rtol=0, atol={"tlt": 7, "drip": 3, "zoom_out": 1.01}[preset])
-    if preset != "tlt":
-        assert result.kept.tolist() == [0, 1, 2]
+        # Blur moves edges near the border, and the thin corners of a turned rectangle.
+        np.testing.assert_allclose(box, found, rtol=0, atol={"tlt": 2.5, "drip": 3, "zoom_out": 0.75}[preset])
+    assert result.kept.tolist() == [0, 1, 2]
 
 
 def test_zoom_out_keeps_the_whole_picture_and_makes_it_smaller() -> None:
