@@ -8,6 +8,7 @@ threads, not on other images.
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections import Counter
@@ -142,12 +143,11 @@ def augment_image(row: Row, names: Sequence[str], chain: Chain, spec: AugmentSpe
         made = [_moved(objects[i], box, result.visible[i]) for i, box in zip(result.kept, result.boxes, strict=True)]
         copies.append(
             {
+                **{key: value for key, value in row.items() if key != "name"},  # of its split, its groups, its tags
                 "file": f"{name}{suffix}",
                 "sha256": sha256(data).hexdigest(),
                 "width": result.image.shape[1],
                 "height": result.image.shape[0],
-                "split": row["split"],
-                "source": row["source"],
                 "objects": made,
                 "augmented": {"from": file, "copy": number, "transforms": list(result.applied)},
             }
@@ -201,11 +201,13 @@ def _write_snapshot(
     with open(out / "issues.jsonl", "a", encoding="utf-8") as f:
         f.write(before)
     chain = [t.model_dump(exclude_defaults=True) for t in spec.chain]
+    measured = json.loads((source.path / "dataset.json").read_text(encoding="utf-8")).get("evaluation")
     about = {
         "schema": snapshot.SCHEMA,
         "fingerprint": snapshot.fingerprint(rows, source.classes),
         **snapshot.facts(rows, source.classes, ()),
         "issues": {**source.issues, **({AWAY: len(lost)} if lost else {})},
+        **({"evaluation": measured} if measured else {}),
         "provenance": {
             "snapshot": source.fingerprint,
             "seed": spec.seed,

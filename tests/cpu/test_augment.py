@@ -458,6 +458,21 @@ def test_a_copy_does_not_depend_on_the_other_images(tmp_path: Path, status: Stat
     assert two.items() <= five.items()
 
 
+def test_a_copy_is_of_its_images_groups_and_the_evaluation_set_stays(
+    snapshot: SnapshotBuilder, tmp_path: Path, status: StatusWriter
+) -> None:
+    snapshot.add_scene(1, "train")
+    snapshot.rows[0] |= {"name": "cam1/0001.jpg", "tags": ["night"], "groups": ["cam1"]}
+    folder = snapshot.save()
+    about = json.loads((folder / "dataset.json").read_text()) | {"evaluation": {"version": "v1", "images": 0}}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    augment.run(spec(folder), tmp_path / "out", status)
+    copy = rows(tmp_path / "out")["0001-aug1.jpg"]
+    assert (copy["tags"], copy["groups"], copy["source"]) == (["night"], ["cam1"], "somewhere/0001.jpg")
+    assert "name" not in copy
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["evaluation"] == about["evaluation"]
+
+
 def test_an_attempt_that_was_ended_leaves_nothing(
     snapshot: SnapshotBuilder, tmp_path: Path, status: StatusWriter
 ) -> None:
