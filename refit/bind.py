@@ -25,7 +25,7 @@ from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
 from refit.data.faults import Fault
-from refit.runtime import pod
+from refit.runtime import pod, report
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
@@ -58,8 +58,12 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     workspace = Path(spec.workspace)
     _check_space(workspace)
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        snapshot = _take_data(pipeline, spec, settings, workspace, status)
+        snapshot, changes = _take_data(pipeline, spec, settings, workspace, status)
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
+        measured = dataset.setdefault("evaluation", {})
+        served = _evaluation_served(workspace, pipeline)
+        if served not in (None, measured.get("version")):
+            measured["served"] = served
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
         problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
         if problems:
@@ -86,6 +90,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
+        **({"changes": changes} if changes else {}),
     }
     if isinstance(profile, cluster.KubernetesProfile):
         model = plan["stages"][0]["model"]
@@ -134,8 +139,11 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
     return pipelines.from_document(doc, spec.name, changed, spec.attached), changed, switches
 
 
-def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter) -> Path:
-    """Ingest what lies in the source; with an empty source, the snapshot that was taken last."""
+def _take_data(
+    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter
+) -> tuple[Path, dict[str, int]]:
+    """Ingest what lies in the source; with an empty source, the snapshot that was taken last. With it comes how many
+    images changed since the one before."""
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
 
     try:
@@ -149,7 +157,7 @@ def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Pat
         if snapshot is None or not (snapshot / "dataset.json").exists():
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
         print(f"{source} is empty: using the data set taken last, {snapshot.name[:12]}")
-        return snapshot
+        return snapshot, {}
     status.running(f"Reading {listing.files} files from {source}")
     try:
         taken = ingest.ingest(source, pipeline.dataset.settings(), workspace)
@@ -157,7 +165,24 @@ def _take_data(pipeline: Any, spec: BindSpec, settings: Settings, workspace: Pat
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data")
         raise BadData(str(exc)) from None
     arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
-    return Path(taken.path)
+    if taken.changes:
+        print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
+    return taken.path, dict(taken.changes)
+
+
+def _evaluation_served(workspace: Path, pipeline: Any) -> str | None:
+    """The version of the evaluation set with which the model that serves was judged; None where it is not known."""
+    from refit.triton.errors import RepositoryError
+    from refit.triton.ledger import Ledger
+
+    with contextlib.suppress(RepositoryError):  # the release says what is wrong with it
+        model = pipeline.release.model or pipeline.name if pipeline.release else None
+        serving = Ledger(workspace / "releases").serving(model) if model else None
+        plan = report.current_plan(workspace / "runs" / serving.run) if serving else None
+        about = report.read_json(workspace / "datasets" / plan["fingerprint"] / "dataset.json") if plan else None
+        version: str | None = (about or {}).get("evaluation", {}).get("version")
+        return version
+    return None
 
 
 def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:

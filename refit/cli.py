@@ -33,7 +33,7 @@ from refit.config import ConfigError, Settings
 from refit.data.commands import add_all
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
-from refit.specs import Problem, SpecError, did_you_mean, read_document
+from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
 from refit.triton.cli import add_releases, add_rollback, run_releases, run_rollback
 from refit.triton.errors import TritonError
 
@@ -88,6 +88,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             dataset, problems = _look(args.data, pipeline) if args.data else (None, [])
             faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
             problems += map(doc.told, faults)
+            problems += _transforms(pipeline, profile, doc)
             for problem in _missing(pipeline, profile, settings):
                 if problem.key.startswith("secrets."):  # whoever writes a pipeline may not be who hands out keys
                     print(f"warning: {problem}", file=sys.stderr)
@@ -105,6 +106,20 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             if dataset:
                 print(f"{args.data}: {_told(dataset)}")
     return BAD_INPUT if bad else GOOD
+
+
+def _transforms(pipeline: Any, profile: cluster.Profile, doc: Document) -> list[Problem]:
+    """What albumentations says of the transforms that a pipeline names."""
+    from refit.runtime import augmentation
+    from refit.runtime.local import EnvironmentMissing
+
+    if pipeline.augmentation is None or not pipeline.augmentation[1].transforms:
+        return []
+    try:
+        return augmentation.faults(pipeline, profile, doc)
+    except EnvironmentMissing as exc:
+        print(f"warning: {doc.file}: albumentations was not asked about the transforms: {exc}", file=sys.stderr)
+        return []
 
 
 def _look(folder: str, pipeline: Any) -> tuple[dict[str, Any] | None, list[Problem]]:

@@ -74,8 +74,10 @@ def load(name: str) -> Any:
 def main(prog: str, actions: Mapping[str, Action], argv: Sequence[str] | None = None) -> int:
     """Run one action; returns the process's exit code."""
     args = _parser(prog, actions, argv).parse_args(argv)
-    out = Path(args.out)
     action = actions[args.action]
+    if args.check:
+        return _check(action, args.spec)
+    out = Path(args.out)
     try:
         status = StatusWriter(out)
     except OSError as exc:
@@ -103,6 +105,17 @@ def main(prog: str, actions: Mapping[str, Action], argv: Sequence[str] | None = 
     except Exception as exc:  # a fault of ours: the log gets all, the result one line
         traceback.print_exc()
         return _fail(status, f"{type(exc).__name__}: {exc}", FAILED)
+    return OK
+
+
+def _check(action: Action, spec: str) -> int:
+    """Judge a spec; nothing is run and nothing written."""
+    try:
+        read(load(action.spec), spec)
+    except SpecError as exc:
+        for problem in exc.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return BAD_SPEC
     return OK
 
 
@@ -142,7 +155,9 @@ def _parser(prog: str, actions: Mapping[str, Action], argv: Sequence[str] | None
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("-e", dest="spec", required=True, metavar="SPEC", help="the spec, a YAML file")
-        command.add_argument("-r", dest="out", required=True, metavar="OUT", help="folder for the results")
+        what = command.add_mutually_exclusive_group(required=True)
+        what.add_argument("-r", dest="out", metavar="OUT", help="folder for the results")
+        what.add_argument("--check", action="store_true", help="only judge the spec; nothing is run or written")
     return parser
 
 

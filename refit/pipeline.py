@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PrivateAttr, field_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -19,6 +19,9 @@ from pydantic_core import CoreSchema, core_schema
 from refit.data.settings import Dataset
 from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, near_file, read_document
 from refit.specs import load as load_spec
+
+if TYPE_CHECKING:
+    from refit.cpu.specs import AugmentParams
 
 NAME = re.compile(r"^[a-z][a-z0-9_-]{0,62}$")
 # minute hour day-of-month month day-of-week, or a preset; Airflow itself judges the details.
@@ -196,6 +199,11 @@ class Pipeline(Spec):
     def profile(self) -> str:
         """The cluster profile's name."""
         return self.cluster or self.runtime
+
+    @property
+    def augmentation(self) -> tuple[str, AugmentParams] | None:
+        """The block of `stages` that makes copies of training images with albumentations, and what it says."""
+        return None
 
 
 def peek_name(path: str | Path) -> str:

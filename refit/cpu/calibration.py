@@ -39,18 +39,22 @@ _CHUNK = 4
 def choose(records: Sequence[Record], classes: int, count: int, seed: int) -> list[int]:
     """Indices of `count` images (or all there are), spread over the classes, in order.
 
-    The image that shows most of the class seen least so far comes next, so a rare class is not left to chance; ties and
-    images beyond that are drawn with the seed.
+    Copies that augment made are left out: production sees no such pictures. The image that shows most of the class
+    seen least so far comes next, so a rare class is not left to chance; ties and images beyond that are drawn with the
+    seed.
     """
     order = np.random.default_rng(seed).permutation(len(records))
     shows = np.zeros((len(records), classes), dtype=bool)
+    own = np.zeros(len(records), dtype=bool)
     for i in range(len(records)):
-        shows[i, records[i].classes] = True
-    shows = shows[order]
-    left = np.ones(len(records), dtype=bool)
+        record = records[i]
+        shows[i, record.classes] = True
+        own[i] = not record.made_from
+    shows, left = shows[order], own[order]
+    shows &= left[:, None]
     seen = np.zeros(classes, dtype=np.int64)
     chosen: list[int] = []
-    while len(chosen) < min(count, len(records)):
+    while len(chosen) < min(count, int(own.sum())):
         available = np.array([(shows[:, c] & left).any() for c in range(classes)])
         if available.any():
             rarest = int(np.argmin(np.where(available, seen, np.iinfo(np.int64).max)))

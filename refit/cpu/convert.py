@@ -80,11 +80,12 @@ class SnapshotImage:
     width: int
     height: int
     objects: tuple[Labelled, ...]
+    made_from: str
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot as docs/contracts.md describes it, its labels read and checked, its images not yet."""
+    """A snapshot as docs/contracts.md describes it, or what augment made of one: labels checked, images not yet."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -178,6 +179,7 @@ def _record(snapshot: Snapshot, image: SnapshotImage) -> tuple[Record, int, bool
         classes=np.array([snapshot.classes.index(o.name) for o in image.objects], dtype=np.int64),
         difficult=np.array([o.difficult for o in image.objects], dtype=bool),
         truncated=np.array([o.truncated for o in image.objects], dtype=bool),
+        made_from=image.made_from,
     )
     return record, int((inside != boxes).any(axis=1).sum()), reencoded
 
@@ -188,6 +190,7 @@ def _image(row: Any, classes: tuple[str, ...], where: str) -> tuple[str, Snapsho
         file, split = str(row["file"]), str(row["split"])
         width, height = int(row["width"]), int(row["height"])
         digest, rows = str(row["sha256"]), list(row["objects"])
+        made_from = str(row["augmented"]["from"]) if "augmented" in row else ""
     except (KeyError, TypeError, ValueError) as exc:
         raise BadData(f"{where}: not a line of a snapshot ({exc!r}); {AGAIN}") from None
     if Path(file).name != file:
@@ -195,7 +198,7 @@ def _image(row: Any, classes: tuple[str, ...], where: str) -> tuple[str, Snapsho
     if width < 1 or height < 1:
         raise BadData(f"{where}: {file}: {width}x{height} is not the size of an image; {AGAIN}")
     objects = tuple(_object(o, classes, width, height, f"{where}: {file}: object {i}") for i, o in enumerate(rows, 1))
-    return split, SnapshotImage(file, digest, width, height, objects)
+    return split, SnapshotImage(file, digest, width, height, objects, made_from)
 
 
 def _object(row: Any, classes: tuple[str, ...], width: int, height: int, where: str) -> Labelled:

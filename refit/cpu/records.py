@@ -30,6 +30,7 @@ from refit.cpu.files import atomic, remove_leftovers
 from refit.files import write_json
 
 DATASET_FILE = "dataset.json"
+_MADE_FROM = "image/augmented_from"  # ours; TensorFlow's tools read the features that they know
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -44,6 +45,7 @@ class Record:
         boxes: float32 [n, 4], x1 y1 x2 y2 in pixels, x2 and y2 exclusive edges.
         classes: int64 [n], index into the data set's class list, from 0.
         difficult, truncated: bool [n]; left out: all False.
+        made_from: the image that augment made this one from; "" for an image of the data set.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Record:
     classes: NDArray[np.int64]
     difficult: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     truncated: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    made_from: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.classes)
@@ -127,7 +130,7 @@ class Dataset:
         if len(split) != info.images:
             raise BadData(
                 f"{self.folder}: split '{name}' holds {len(split)} images, {DATASET_FILE} says {info.images}; "
-                "run dataset_convert (or augment) again"
+                "run dataset_convert again"
             )
         return split
 
@@ -258,6 +261,7 @@ def _to_features(record: Record, classes: Sequence[str]) -> dict[str, tfrecord.F
         "image/object/class/label": record.classes + 1,
         "image/object/difficult": np.asarray(record.difficult, dtype=np.int64),
         "image/object/truncated": np.asarray(record.truncated, dtype=np.int64),
+        **({_MADE_FROM: [record.made_from.encode()]} if record.made_from else {}),
     }
 
 
@@ -276,4 +280,5 @@ def _from_features(features: Mapping[str, Any], classes: int) -> Record:
         classes=ids,
         difficult=features["image/object/difficult"] != 0,
         truncated=features["image/object/truncated"] != 0,
+        made_from=features[_MADE_FROM][0].decode() if _MADE_FROM in features else "",
     )

@@ -6,9 +6,10 @@ The fields of `*Params` are what a pipeline file may set; `*Spec` adds the paths
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from refit.specs import Spec
 
@@ -33,12 +34,77 @@ class ConvertParams(Spec):
     shards: int = Field(1, ge=1, le=256, description="TFRecord files per split")
 
 
-class TransformParams(Spec):
-    """One albumentations transform by its class name, e.g. {name: RandomRotate90, p: 0.5}."""
+ALLOWED = "REFIT_TRANSFORM_PACKAGES"
+"""The variable that names the packages, with commas between, whose transforms a pipeline may use."""
 
-    name: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$")
+
+class TransformParams(Spec):
+    """One transform: albumentations' by its class name, {name: RandomRotate90, p: 0.5}, or one's own.
+
+    One's own is {name: "package.module:Class", version: "1.2"}: a class on albumentations' base classes, of a package
+    that the installation allows (docs/data/augment.md).
+    """
+
+    name: str = Field(pattern=r"^([A-Za-z_]\w*(\.[A-Za-z_]\w*)*:)?[A-Z][A-Za-z0-9]*$")
     p: Fraction = 0.5
     args: dict[str, int | float | bool | str | list[float] | list[int]] = Field(default_factory=dict)
+    version: str | None = Field(None, min_length=1, description="of one's own package; another one is refused")
+
+    @property
+    def package(self) -> str | None:
+        """The package that one's own transform is taken from."""
+        return self.name.partition(":")[0].partition(".")[0] if ":" in self.name else None
+
+    def refusal(self, allowed: str) -> str:
+        """Why a transform of one's own cannot be used where ALLOWED has this value; "" where it can."""
+        packages = [name.strip() for name in allowed.split(",") if name.strip()]
+        if self.package is None or self.package in packages:
+            return ""
+        known = f"allowed are: {', '.join(packages)}" if packages else "none is allowed"
+        return (
+            f"{self.name} is refused: the package {self.package} is not allowed here ({known}). Whoever runs this "
+            f"installation allows it by {ALLOWED} in `env` of the cluster profile"
+        )
+
+    @model_validator(mode="after")
+    def _versioned(self) -> TransformParams:
+        if self.package and self.version is None:
+            raise ValueError(f"{self.name} needs `version`, that of {self.package}: another version is another result")
+        if self.version is not None and not self.package:
+            raise ValueError(f"version is of one's own transforms, and {self.name} is albumentations'; leave it out")
+        return self
+
+
+Preset = Literal["drip", "tlt", "zoom_out"]
+PRESETS: Mapping[Preset, tuple[TransformParams, ...]] = {
+    # Drip's set, its noise as standard deviations of 0..1: variances of 10 to 50, the default of its albumentations.
+    "drip": (
+        TransformParams(name="RandomRotate90", p=0.5),
+        TransformParams(name="GaussianBlur", p=0.3),
+        TransformParams(name="GaussNoise", p=0.3, args={"std_range": [0.012, 0.028]}),
+        TransformParams(name="HueSaturationValue", p=0.5),
+        TransformParams(name="RGBShift", p=0.5),
+    ),
+    # What the Kubeflow TLT pipeline told TLT's augment: 10 degrees, mirrored, hue 5 degrees, blur of 5 pixels with 1.5;
+    # its saturation of 1.0 is a factor and changes nothing. TLT did all of it to each image; here it is at random.
+    # OpenCV's hue has 180 steps, 2 degrees each.
+    "tlt": (
+        TransformParams(name="Rotate", p=1, args={"limit": [-10, 10]}),
+        TransformParams(name="HorizontalFlip", p=0.5),
+        TransformParams(
+            name="HueSaturationValue",
+            p=0.5,
+            args={"hue_shift_limit": [-2.5, 2.5], "sat_shift_limit": [0, 0], "val_shift_limit": [0, 0]},
+        ),
+        TransformParams(name="GaussianBlur", p=0.5, args={"blur_limit": [5, 5], "sigma_limit": [1.5, 1.5]}),
+    ),
+    # The whole picture at half to four fifths of its size, on black: at 0.8 a tenth to each side is free.
+    "zoom_out": (
+        TransformParams(
+            name="Affine", p=1, args={"scale": [0.5, 0.8], "keep_ratio": True, "translate_percent": [-0.1, 0.1]}
+        ),
+    ),
+}
 
 
 class AugmentParams(Spec):
@@ -46,16 +112,18 @@ class AugmentParams(Spec):
 
     copies: int = Field(1, ge=1, le=20, description="augmented images made from each training image")
     min_visibility: Fraction = Field(0.3, description="a box that keeps less of its area is dropped and counted")
-    transforms: list[TransformParams] = Field(
-        default_factory=lambda: [
-            TransformParams(name="RandomRotate90", p=0.5),
-            TransformParams(name="GaussianBlur", p=0.3),
-            TransformParams(name="GaussNoise", p=0.3, args={"std_range": [0.012, 0.028]}),
-            TransformParams(name="HueSaturationValue", p=0.5),
-            TransformParams(name="RGBShift", p=0.5),
-        ],
-        min_length=1,
+    presets: list[Preset] = Field(
+        default_factory=list, description="named sets of transforms, in this order; nothing named at all: [drip]"
     )
+    transforms: list[TransformParams] = Field(
+        default_factory=list, description="transforms of albumentations, after those of the presets"
+    )
+
+    @property
+    def chain(self) -> list[TransformParams]:
+        """All transforms, in the order in which they act."""
+        presets = self.presets or ([] if self.transforms else ["drip"])
+        return [*(t for name in presets for t in PRESETS[name]), *self.transforms]
 
 
 class OnlineAugmentation(Spec):
@@ -141,20 +209,17 @@ class StageSpec(Spec):
 
 
 class ConvertSpec(StageSpec, ConvertParams):
-    snapshot: Path
+    snapshot: Path = Field(description="a snapshot, or what augment wrote")
 
 
 class AugmentSpec(StageSpec, AugmentParams):
-    records: Path = Field(description="folder written by dataset_convert")
+    snapshot: Path
 
 
 class TrainSpec(StageSpec, TrainParams):
     """Also retrain: then `model` names the pruned checkpoint, whose architecture is kept."""
 
-    records: Path = Field(description="folder written by dataset_convert (val and other splits)")
-    train_records: Path | None = Field(
-        None, description="folder written by augment; null: the train split of `records`"
-    )
+    records: Path = Field(description="folder written by dataset_convert")
     network: NetworkParams
     model: Path | None = None
 

@@ -41,7 +41,7 @@ from refit.postprocess import Postprocess
 CHECKPOINT = "checkpoint.pth"
 MODEL = "model.pth"
 # What may differ between a checkpoint and the training that goes on from it: paths, and what changes no weight.
-_FREE = {"records", "train_records", "model", "pretrained", "threads", "evaluate_every"}
+_FREE = {"records", "model", "pretrained", "threads", "evaluate_every"}
 _VAL = Postprocess(score_threshold=0.01)
 
 
@@ -60,20 +60,17 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     torch.manual_seed(spec.seed)
     dataset = Dataset.load(spec.records)
-    train_set = Dataset.load(spec.train_records) if spec.train_records else dataset
-    if train_set.classes != dataset.classes:
-        raise BadSpec(f"train_records {train_set.folder} has other classes than records {dataset.folder}; make it anew")
     model = _start(spec, dataset.classes)
-    records = train_set.split("train")
+    records = dataset.split("train")
     decoding = Progress(status, "Reading images", len(records))
-    images = open_training_images(records, model.info.input, str(train_set.folder), decoding.step)
+    images = open_training_images(records, model.info.input, str(dataset.folder), decoding.step)
     if images.useless:
         status.running(f"{images.useless} boxes without area left out.")
     reduced = spec.precision == "bfloat16" or (spec.precision == "auto" and has_bfloat16())
     size = spec.batch_size
     grid = Grid(model.info.input.width, model.info.input.height, model.info.stride)
     learner = Learner(model.network, spec, grid, model.info.input.scale, steps(len(images), size), reduced)
-    identity = _identity(spec, dataset, train_set)
+    identity = _identity(spec, dataset)
     done, history = _resume(out / CHECKPOINT, identity, learner, status)
 
     with SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) as board:
@@ -120,11 +117,11 @@ def _start(spec: TrainSpec, classes: tuple[str, ...]) -> Model:
     return model
 
 
-def _identity(spec: TrainSpec, dataset: Dataset, train_set: Dataset) -> str:
+def _identity(spec: TrainSpec, dataset: Dataset) -> str:
     """What a checkpoint must have been made from, to go on from it. Paths may change, contents may not."""
     content = {
         "spec": spec.model_dump(exclude=_FREE),
-        "data": [dataset.fingerprint, train_set.fingerprint, train_set.splits["train"].images],
+        "data": [dataset.fingerprint, dataset.splits["train"].images],
         "start": [sha256(Path(p)) if p else None for p in (spec.model, spec.pretrained)],
         "torch": torch.__version__,
     }

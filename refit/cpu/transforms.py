@@ -16,8 +16,11 @@ albumentations is imported when it is first needed: it takes seconds, `--help` s
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.metadata
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from refit.command import BadSpec
-from refit.cpu.specs import AugmentParams, AugmentSpec, TransformParams
+from refit.cpu.specs import ALLOWED, AugmentSpec, TransformParams
 from refit.specs import did_you_mean
 
 MIN_SIDE = 0.5
@@ -55,7 +58,7 @@ class Transform(TransformParams):
     @classmethod
     def _known(cls, name: str) -> str:
         known = allowed()
-        if name in known:
+        if name in known or ":" in name:
             return name
         if hasattr(_library(), name):
             raise ValueError(f"{name} is not offered: it needs more than an image, or boxes do not follow it exactly")
@@ -73,9 +76,7 @@ class CheckedAugmentSpec(AugmentSpec):
 
     # A list is invariant for mypy; each Transform is a TransformParams.
     transforms: list[Transform] = Field(  # type: ignore[assignment]
-        default_factory=lambda: [Transform(**t.model_dump()) for t in AugmentParams().transforms],
-        min_length=1,
-        description="albumentations transforms by class name, in this order",
+        default_factory=list, description="transforms of albumentations, after those of the presets"
     )
 
 
@@ -93,9 +94,40 @@ def allowed() -> tuple[str, ...]:
     return tuple(sorted((pixels - _NOT_IMAGES) | GEOMETRIC))
 
 
+def own(params: TransformParams) -> Any:
+    """The class of one's own transform. Raises ValueError: not allowed here, not there, or of another version."""
+    if why := params.refusal(os.environ.get(ALLOWED, "")):
+        raise ValueError(why)
+    path, _, attribute = params.name.partition(":")
+    try:
+        cls = getattr(importlib.import_module(path), attribute, None)
+    except Exception as exc:  # code that is not ours: anything may happen in it
+        raise ValueError(f"{params.name} cannot be imported: {type(exc).__name__}: {_first_line(exc)}") from exc
+    library = _library()
+    if not (inspect.isclass(cls) and issubclass(cls, library.ImageOnlyTransform | library.DualTransform)):
+        raise ValueError(f"{params.name} is no ImageOnlyTransform or DualTransform of albumentations")
+    there = _version(path.partition(".")[0])
+    if there != params.version:
+        raise ValueError(
+            f"{params.name}: version {params.version} is wanted, and {params.package} {there} is installed"
+        )
+    return cls
+
+
+def _version(package: str) -> str:
+    """What the package says of itself, else its distribution."""
+    said = getattr(sys.modules[package], "__version__", None)
+    if said is not None:
+        return str(said)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(f"{package} has no version; give it a __version__") from None
+
+
 def build(params: TransformParams) -> Any:
-    """An albumentations transform. Raises ValueError that says which argument is wrong and how."""
-    cls = getattr(_library(), params.name)
+    """A transform. Raises ValueError that says which argument is wrong and how."""
+    cls = own(params) if params.package else getattr(_library(), params.name)
     names = [n for n in inspect.signature(cls.__init__).parameters if n not in {"self", "p"}]
     for name in params.args:
         if name not in names:
@@ -111,6 +143,10 @@ def build(params: TransformParams) -> Any:
             transform = cls(p=params.p, **args)
     except (ValueError, TypeError) as exc:
         raise ValueError(f"{params.name}: {_first_line(exc)}") from None
+    except Exception as exc:
+        if not params.package:
+            raise
+        raise ValueError(f"{params.name}: {type(exc).__name__}: {_first_line(exc)}") from exc
     more = set(transform.targets_as_params) - _GIVEN
     if more:
         raise ValueError(f"{params.name} is not offered: it needs {', '.join(sorted(more))}")
@@ -125,11 +161,15 @@ class Augmented:
         image: RGB uint8 [h, w, 3]; the size may have changed.
         boxes: float64 [m, 4], x1 y1 x2 y2 in pixels of the new image, inside it.
         kept: int64 [m], the index of each box among those that went in.
+        visible: float64 [n], the share of each box that went in which is left, over the whole chain.
+        applied: names of the transforms that acted; the others were not drawn.
     """
 
     image: NDArray[np.uint8]
     boxes: NDArray[np.float64]
     kept: NDArray[np.int64]
+    visible: NDArray[np.float64]
+    applied: tuple[str, ...]
 
 
 class Chain:
@@ -141,10 +181,10 @@ class Chain:
     """
 
     def __init__(self, transforms: Sequence[TransformParams], min_visibility: float) -> None:
-        self._transforms = [build(t) for t in transforms]
+        self._transforms = [(t.name, build(t)) for t in transforms]
         self._min_visibility = min_visibility
 
-    def __call__(self, image: NDArray[np.uint8], boxes: NDArray[np.float32], seed: str) -> Augmented:
+    def __call__(self, image: NDArray[np.uint8], boxes: NDArray[np.floating], seed: str) -> Augmented:
         """Apply the chain; equal arguments give equal results.
 
         Args:
@@ -159,7 +199,8 @@ class Chain:
         rows = np.column_stack([boxes / _scale(image), np.arange(len(boxes))]).astype(np.float64)
         rows[:, :4] = rows[:, :4].clip(0, 1)
         visible = np.ones(len(boxes))
-        for place, transform in enumerate(self._transforms):
+        applied = []
+        for place, (name, transform) in enumerate(self._transforms):
             transform.set_random_seed(int.from_bytes(sha256(f"{seed}/{place}".encode()).digest()[:4], "big"))
             try:
                 with warnings.catch_warnings():
@@ -169,11 +210,17 @@ class Chain:
                 raise
             except Exception as exc:  # the library has no common base for its errors
                 height, width = image.shape[:2]
-                what = f"transforms: {type(transform).__name__} fails on an image of {width}x{height} pixels"
+                what = f"transforms: {name} fails on an image of {width}x{height} pixels"
                 raise BadSpec(f"{what}: {_first_line(exc)}") from exc
-            image = np.asarray(result["image"])
-            rows = self._inside(np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 5), image, visible)
-        return Augmented(image, rows[:, :4] * _scale(image), rows[:, 4].astype(np.int64))
+            if transform.get_applied_params():
+                applied.append(name)
+            image = _picture(name, transform, image, np.asarray(result["image"]))
+            there = rows[:, 4].astype(np.int64)
+            rows = np.asarray(result["bboxes"], dtype=np.float64).reshape(-1, 5)
+            visible[np.setdiff1d(there, rows[:, 4].astype(np.int64))] = 0  # some transforms drop what left the picture
+            rows = self._inside(rows, image, visible)
+        kept = rows[:, 4].astype(np.int64)
+        return Augmented(image, rows[:, :4] * _scale(image), kept, visible, tuple(applied))
 
     def _inside(
         self, rows: NDArray[np.float64], image: NDArray[np.uint8], visible: NDArray[np.float64]
@@ -190,6 +237,15 @@ class Chain:
         return clipped[keep]
 
 
+def _picture(name: str, transform: Any, before: NDArray[np.uint8], after: NDArray[Any]) -> NDArray[np.uint8]:
+    """What a transform made, where it is what the next one can take."""
+    if after.dtype != np.uint8 or after.shape[2:] != before.shape[2:]:
+        raise BadSpec(f"transforms: {name} gives {after.dtype} of {after.shape}, not 8 bits of 3 channels")
+    if "bboxes" not in transform.available_keys and after.shape != before.shape:
+        raise BadSpec(f"transforms: {name} changes the size and leaves the boxes; make it a DualTransform")
+    return after
+
+
 def _scale(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     height, width = image.shape[:2]
     return np.array([width, height, width, height], dtype=np.float64)
@@ -204,7 +260,8 @@ def _first_line(exc: Exception) -> str:
     """pydantic's report of several lines as one; other messages as they are."""
     cause = exc if isinstance(exc, ValidationError) else exc.__cause__
     if isinstance(cause, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}".lstrip(": ") for e in cause.errors())
+        told = ((".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, ")) for e in cause.errors())
+        return "; ".join(f"{where}: {what}".lstrip(": ") for where, what in told)
     return str(exc).partition("\n")[0]
 
 

@@ -42,6 +42,31 @@ CODES: dict[str, Code] = {
     "list_unknown_name": Code("error", "correct the list, or add the image", fixed=True),
     "list_overlap": Code("error", "leave the image in one list only", fixed=True),
     "split_without_objects": Code("error", "take labelled images into it", fixed=True),
+    "evaluated_before": Code(
+        "error",
+        "take it out of the list: what was evaluated once never trains; split.evaluation: fresh gives that up",
+    ),
+    "group_missing": Code("error", "correct dataset.split.group, or what it goes by", fixed=True),
+    "base_missing": Code(
+        "error", "put the whole data set into the source and take it once with dataset.mode: replace", fixed=True
+    ),
+    "removed_unreadable": Code("error", "write an image's name a line, as UTF-8 text", fixed=True),
+    "evaluation_changed": Code("warning", "compare figures of the same version only"),
+    "evaluation_small": Code(
+        "warning",
+        "dataset.split.evaluation_grow: true lets new images into it; to draw another, rename evaluation/ in the "
+        "pipeline's workspace",
+    ),
+    "evaluation_relative": Code(
+        "warning", "nothing to do; dataset.split.evaluation_grow: true evaluates such images, too"
+    ),
+    "group_too_large": Code("warning", "group by something finer: a group is never divided"),
+    "group_across_splits": Code("warning", "keep a group in one list: relatives flatter the evaluation"),
+    "group_unknown_name": Code("info", "nothing to do where the table names more than this data set; else correct it"),
+    "not_in_group": Code("warning", "give it a group: each such image is dealt out by itself"),
+    "picture_replaced": Code("warning", "give new pictures new names, where the old one should have stayed"),
+    "removed_image": Code("info", "removed.txt names it"),
+    "removed_unknown": Code("info", "nothing to do where it was removed before; else correct removed.txt"),
     "class_without_objects": Code("warning", "take the class out of dataset.classes, or add images of it"),
     "class_not_in_split": Code("warning", "add images of the class: it cannot be learnt and measured apart"),
     "duplicate_image": Code("info", "the same picture counts several times"),

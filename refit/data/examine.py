@@ -155,7 +155,8 @@ def _take(out: Examination, item: Item, picture: _Picture | None, classes: check
     if not labels.declared:
         why = "an image without objects"
         out.faults.append(fault("background_image", item.label, why, line=labels.line, at=labels.at))
-    sample = Sample("", item.name, item.image, picture.sha256, picture.bytes, width, height, tuple(good), item.part)
+    size, objects = picture.bytes, tuple(good)
+    sample = Sample("", item.name, item.image, picture.sha256, size, width, height, objects, item.part, item.tags)
     out.samples.append(sample)
 
 

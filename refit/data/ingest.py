@@ -8,104 +8,225 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refit.data import checks, snapshot, split
+from refit.data import append, checks, diff, evaluation, groups, snapshot, split
 from refit.data.arrival import signature
 from refit.data.examine import Examination, Known, Progress, changed, examine, ordered, unchanged
 from refit.data.faults import BadData, Fault, graded
 from refit.data.formats.base import Changed, read_whole
 from refit.data.model import Sample
-from refit.data.settings import DatasetSettings
+from refit.data.settings import DatasetSettings, GroupBy
 from refit.data.snapshot import Snapshot
 
 
 def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress: Progress | None = None) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
 
-    The same data and settings give the same fingerprint, and the snapshot that is there already. Safe to run several
-    times at once. `progress(done, total)` is called while images are read.
+    The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
+    to run several times at once. `progress(done, total)` is called while images are read.
 
     Raises:
         BadData: the data cannot be used; carries every fault, the message shows the first and where the list is.
         NoSpace: the workspace's disk is full; nothing half-written stays but images in the store, whole ones.
+        StageError: what was evaluated before cannot be read.
     """
     source, datasets = Path(source), Path(workspace) / "datasets"
     with snapshot.no_space(_existing(datasets)):
         os.makedirs(datasets, exist_ok=True)
     snapshot.clean(datasets)
     store = snapshot.Store(datasets)
+    base = append.last(Path(workspace))
+    folder = Path(workspace) / evaluation.FOLDER
     try:
-        examined, parts, samples = _read(source, settings, store.holds, progress)
+        examined = _examine(source, settings, store.holds, progress, base)
+        before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
+        while True:
+            memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
+            divided = divide(examined, settings, memory, base, before)
+            if any(f.severity == "error" for f in divided.faults):
+                raise BadData(str(source), divided.faults)
+            _fill(store, examined, divided.samples)
+            unchanged(examined.tree)
+            with snapshot.no_space(datasets):
+                if settings.split.evaluation == "fresh" or evaluation.record(
+                    folder, memory, divided.samples, divided.parts, divided.why
+                ):
+                    break  # else another ingest has changed what is held meanwhile
     except BadData as exc:
         raise _reported(exc, datasets) from None
-    _fill(store, examined, samples)
-    unchanged(examined.tree)
-    return snapshot.publish(
-        datasets, samples, parts, settings.classes, examined.faults, _provenance(examined, settings)
+    taken = snapshot.publish(
+        datasets,
+        divided.samples,
+        divided.parts,
+        settings.classes,
+        divided.faults,
+        _provenance(examined, settings, base if before else None),
+        divided.evaluation,
     )
+    return replace(taken, changes=_changes(base, taken, divided))
 
 
 def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[Fault]]:
-    """What `dataset.json` would say of the data set in `source` (`snapshot.facts`), and what it lost or had changed;
-    nothing is written.
+    """What `dataset.json` would say of the data set in `source`, taken by itself (`snapshot.facts`), and what it lost
+    or had changed; nothing is written.
 
     Raises BadData as `ingest` does.
     """
-    examined, parts, samples = _read(Path(source), settings, lambda sha256, suffix, size: False, None)
-    rows = [s.as_json(parts[s.file]) for s in samples]
-    return snapshot.facts(rows, settings.classes, examined.faults), examined.faults
+    _, divided = _alone(Path(source), settings, lambda sha256, suffix, size: False, None)
+    rows = [s.as_json(divided.parts[s.file]) for s in divided.samples]
+    return snapshot.facts(rows, settings.classes, divided.faults), divided.faults
 
 
-def _read(
+def excerpt(
+    source: Path,
+    settings: DatasetSettings,
+    workspace: Path,
+    choose: Callable[[Mapping[str, Sequence[str]]], Iterable[str]],
+    progress: Progress | None = None,
+) -> Snapshot:
+    """A snapshot of some training images of the data set in `source`, taken by itself, to try something on.
+
+    `choose` is given the classes of each training image's objects by its name, and gives names back. The images are
+    not decoded: whoever uses them does that.
+
+    Raises BadData as `ingest` does.
+    """
+    datasets = Path(workspace) / "datasets"
+    examined, divided = _alone(Path(source), settings, lambda sha256, suffix, size: True, progress)
+    parts = divided.parts
+    train = {s.file: [o.cls for o in s.objects] for s in divided.samples if parts[s.file] == split.TRAIN}
+    chosen = set(choose(train))
+    taken = [s for s in divided.samples if s.file in chosen]
+    _fill(snapshot.Store(datasets), examined, taken)
+    return snapshot.publish(datasets, taken, parts, settings.classes, (), {}, {})
+
+
+def _alone(
     source: Path, settings: DatasetSettings, known: Known, progress: Progress | None
-) -> tuple[Examination, dict[str, str], list[Sample]]:
-    """The data set, the part of each sample by its `file`, and the samples. Raises BadData."""
-    examined = examine(
-        source,
-        format=settings.format,
-        image_dir=settings.image_dir,
-        label_dir=settings.label_dir,
-        classes=checks.Classes(settings.classes, settings.class_map),
-        max_bad_labels=settings.max_bad_labels,
-        severity=settings.severity,
-        leave=[str(PurePosixPath(p)) for p in (settings.split.lists or {}).values()],
-        known=known,
-        progress=progress,
-    )
-    parts, samples = divide(examined, settings)
-    if examined.failed():
-        raise BadData(str(source), examined.faults)
-    return examined, parts, samples
+) -> tuple[Examination, Divided]:
+    """The data set in `source` without what was taken before. Raises BadData."""
+    examined = _examine(source, settings, known, progress)
+    divided = divide(examined, settings)
+    if any(f.severity == "error" for f in divided.faults):
+        raise BadData(str(source), divided.faults)
+    return examined, divided
 
 
-def divide(examined: Examination, settings: DatasetSettings) -> tuple[dict[str, str], list[Sample]]:
-    """The part of each sample by its `file`, and the samples that are in one; what is wrong goes to `examined.faults`.
+def _examine(
+    source: Path, settings: DatasetSettings, known: Known, progress: Progress | None, base: append.Base | None = None
+) -> Examination:
+    """The data set in `source`; with a data set to add to, a list of what to remove is enough. Raises BadData."""
+    by = settings.split.group
+    beside = [*(settings.split.lists or {}).values()]
+    beside += [by.file] if isinstance(by, GroupBy) and by.file is not None else []
+    beside += [append.REMOVED] if settings.mode == "append" else []
+    try:
+        return examine(
+            source,
+            format=settings.format,
+            image_dir=settings.image_dir,
+            label_dir=settings.label_dir,
+            classes=checks.Classes(settings.classes, settings.class_map),
+            max_bad_labels=settings.max_bad_labels,
+            severity=settings.severity,
+            leave=[str(PurePosixPath(p)) for p in beside],
+            known=known,
+            progress=progress,
+        )
+    except BadData as exc:
+        if base is None or settings.mode != "append":
+            raise
+        return append.removals_only(source, exc)
 
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """A data set with its parts (by the samples' `file`) and all faults, graded.
+
+    `evaluation` is what dataset.json says of the evaluation set, `why` the ledger: how it came to be.
+    """
+
+    samples: list[Sample]
+    parts: dict[str, str]
+    faults: list[Fault]
+    evaluation: dict[str, Any]
+    why: str
+
+
+def divide(
+    examined: Examination,
+    settings: DatasetSettings,
+    memory: evaluation.Memory | None = None,
+    base: append.Base | None = None,
+    before: Mapping[str, str] | None = None,
+) -> Divided:
+    """Split the examined data set; `examined` stays as it is.
+
+    `memory` is what was evaluated before (nothing where the evaluation is not frozen), `base` the data set taken last,
+    `before` the parts of the samples that were added from it.
     Raises BadData (source_changed) where a list vanishes.
     """
-    faults: list[Fault] = []
+    memory = memory or evaluation.Memory()
+    by = settings.split
     try:
-        if settings.split.lists is None:
-            parts = split.at_random(examined.samples, settings.split.val, settings.split.seed)
-            names = [split.TRAIN, split.VAL]
+        samples, faults = groups.assign(examined, by)
+        if by.lists is None:
+            trained = _trained(base) if by.evaluation_grow else None
+            division = evaluation.divide(samples, by, memory, trained)
+            parts, names = division.parts, [split.TRAIN, split.VAL]
+            faults += division.faults
         else:
-            listed = split.by_lists(examined, settings.split.lists)
-            parts, names = listed.parts, list(settings.split.lists)
+            listed = split.by_lists(examined, by.lists, before)
+            parts, names = listed.parts, list(by.lists)
             faults += listed.faults
+            for file, found in list(evaluation.held_back(samples, parts, memory)):
+                del parts[file]
+                faults.append(found)
+            faults += evaluation.across(samples, parts, memory)
     except Changed as exc:
         raise changed(examined.tree.root, str(exc)) from None
-    examined.samples = [s for s in examined.samples if s.file in parts]
+    samples = [s for s in samples if s.file in parts]
     if not any(f.code in ("too_few_images", "no_objects", "list_missing") for f in [*examined.faults, *faults]):
-        faults += split.check(examined.samples, parts, names, settings.classes)
-    faults += checks.duplicates(examined.samples, parts)
-    examined.faults = graded([*examined.faults, *graded(faults, settings.severity)], {})
-    if not examined.balanced():
+        faults += split.check(samples, parts, names, settings.classes)
+    faults += checks.duplicates(samples, parts)
+    images = evaluation.measured(samples, parts)
+    about: dict[str, Any] = {"version": evaluation.version(images), "mode": by.evaluation, "images": len(images)}
+    previous = memory.version or (base.evaluation if base else "")
+    why = f"{by.val:g} of {len(parts)} images" if by.lists is None else "by lists"
+    if previous and previous != about["version"]:
+        about["previous"] = previous
+        why = evaluation.changes(memory.images(), images) if memory.version else "drawn anew"
+        faults.append(evaluation.changed(previous, about["version"], why))
+    graded_all = graded([*examined.faults, *graded(faults, settings.severity)], {})
+    if examined.declared != sum(len(s.objects) for s in samples) + sum(f.objects for f in graded_all):
         raise AssertionError(f"{examined.tree.root}: the split lost objects: a fault in Refit")
-    return parts, examined.samples
+    return Divided(samples, parts, graded_all, about, why)
+
+
+def _trained(base: append.Base | None) -> set[str] | None:
+    """The sha256 of the images that trained last, None where that is not known."""
+    try:
+        return {row["sha256"] for row in base.rows() if row["split"] == split.TRAIN} if base else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _changes(base: append.Base | None, taken: Snapshot, divided: Divided) -> dict[str, int]:
+    """How many images came, changed and went since the data set taken last; {} where that is not known."""
+    if base is None:
+        return {}
+    if base.fingerprint == taken.fingerprint:
+        return {"added": 0, "changed": 0, "removed": 0, "unchanged": len(divided.samples)}
+    now = (s.as_json(divided.parts[s.file]) for s in sorted(divided.samples, key=lambda s: s.file))
+    try:
+        return diff.compare(base.rows(), now).counts()
+    except (OSError, ValueError, KeyError):  # a run that takes a whole data set needs no older one
+        return {}
 
 
 def _fill(store: snapshot.Store, examined: Examination, samples: Sequence[Sample]) -> None:
@@ -150,8 +271,9 @@ def _reported(exc: BadData, datasets: Path) -> BadData:
     return BadData(exc.source, exc.faults, report)
 
 
-def _provenance(examined: Examination, settings: DatasetSettings) -> Mapping[str, Any]:
+def _provenance(examined: Examination, settings: DatasetSettings, base: append.Base | None) -> Mapping[str, Any]:
     return {
+        **({"base": base.fingerprint} if base else {}),
         "source": os.path.realpath(examined.tree.root),
         "format": examined.format,
         "image_dir": examined.layout.image_dir,

@@ -79,6 +79,7 @@ class Item:
     label: str
     labels: Labels
     part: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,10 @@ class Box:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set, `part` the split
-    that the data set itself puts it in, where it does."""
+    that the data set itself puts it in, where it does.
+
+    `groups` are those of `split.group` that it belongs to (refit.data.groups).
+    """
 
     file: str
     name: str
@@ -125,10 +129,12 @@ class Sample:
     height: int
     objects: tuple[Box, ...]
     part: str | None = None
+    tags: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def as_json(self, split: str) -> dict[str, Any]:
-        """The line of annotations.jsonl (docs/contracts.md)."""
-        return {
+        """The line of annotations.jsonl (docs/contracts.md); what a split goes by is left out where it says no more."""
+        row: dict[str, Any] = {
             "file": self.file,
             "sha256": self.sha256,
             "width": self.width,
@@ -137,3 +143,10 @@ class Sample:
             "source": self.source,
             "objects": [o.as_json() for o in self.objects],
         }
+        if self.name != self.file:
+            row["name"] = self.name
+        if self.tags:
+            row["tags"] = list(self.tags)
+        if self.groups:
+            row["groups"] = list(self.groups)
+        return row

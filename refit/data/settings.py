@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from refit.data.codes import CODES
 from refit.specs import Spec, did_you_mean
@@ -29,11 +30,64 @@ class Arrival(Spec):
     timeout_hours: float = Field(24, gt=0, le=24 * 365, description="how long one run waits for it (hours)")
 
 
+class GroupBy(Spec):
+    """What makes images relatives of each other: one of these."""
+
+    name_prefix: str | None = Field(
+        None,
+        description="regular expression with one group, for the beginning of the file's name: what the group matched, "
+        r"e.g. '(cam\d+)_'",
+    )
+    tag: str | None = Field(
+        None, description="regular expression with one group, for a whole tag of the image, e.g. 'camera:(.*)'"
+    )
+    file: str | None = Field(
+        None, description="CSV file below the source: an image (as in `lists`) and its group a line, e.g. groups.csv"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> GroupBy:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("name one of name_prefix, tag and file")
+        for name in ("name_prefix", "tag"):
+            pattern = getattr(self, name)
+            if pattern is not None and _groups(name, pattern) != 1:
+                raise ValueError(f"{name}: {pattern!r} needs one group in brackets: what it matches is the group")
+        return self
+
+
+def _groups(name: str, pattern: str) -> int:
+    try:
+        return re.compile(pattern).groups
+    except re.error as exc:
+        raise ValueError(f"{name}: {pattern!r} is no regular expression: {exc}") from None
+
+
+Grouping = Annotated[
+    Annotated[Literal["folder", "tag"], Tag("name")] | Annotated[GroupBy, Tag("rule")],
+    # So that a fault is told once, and not for each of the two.
+    Discriminator(lambda value: "rule" if isinstance(value, dict | GroupBy) else "name"),
+]
+
+
 class Split(Spec):
     """Which images train and which are the evaluation set: a random share, or lists that come with the data."""
 
     val: float = Field(0.2, gt=0, lt=1, description="share of the images held out, stratified by class")
     seed: int = Field(42, ge=0, le=2**31 - 1)
+    group: Grouping | None = Field(
+        None,
+        description="images of one group (video, camera, place) are never on both sides: `folder` of the image, any "
+        "`tag` they share, {name_prefix: REGEX}, {tag: REGEX} or {file: groups.csv}",
+    )
+    evaluation: Literal["frozen", "fresh"] = Field(
+        "frozen",
+        description="frozen: what was evaluated once stays the evaluation set and never trains, whatever arrives; "
+        "fresh: the split is drawn anew from each data set",
+    )
+    evaluation_grow: bool = Field(
+        False, description="frozen: take the share `val` of new images, too; the figures are then of another version"
+    )
     lists: dict[str, str] | None = Field(
         None,
         description="split name -> text file of image names (one a line, relative to the source); "
@@ -59,6 +113,11 @@ class DatasetSettings(Spec):
     classes: list[Name] = Field(min_length=1, max_length=1000, description="what the detector learns, in this order")
     class_map: dict[str, str | None] = Field(
         default_factory=dict, description="label name -> class, or null to leave such objects out (they are counted)"
+    )
+    mode: Literal["replace", "append"] = Field(
+        "replace",
+        description="replace: the source is the whole data set; append: it adds to the one taken last, corrects it, "
+        "and removes the images that its removed.txt names",
     )
     split: Split = Split()
     max_bad_labels: float = Field(0.01, ge=0, le=1, description="a larger share of faulty objects stops the run")

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,13 +25,15 @@ from refit.data.faults import Fault, NoSpace, counts
 from refit.data.model import Sample
 
 SCHEMA = 1
+NOT_DATA = frozenset({"source", "name", "tags", "groups"})  # where an image came from, and what its split went by
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published data set. `faults` and `reused` tell of the ingest that returned it."""
+    """A published data set. `faults`, `reused` and `changes` (images since the one before, see refit.data.diff) tell of
+    the ingest that returned it."""
 
     path: Path
     fingerprint: str
@@ -41,6 +43,7 @@ class Snapshot:
     issues: Mapping[str, int]
     faults: tuple[Fault, ...] = ()
     reused: bool = False
+    changes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Store:
@@ -76,13 +79,13 @@ class Store:
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """sha256 over the class list and the rows of annotations.jsonl, by file name, without their `source`.
+    """sha256 over the class list and the rows of annotations.jsonl, by file name, without what is NOT_DATA.
 
     It covers name, content, size, objects and split of each image, and nothing of the machine or the day.
     """
     digest = hashlib.sha256(_canonical(list(classes)))
     for row in sorted(rows, key=lambda r: str(r["file"])):
-        digest.update(_canonical({k: v for k, v in row.items() if k != "source"}))
+        digest.update(_canonical({k: v for k, v in row.items() if k not in NOT_DATA}))
     return digest.hexdigest()
 
 
@@ -99,6 +102,7 @@ def publish(
     classes: Sequence[str],
     faults: Sequence[Fault],
     provenance: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
 ) -> Snapshot:
     """Write the snapshot of samples whose images are all in the store; returns the one that is there afterwards.
 
@@ -112,7 +116,8 @@ def publish(
         staging = datasets / f".{name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
             with no_space(datasets):
-                _write(staging, datasets, name, rows, samples, classes, faults, provenance)
+                about = {"evaluation": dict(evaluation), "provenance": dict(provenance)}
+                _write(staging, datasets, name, rows, samples, classes, faults, about)
             there = _rename(staging, final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -196,7 +201,7 @@ def _write(
     samples: Sequence[Sample],
     classes: Sequence[str],
     faults: Sequence[Fault],
-    provenance: Mapping[str, Any],
+    more: Mapping[str, Any],
 ) -> None:
     store = Store(datasets)
     (staging / "images").mkdir(parents=True)
@@ -204,7 +209,7 @@ def _write(
         files.link_or_copy(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
     write_lines(staging / "annotations.jsonl", rows)
     write_lines(staging / "issues.jsonl", (f.as_json() for f in faults))
-    about = {"schema": SCHEMA, "fingerprint": name, **facts(rows, classes, faults), "provenance": dict(provenance)}
+    about = {"schema": SCHEMA, "fingerprint": name, **facts(rows, classes, faults), **more}
     files.write_json(staging / "dataset.json", about)
     files.sync_folder(staging / "images")
 

@@ -1,23 +1,21 @@
 """Which images train, and which are for evaluation: at random and stratified, or by lists that come with the data.
 
 Both are functions of what the images are, not of the order in which a disk lists them: the same data gives the same
-split on every machine. Equal pictures always go to the same part.
+split on every machine. Equal pictures, and images of one group, always go to the same part (refit.data.groups); what
+was evaluated once stays there (refit.data.evaluation).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from refit.data.examine import Examination
 from refit.data.faults import Fault, fault
-from refit.data.formats.base import Changed, read_whole
-from refit.data.images import SUFFIXES
+from refit.data.groups import Block
 from refit.data.model import Sample
-from refit.data.text import NotText, decode
+from refit.data.names import lines, of_images, of_samples
 from refit.specs import did_you_mean
 
 TRAIN, VAL = "train", "val"
@@ -56,155 +54,125 @@ class Lists:
     faults: list[Fault]
 
 
-def by_lists(examined: Examination, lists: Mapping[str, str]) -> Lists:
+def by_lists(examined: Examination, lists: Mapping[str, str], before: Mapping[str, str] | None = None) -> Lists:
     """Split by text files below the source, one image a line.
 
     A line names an image by its file name, its path below the image folder or below the source, each with or without
     its ending (VOC's lists; a flag after the name, as in VOC's lists by class, is passed over where it is not -1).
+    `before` gives the parts of images that were taken before and stay there unless a list names them.
     """
+    before = before or {}
     found = Lists({}, [])
-    names = _aliases({s.name: s.source for s in examined.samples})
-    by_source = {s.source: s for s in examined.samples}
-    present = _aliases(_all_images(examined))
+    names = of_samples(s for s in examined.samples if s.file in before)
+    names |= of_samples(s for s in examined.samples if s.file not in before)
+    present = of_images(examined)
     where: dict[str, tuple[str, int]] = {}
     for part, path in lists.items():
-        for at, line in _lines(examined, path, found.faults):
-            word = _image_name(line, present)
-            source = names.get(word)
-            if source is None:
+        for at, line in lines(examined, path, "list_missing", found.faults):
+            word = line if line in names or line in present else _without_flag(line)
+            file = names.get(word)
+            if file is None:
                 if word not in present:  # else it was left out for a fault of its own
                     hint = did_you_mean(word, list(present)) if len(present) < 5000 else ""
                     message = f"{word[:100]!r} is no image of the data set{hint}"
                     found.faults.append(fault("list_unknown_name", path, message, line=at, value=word))
                 continue
-            file = by_source[source].file
             if found.parts.setdefault(file, part) != part:
                 message = f"{word!r} is in {where[file][0]}:{where[file][1]}, too"
                 found.faults.append(fault("list_overlap", path, message, line=at, value=word))
             where.setdefault(file, (path, at))
     for s in examined.samples:
         if s.file not in found.parts:
-            found.faults.append(fault("not_in_lists", s.source, "left out", objects=len(s.objects), images=1))
+            if s.file in before:
+                found.parts[s.file] = before[s.file]
+            else:
+                found.faults.append(fault("not_in_lists", s.source, "left out", objects=len(s.objects), images=1))
     return found
 
 
-def _all_images(examined: Examination) -> dict[str, str]:
-    """Every image file below the image folder, usable or not: its name -> its path."""
-    folder = examined.layout.image_dir
-    files = (f.path for f in examined.tree.below(folder))
-    return {str(PurePosixPath(p).relative_to(folder)): p for p in files if PurePosixPath(p).suffix.lower() in SUFFIXES}
-
-
-def _aliases(images: Mapping[str, str]) -> dict[str, str]:
-    """All the ways to name an image (see `by_lists`) -> its path below the source."""
-    out: dict[str, str] = {}
-    for name, source in images.items():
-        for alias in (name, source):
-            out[alias] = source
-            out.setdefault(str(PurePosixPath(alias).with_suffix("")), source)
-    return out
-
-
-def _lines(examined: Examination, path: str, faults: list[Fault]) -> Iterator[tuple[int, str]]:
-    """The lines of a list that are not empty, with their numbers."""
-    path = str(PurePosixPath(path))
-    if path not in examined.tree.files:
-        hint = did_you_mean(path, [p for p in examined.tree.files if p.endswith(".txt")][:5000])
-        faults.append(fault("list_missing", path, f"no such file in {examined.tree.root}{hint}"))
-        return
-    try:
-        text = decode(read_whole(examined.tree, path))
-    except NotText as exc:
-        faults.append(fault("list_missing", path, str(exc)))
-        return
-    except Changed:
-        raise
-    except OSError as exc:
-        faults.append(fault("list_missing", path, f"cannot be opened: {exc.strerror}"))
-        return
-    for at, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield at, line.strip()
-
-
-def _image_name(line: str, present: Mapping[str, str]) -> str:
-    word = line.replace("\\", "/").removeprefix("./")
-    if word in present:
-        return word
-    first, _, flag = word.rpartition(" ")
-    return first.strip() if flag in ("0", "1", "-1") and first else word
+def _without_flag(line: str) -> str:
+    first, _, flag = line.rpartition(" ")
+    return first.strip() if flag in ("0", "1", "-1") and first else line
 
 
 # ---- at random
 
 
-def at_random(samples: Sequence[Sample], share: float, seed: int) -> dict[str, str]:
+def at_random(blocks: Sequence[Block], share: float) -> dict[str, str]:
     """Hold out about `share` of the images as `val`, so that each class has that share, too; the rest is `train`.
 
     Stratified for images with several classes (Sechidis, Tsoumakas, Vlahavas 2011): the class with the fewest images
-    left is dealt out first, each image to the part that lacks most of it. A class that lies in at least two different
-    pictures is in both parts whenever that can be had by moving one image. Returns part by sample file.
+    left is dealt out first, each block to the part that lacks most of it, large blocks before small ones. A class that
+    lies in at least two blocks is in both parts whenever that can be had by moving one that has at most half of all
+    images. Blocks that have a part already keep it, and count. Gives each block its part; returns part by file.
     """
-    groups: dict[str, list[Sample]] = {}
-    for s in samples:
-        groups.setdefault(s.sha256, []).append(s)
-    order = sorted(groups, key=lambda sha: hashlib.sha256(f"{seed}:{sha}".encode()).digest())
-    # Images without objects are dealt out as a class of their own.
-    classes = {sha: {o.cls for s in groups[sha] for o in s.objects} or {""} for sha in order}
-    parts = _deal(order, classes, share)
-    _mend(order, classes, parts)
-    return {s.file: parts[sha] for sha in order for s in groups[sha]}
+    free = [b for b in blocks if not b.part]
+    if free:
+        _deal(blocks, free, share)
+        _mend(blocks, free)
+    return {file: b.part for b in blocks for file in b.files}
 
 
-def _deal(order: Sequence[str], classes: Mapping[str, set[str]], share: float) -> dict[str, str]:
+def _side(block: Block) -> str:
+    """Parts beside `train` and `val` are evaluated, too."""
+    return TRAIN if block.part == TRAIN else VAL
+
+
+def _deal(blocks: Sequence[Block], free: Sequence[Block], share: float) -> None:
     shares = {TRAIN: 1 - share, VAL: share}
-    left = Counter(cls for sha in order for cls in classes[sha])
-    lacking = {part: {cls: n * p for cls, n in left.items()} for part, p in shares.items()}
-    room = {part: len(order) * p for part, p in shares.items()}
-    holders: dict[str, list[str]] = {}
-    for sha in order:
-        for cls in classes[sha]:
-            holders.setdefault(cls, []).append(sha)
-    parts: dict[str, str] = {}
+    total = Counter[str]()
+    for b in blocks:
+        total.update(b.classes)
+    lacking = {part: {cls: n * p for cls, n in total.items()} for part, p in shares.items()}
+    room = {part: sum(len(b.files) for b in blocks) * p for part, p in shares.items()}
+
+    def count(block: Block) -> None:
+        room[_side(block)] -= len(block.files)
+        for cls, n in block.classes.items():
+            lacking[_side(block)][cls] -= n
+
+    left = Counter[str]()
+    holders: dict[str, list[Block]] = {}
+    for b in blocks:
+        if b.part:
+            count(b)
+    for b in free:
+        left.update(b.classes)
+        for cls in b.classes:
+            holders.setdefault(cls, []).append(b)
     while left:
         rarest = min(left, key=lambda cls: (left[cls], cls))
-        for sha in holders[rarest]:
-            if sha in parts:
+        for b in holders[rarest]:
+            if b.part:
                 continue
-            part = max((TRAIN, VAL), key=lambda p: (round(lacking[p][rarest], 9), round(room[p], 9), p == TRAIN))
-            parts[sha] = part
-            room[part] -= 1
-            for cls in classes[sha]:
-                lacking[part][cls] -= 1
-                left[cls] -= 1
+            b.part = max((TRAIN, VAL), key=lambda p: (round(lacking[p][rarest], 9), round(room[p], 9), p == TRAIN))
+            count(b)
+            left.subtract(b.classes)
         del left[rarest]
-    return parts
 
 
-def _mend(order: Sequence[str], classes: Mapping[str, set[str]], parts: dict[str, str]) -> None:
-    """Move single images so that no part lacks a class that the other has twice, and none is empty."""
-    have = {part: Counter(cls for sha in order if parts[sha] == part for cls in classes[sha]) for part in (TRAIN, VAL)}
-    for cls in sorted(set().union(*classes.values()), key=lambda c: (have[TRAIN][c] + have[VAL][c], c)):
+def _mend(blocks: Sequence[Block], free: Sequence[Block]) -> None:
+    """Move single blocks so that no part lacks a class that the other has twice, and none is empty."""
+    have: dict[str, Counter[str]] = {TRAIN: Counter(), VAL: Counter()}
+    for b in blocks:
+        have[_side(b)].update(b.classes.keys())
+    half = sum(len(b.files) for b in blocks) / 2
+
+    def move(block: Block, part: str, other: str) -> None:
+        block.part = part
+        have[part].update(block.classes.keys())
+        have[other].subtract(block.classes.keys())
+
+    for cls in sorted(have[TRAIN] | have[VAL], key=lambda c: (have[TRAIN][c] + have[VAL][c], c)):
         for part, other in ((VAL, TRAIN), (TRAIN, VAL)):
             if have[part][cls] or have[other][cls] < 2 or not cls:
                 continue
-            movable = [sha for sha in order if parts[sha] == other and cls in classes[sha]]
-            # One whose other classes stay in both parts, if there is one.
-            chosen = next((sha for sha in movable if all(have[other][c] > 1 for c in classes[sha])), movable[0])
-            _move(chosen, part, other, classes, parts, have)
+            movable = [b for b in free if b.part == other and cls in b.classes and len(b.files) <= half]
+            if movable:
+                # One whose other classes stay in both parts, if there is one; small before large.
+                least = min(movable, key=lambda b: (any(have[other][c] < 2 for c in b.classes), len(b.files)))
+                move(least, part, other)
     for part, other in ((VAL, TRAIN), (TRAIN, VAL)):
-        if len(order) > 1 and part not in parts.values():
-            _move(order[0], part, other, classes, parts, have)
-
-
-def _move(
-    sha: str,
-    part: str,
-    other: str,
-    classes: Mapping[str, set[str]],
-    parts: dict[str, str],
-    have: dict[str, Counter[str]],
-) -> None:
-    parts[sha] = part
-    have[part].update(classes[sha])
-    have[other].subtract(classes[sha])
+        movable = [b for b in free if b.part == other]
+        if len(blocks) > 1 and movable and not any(have[part].values()):
+            move(min(movable, key=lambda b: len(b.files)), part, other)

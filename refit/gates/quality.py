@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from refit.gates import bootstrap
-from refit.gates.verdict import GateError, Verdict
+from refit.gates.verdict import GateError, State, Verdict
 from refit.specs import Spec
 
 # What must be equal for two results to be comparable: old systems evaluated boxes >= 5x5 before pruning and
@@ -41,6 +41,8 @@ class QualitySpec(Spec):
         False, description="a drop counts only where the images show that the model is worse (95 %), if they can tell"
     )
     policy: Literal["fail", "warn"] = "fail"
+    evaluation: str | None = Field(None, description="the version of the evaluation set that the figures rest on")
+    evaluation_before: str | None = Field(None, description="that of the figures before, where it is another one")
 
 
 def quality(spec: QualitySpec) -> Verdict:
@@ -82,9 +84,16 @@ def quality(spec: QualitySpec) -> Verdict:
                 )
             else:
                 good.append(f"{-drop:+.3f} against {before:.3f} {spec.against}{told}")
-    if bad:
-        return Verdict("quality", "fail" if spec.policy == "fail" else "warn", "; ".join(bad), figures)
-    return Verdict("quality", "pass", ", ".join(good), figures)
+    state: State = "pass" if not bad else "fail" if spec.policy == "fail" else "warn"
+    return Verdict("quality", state, ("; ".join(bad) or ", ".join(good)) + _other_set(spec), figures)
+
+
+def _other_set(spec: QualitySpec) -> str:
+    """What must be known before the figure is held against one of another time."""
+    if not spec.evaluation or spec.evaluation_before in (None, spec.evaluation):
+        return ""
+    now, before = spec.evaluation[:12], str(spec.evaluation_before)[:12]
+    return f"; measured on evaluation set {now}: figures of before, on {before}, cannot be compared with it"
 
 
 def _difference(now: bootstrap.Floats, before: bootstrap.Floats | None, figures: dict[str, float]) -> str:

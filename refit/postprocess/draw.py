@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
+_CAPTION = 18  # pixels below an image
 
 
 def class_color(index: int) -> tuple[int, int, int]:
@@ -55,27 +56,34 @@ def draw_boxes(
     return out
 
 
-def contact_sheet(images: Sequence[Image], columns: int, cell: tuple[int, int] = (320, 240)) -> Image:
+def contact_sheet(
+    images: Sequence[Image], columns: int, cell: tuple[int, int] = (320, 240), captions: Sequence[str] = ()
+) -> Image:
     """Several images on one sheet, row by row, each scaled to fit its cell with its proportions kept.
 
     Args:
         images: RGB uint8 [h, w, 3], of any sizes.
         columns: cells in a row.
         cell: width and height of a cell in pixels.
+        captions: a line below each image, cut where the cell ends; empty: none has one.
 
     Returns:
         RGB uint8 [rows * height, columns * width, 3].
     """
     width, height = cell
     rows = max(1, -(-len(images) // columns))
+    room = height - (_CAPTION if captions else 0)
     sheet = np.full((rows * height, columns * width, 3), 32, dtype=np.uint8)
     for i, image in enumerate(images):
-        scale = min((width - 4) / image.shape[1], (height - 4) / image.shape[0])
+        scale = min((width - 4) / image.shape[1], (room - 4) / image.shape[0])
         size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        top = i // columns * height + (height - size[1]) // 2
-        left = i % columns * width + (width - size[0]) // 2
+        x, y = i % columns * width, i // columns * height
+        top, left = y + (room - size[1]) // 2, x + (width - size[0]) // 2
         sheet[top : top + size[1], left : left + size[0]] = small
+        if captions:
+            strip = sheet[y + room : y + height, x : x + width - 4]
+            cv2.putText(strip, captions[i], (4, _CAPTION - 6), _FONT, 0.38, (225, 225, 225), 1, cv2.LINE_AA)
     return sheet
 
 

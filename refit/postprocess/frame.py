@@ -1,11 +1,13 @@
-"""How an image lies in a model's input: pictures one way, boxes both ways.
+"""How an image lies in a model's input, or in a file that is prepared for one: pictures one way, boxes both ways.
 
 Boxes are edges in pixels: a box that covers the whole image is (0, 0, width, height). Resizing by a factor moves edges
-by that factor exactly, so no half pixels appear here.
+by that factor exactly, so no half pixels appear here. Pixels are sampled to fit: the centre of pixel i lies at i + 0.5
+(OpenCV's and Pillow's rule), so a pixel's edges land where a box's edges do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +45,31 @@ class Frame:
     @staticmethod
     def fit(width: int, height: int, target: InputInfo) -> Frame:
         """The frame of an image of this size, by the model's `resize` rule."""
-        inner_width, inner_height = inner = _inner_size(width, height, target)
-        return Frame(width, height, inner_width / width, inner_height / height, *_margin(inner, target))
+        canvas = target.width, target.height
+        inner = fitted(width, height, canvas) if target.resize == "letterbox" else canvas
+        return Frame.placed(width, height, inner, canvas, target.place)
 
-    def to_input(self, boxes: NDArray[Any]) -> Boxes:
+    @staticmethod
+    def placed(width: int, height: int, inner: tuple[int, int], canvas: tuple[int, int], place: str) -> Frame:
+        """The frame of an image that is drawn at the size `inner` in the corner or the centre of a canvas."""
+        centre = place == "centre"
+        left, top = ((canvas[i] - inner[i]) // 2 if centre else 0 for i in (0, 1))
+        return Frame(width, height, inner[0] / width, inner[1] / height, left, top)
+
+    @property
+    def inner(self) -> tuple[int, int]:
+        """The size of the picture in the input."""
+        return round(self.width * self.scale_x), round(self.height * self.scale_y)
+
+    def moved(self, boxes: NDArray[Any]) -> NDArray[np.float64]:
         """Boxes [..., 4] of the image in input pixels."""
         scale = np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
         pad = np.array([self.pad_x, self.pad_y, self.pad_x, self.pad_y])
-        return np.asarray(boxes * scale + pad, dtype=np.float32)
+        return np.asarray(boxes * scale + pad, dtype=np.float64)
+
+    def to_input(self, boxes: NDArray[Any]) -> Boxes:
+        """The same, as a network's labels are held."""
+        return self.moved(boxes).astype(np.float32)
 
     def to_image(self, boxes: NDArray[Any]) -> Boxes:
         """Boxes [..., 4] of the input in image pixels, cut at the image's edges."""
@@ -70,17 +89,39 @@ def resize(image: Image, target: InputInfo) -> tuple[Image, Frame]:
         uint8 [target.height, target.width, target.channels] and its frame.
     """
     height, width = image.shape[:2]
-    inner = _inner_size(width, height, target)
+    frame = Frame.fit(width, height, target)
     image = _with_channels(image, target.channels)
-    small = _scaled(image, inner, target.interpolation)
-    if inner != (target.width, target.height):
-        left, top = _margin(inner, target)
-        right, bottom = target.width - inner[0] - left, target.height - inner[1] - top
-        edges = (top, bottom, left, right)
-        small = np.asarray(cv2.copyMakeBorder(small, *edges, cv2.BORDER_CONSTANT, value=_fill(image, target)))
-    return np.ascontiguousarray(small.reshape(target.height, target.width, target.channels)), Frame.fit(
-        width, height, target
-    )
+    fill = margin(image, target.fill)
+    small = laid(image, frame, (target.width, target.height), fill, target.interpolation)
+    return np.ascontiguousarray(small.reshape(target.height, target.width, target.channels)), frame
+
+
+def fitted(width: int, height: int, canvas: tuple[int, int]) -> tuple[int, int]:
+    """The largest size that an image has in a canvas with its aspect kept, whole pixels."""
+    factor = min(canvas[0] / width, canvas[1] / height)
+    return min(canvas[0], max(1, round(width * factor))), min(canvas[1], max(1, round(height * factor)))
+
+
+def laid(
+    image: NDArray[Any], frame: Frame, canvas: tuple[int, int], fill: Sequence[float], interpolation: str
+) -> NDArray[Any]:
+    """An image drawn on a canvas (width, height) where its frame says; `fill` is the rest's colour, in its channels.
+
+    Any depth and any channels; the filters of `refit.postprocess.resample` take 8 bits only.
+    """
+    small = _scaled(image, frame.inner, interpolation)
+    if frame.inner == canvas:
+        return small
+    left, top = int(frame.pad_x), int(frame.pad_y)
+    right, bottom = canvas[0] - frame.inner[0] - left, canvas[1] - frame.inner[1] - top
+    return np.asarray(cv2.copyMakeBorder(small, top, bottom, left, right, cv2.BORDER_CONSTANT, value=tuple(fill)))
+
+
+def margin(image: NDArray[Any], fill: str) -> tuple[float, ...]:
+    """The colour of the margin: black, imagenet (RGB), or the picture's own mean."""
+    if fill == "mean":
+        return tuple(np.atleast_1d(image.mean(axis=(0, 1)).round()).tolist())
+    return _IMAGENET if fill == "imagenet" else (FILL,) * 4
 
 
 def to_tensor(image: Image, target: InputInfo) -> NDArray[np.float32]:
@@ -112,32 +153,7 @@ def preprocess(image: Image, target: InputInfo) -> tuple[NDArray[np.float32], Fr
     return to_tensor(small, target)[None], frame
 
 
-def _inner_size(width: int, height: int, target: InputInfo) -> tuple[int, int]:
-    """The size of the picture inside the input."""
-    if target.resize == "stretch":
-        return target.width, target.height
-    factor = min(target.width / width, target.height / height)
-    return (
-        min(target.width, max(1, round(width * factor))),
-        min(target.height, max(1, round(height * factor))),
-    )
-
-
-def _margin(inner: tuple[int, int], target: InputInfo) -> tuple[int, int]:
-    """The left and upper margin of a picture of this size in the input."""
-    if target.place == "corner":
-        return 0, 0
-    return (target.width - inner[0]) // 2, (target.height - inner[1]) // 2
-
-
-def _fill(image: Image, target: InputInfo) -> tuple[float, ...]:
-    """The colour of the margin."""
-    if target.fill == "mean":
-        return tuple(np.atleast_1d(image.mean(axis=(0, 1)).round()).tolist())
-    return _IMAGENET if target.fill == "imagenet" else (FILL,) * 3
-
-
-def _scaled(image: Image, size: tuple[int, int], how: str) -> Image:
+def _scaled(image: NDArray[Any], size: tuple[int, int], how: str) -> NDArray[Any]:
     """An image at this size."""
     if how in FILTERS:
         return resample(image, size, how)

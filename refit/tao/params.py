@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
+from refit.cpu.specs import AugmentParams as Copies
 from refit.data.prepare.spec import Resize
 from refit.pipeline import OffOr
 from refit.specs import Spec
@@ -96,6 +97,7 @@ class NetworkParams(Spec):
 
 class PrepareParams(Spec):
     convert: Literal["jpg", "png"] | None = Field(None, description="write all images in this form; null: as they are")
+    channels: Literal[1, 3] | None = Field(None, description="1: grayscale (the luma); 3: colour; null: as they are")
     resize: Resize | None = Field(None, description="every image at one size, boxes follow; null: as they are")
     names: dict[str, str] = Field(
         default_factory=dict, description="class -> its name in TAO's files, where its own cannot stand there"
@@ -234,6 +236,9 @@ class DistillParams(TrainParams):
 class Stages(Spec):
     """A block per stage. `false` leaves an optional one out; which there are is the network's affair."""
 
+    albumentations: Annotated[Copies | None, OffOr(Copies())] = Field(
+        None, description="copies of the training images, made before prepare; left out unless given"
+    )
     prepare: PrepareParams = PrepareParams()
     dataset_convert: DatasetConvertParams = DatasetConvertParams()
     augment: Annotated[AugmentParams | None, OffOr(AugmentParams())] = None

@@ -435,6 +435,13 @@ def _resized(look: Look, images: Mapping[str, Any]) -> Iterator[Fault]:
     for place in look.roles.get("resizes", ()):
         if look.spec.tree.value(place):
             continue
+        if look.chain.p.stages.albumentations and not resize:
+            yield look.told(
+                place,
+                "the copies of stages.albumentations may have other sizes than the network takes, as after a quarter "
+                f"turn; set stages.prepare.resize, or let TAO fit them (stages.train.set: {{{place}: true}})",
+            )
+            continue
         for side in _SIDES:
             span: list[int] = [getattr(resize, side)] if resize else sorted({*images.get(side, ())})
             for path, value in look.found(side) if span else ():

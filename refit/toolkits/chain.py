@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from refit.cluster import LocalProfile, Profile
+from refit.cpu.specs import AugmentParams
 from refit.pipeline import Pipeline, Resources
 from refit.specs import Key, did_you_mean
 from refit.toolkits.base import Output, Stage, command
 
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
+
+CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/command.py", "refit/files.py", "refit/specs.py", "refit/status.py")
 
 
 def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]]) -> Iterator[tuple[Key, str]]:
@@ -26,10 +29,10 @@ def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]])
 
 
 class Chain:
-    """The stages of one pipeline in one place."""
+    """The stages of one pipeline in one place; `dataset` is the snapshot's dataset.json, in a run."""
 
-    def __init__(self, pipeline: Pipeline, profile: Profile) -> None:
-        self.pipeline, self.profile = pipeline, profile
+    def __init__(self, pipeline: Pipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
+        self.pipeline, self.profile, self.dataset = pipeline, profile, dataset
 
     def resources(self, name: str) -> Resources:
         block = self.pipeline.resources
@@ -40,6 +43,27 @@ class Chain:
         default = self.pipeline.resources.default
         light = default.model_copy(update={"gpus": 0, "gpu_type": None, "cpus": min(1.0, default.cpus)})
         return self.pipeline.resources.stages.get(name, light)
+
+    def augment(self, name: str, params: AugmentParams) -> Stage:
+        """The snapshot with changed copies of its training images, as a stage of this name: no GPU, unless named so."""
+        default = self.pipeline.resources.default.model_copy(update={"gpus": 0, "gpu_type": None})
+        return Stage(
+            name=name,
+            action="augment",
+            title="Augment the training part",
+            environment="cpu",
+            argv=command("refit.cpu", "augment", "augment.yaml"),
+            files={"augment.yaml": {"seed": self.pipeline.seed, "snapshot": "{snapshot}", **params.model_dump()}},
+            env={"OMP_WAIT_POLICY": "passive"},
+            outputs=(
+                Output("dataset", "dataset.json", "json"),
+                Output("annotations", "annotations.jsonl", "jsonl"),
+                Output("preview", "preview.jpg", "jpg"),
+            ),
+            code=(*CPU_CODE, "refit/data/faults.py", "refit/data/snapshot.py"),
+            resources=self.pipeline.resources.stages.get(name, default),
+            reads_snapshot=True,
+        )
 
     def gate(
         self, name: str, baseline: str | None, *, floor: bool, results: str = "{{input:evaluate_{}.results}}"
@@ -55,6 +79,7 @@ class Chain:
             "floor": gate.floor if floor else None,
             "max_drop": limit if baseline else None,
             "policy": gate.policy,
+            **self._evaluation("previous"),
         }
         return Stage(
             name=f"gate_{name}",
@@ -70,6 +95,12 @@ class Chain:
             resources=self.light(f"gate_{name}"),
         )
 
+    def _evaluation(self, before: str) -> dict[str, str | None]:
+        """The versions of the evaluation set that a verdict names: today's, and that of the data set before
+        (`previous`) or with which the model that serves was released (`served`), where they differ."""
+        about = (self.dataset or {}).get("evaluation", {})
+        return {"evaluation": about.get("version"), "evaluation_before": about.get(before)}
+
     def gate_champion(self, judged: str) -> Stage:
         """The quality gate of the model that would be released against the one that serves (evaluate_champion)."""
         champion = self.pipeline.gates.champion
@@ -83,6 +114,7 @@ class Chain:
             "max_drop": champion.margin,
             "only_shown": True,
             "policy": champion.policy,
+            **self._evaluation("served"),
         }
         return Stage(
             name="gate_champion",

@@ -26,7 +26,7 @@ from refit.cpu.specs import (
 from refit.pipeline import OffOr, Pipeline
 from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits.base import CHAMPION, Output, Stage, command
-from refit.toolkits.chain import NO_PROFILE, Chain, unknown_resources
+from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -34,10 +34,10 @@ OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 class Stages(Spec):
     """A block per stage. `false` leaves an optional stage out: augment, prune, retrain, quantize."""
 
-    dataset_convert: ConvertParams = ConvertParams()
     augment: Annotated[AugmentParams | None, OffOr(AugmentParams())] = Field(
-        None, description="offline augmentation of the training part; left out unless given"
+        None, description="copies of the training images with albumentations; left out unless given"
     )
+    dataset_convert: ConvertParams = ConvertParams()
     train: TrainParams = TrainParams()
     evaluate: EvaluateParams = Field(EvaluateParams(), description="the same for every model of a run")
     prune: Annotated[PruneParams | None, OffOr(PruneParams())] = PruneParams()
@@ -70,6 +70,10 @@ class CpuPipeline(Pipeline):
     network: NetworkParams = NetworkParams()
     stages: Stages = Stages()
 
+    @property
+    def augmentation(self) -> tuple[str, AugmentParams] | None:
+        return ("augment", self.stages.augment) if self.stages.augment else None
+
     def check(self) -> Iterable[tuple[Key, str]]:
         yield from super().check()
         network, stages = self.network, self.stages
@@ -95,7 +99,6 @@ ONNX = (
     Output("reference", "reference.npz"),
 )
 RESULTS = (Output("results", "results.json", "json"),)
-CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/command.py", "refit/files.py", "refit/specs.py", "refit/status.py")
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class CpuToolkit:
     model: type[Pipeline] = CpuPipeline
 
     def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
-        return list(_Chain(pipeline, profile).stages())
+        return list(_Chain(pipeline, profile, dataset).stages())
 
     def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages
@@ -147,29 +150,24 @@ TOOLKIT = CpuToolkit()
 
 
 class _Chain(Chain):
-    """The chain of one pipeline: dataset_convert, augment, train, evaluate, gate, prune, ... release."""
+    """The chain of one pipeline: augment, dataset_convert, train, evaluate, gate, prune, ... release."""
 
-    def __init__(self, pipeline: CpuPipeline, profile: Profile) -> None:
-        super().__init__(pipeline, profile)
+    def __init__(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
+        super().__init__(pipeline, profile, dataset)
         self.p = pipeline
 
     def stages(self) -> Iterator[Stage]:
         p, s = self.p, self.p.stages
+        if s.augment:
+            yield self.augment("augment", s.augment)
         yield self._cpu(
             "dataset_convert",
-            {"snapshot": "{snapshot}", **s.dataset_convert.model_dump()},
+            {"snapshot": "{input:augment}" if s.augment else "{snapshot}", **s.dataset_convert.model_dump()},
             title="Write TFRecords",
+            inputs=("augment",) if s.augment else (),
             outputs=(Output("dataset", "dataset.json", "json"),),
-            reads_snapshot=True,
+            reads_snapshot=not s.augment,
         )
-        if s.augment:
-            yield self._cpu(
-                "augment",
-                {"records": "{input:dataset_convert}", **s.augment.model_dump()},
-                title="Augment the training part",
-                inputs=("dataset_convert",),
-                outputs=(Output("dataset", "dataset.json", "json"), Output("frames", "frames.json", "json")),
-            )
         yield self._train("train", "Train", s.train)
         yield from self._judge("trained", "train", None)
         last, judged = "train", "trained"
@@ -237,10 +235,8 @@ class _Chain(Chain):
         )
 
     def _train(self, name: str, title: str, params: TrainParams, model: str | None = None) -> Stage:
-        augmented = self.p.stages.augment is not None
         spec = {
             "records": "{input:dataset_convert}",
-            "train_records": "{input:augment}" if augmented else None,
             "model": f"{{input:{model}.model}}" if model else None,
             "network": self.p.network.model_dump(),
             **params.model_dump(),
@@ -251,7 +247,7 @@ class _Chain(Chain):
             spec,
             action=name,
             title=title,
-            inputs=("dataset_convert", *(("augment",) if augmented else ()), *((model,) if model else ())),
+            inputs=("dataset_convert", *((model,) if model else ())),
             outputs=(MODEL,),
             watch={
                 "stall_seconds": dog.stall_minutes * 60,

@@ -109,13 +109,13 @@ def test_a_bad_spec_exits_2(failure: Failure) -> None:
     ],
 )
 def test_a_bad_transform_is_a_bad_spec(failure: Failure, transform: str, message: str) -> None:
-    code, found = failure("augment", f"records: x\ntransforms:\n- {{name: HorizontalFlip}}\n- {transform}\n")
+    code, found = failure("augment", f"snapshot: x\ntransforms:\n- {{name: HorizontalFlip}}\n- {transform}\n")
     assert code == 2
     assert f"spec.yaml:{message}" in found
 
 
 def test_bad_data_exits_3(failure: Failure) -> None:
-    for action, spec in (("dataset_convert", "snapshot: nowhere\n"), ("augment", "records: nowhere\n")):
+    for action, spec in (("dataset_convert", "snapshot: nowhere\n"), ("augment", "snapshot: nowhere\n")):
         code, message = failure(action, spec)
         assert code == 3
         assert message.startswith("nowhere/dataset.json: cannot be read")

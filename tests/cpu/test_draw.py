@@ -51,3 +51,14 @@ def test_a_sheet_holds_each_image_in_its_cell() -> None:
     for i, (y, x) in enumerate([(30, 40), (30, 120), (90, 40)]):
         assert (sheet[y, x] == 100 + 20 * i).all()
     assert (sheet[60:, 80:] == 32).all()
+
+
+def test_captions_stand_below_the_images_and_inside_their_cells() -> None:
+    images = [np.full((60, 80, 3), 90, np.uint8) for _ in range(4)]
+    plain = contact_sheet(images, columns=2, cell=(80, 60))
+    sheet = contact_sheet(images, columns=2, cell=(80, 60), captions=["a caption that is too long", "", "", ""])
+    assert sheet.shape == plain.shape
+    inked = np.argwhere((sheet != 90).any(axis=2) & (sheet != 32).any(axis=2))
+    assert len(inked) > 50
+    assert (inked.min(axis=0) >= [42, 0]).all()
+    assert (inked.max(axis=0) < [60, 80]).all()

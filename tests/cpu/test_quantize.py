@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,11 @@ def test_rare_classes_are_chosen_first() -> None:
         assert len([i for i in chosen if i < 50]) == 4
     assert choose(data, 3, 10, 1) == choose(data, 3, 10, 1) != choose(data, 3, 10, 2)
     assert choose(data, 3, 999, 1) == list(range(102))
+
+
+def test_copies_that_augment_made_calibrate_nothing() -> None:
+    data = [replace(labelled(i % 3), made_from="x.png" if i % 2 else "") for i in range(40)]
+    assert choose(data, 3, 999, 1) == list(range(0, 40, 2))
 
 
 def test_bad_input(trained: Path, exported: Path, records: Path, tmp_path: Path) -> None:

@@ -222,13 +222,6 @@ def test_a_model_that_does_not_fit_the_spec_or_the_data(records: Path, tmp_path:
         run(train_spec(records, model=str(tmp_path / "three" / "model.pth"), network=other), tmp_path / "out")
 
 
-def test_augmented_records_are_trained_on(records: Path, tmp_path: Path) -> None:
-    more = write(tmp_path / "augmented", {"train": [tiny_record(50), tiny_record(51)]}, fingerprint="a" * 64)
-    lines = run(train_spec(records, train_records=str(more), epochs=1), tmp_path / "out")
-    assert "Reading images: 2 of 2" in messages(lines)
-    assert [line for line in lines if "val_mAP50" in line.get("kpi", {})]
-
-
 def test_no_val_split_is_no_fault(tmp_path: Path) -> None:
     alone = write(tmp_path / "records", {"train": [tiny_record(0), empty_record(1)]})
     lines = run(train_spec(alone, epochs=1), tmp_path / "out")

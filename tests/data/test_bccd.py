@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("simplejpeg", reason="runs in the tools environment only")
 
+from refit.data import arrival
 from refit.data.checks import Classes
 from refit.data.examine import examine
 from refit.data.ingest import ingest
 from refit.data.settings import DatasetSettings
+from refit.data.snapshot import Snapshot, read_annotations
 
 BCCD = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd"
 CLASSES = ["RBC", "WBC", "Platelets"]
@@ -36,6 +39,39 @@ def test_its_own_lists(tmp_path: Path) -> None:
     assert dict(taken.splits) == {"train": 292, "val": 72}
     assert dict(taken.objects) == {"RBC": 4153, "WBC": 372, "Platelets": 361}
     assert taken.issues["zero_area"] == 2
+
+
+def test_an_evaluation_set_that_stays_while_photographs_come(tmp_path: Path) -> None:
+    """A first delivery of 300, then the rest under other names, with one label file corrected."""
+    inbox, workspace = tmp_path / "inbox", tmp_path / "ws"
+    settings = DatasetSettings(classes=CLASSES, mode="append", split={"group": {"name_prefix": r"BloodImage_(\d{4})"}})
+    names = sorted(p.stem for p in (BCCD / "Annotations").glob("*.xml"))
+
+    def deliver(part: list[str], prefix: str = "") -> Snapshot:
+        shutil.rmtree(inbox, ignore_errors=True)
+        for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+            (inbox / folder).mkdir(parents=True)
+            for name in part:
+                shutil.copyfile(BCCD / folder / f"{name}{suffix}", inbox / folder / f"{prefix}{name}{suffix}")
+        taken = ingest(inbox, settings, workspace)
+        listing = arrival.listing(inbox)
+        arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run="r", outcome="taken")
+        return taken
+
+    def val(taken: Snapshot) -> set[str]:
+        return {row["sha256"] for row in read_annotations(taken.path) if row["split"] == "val"}
+
+    first = deliver(names[:300])
+    assert first.splits["val"] == pytest.approx(60, abs=10)
+    second = deliver([*names[300:], names[0]])
+    assert val(second) == val(first)
+    kept = sum(second.splits.values())
+    left_out = sum(f.images for f in second.faults if f.code == "evaluation_relative")
+    assert kept + left_out == len(names)
+    assert second.changes["unchanged"] == 300
+    renamed = deliver(names[:300], "again-")
+    assert val(renamed) == val(first)
+    assert renamed.changes == {"added": 0, "changed": 300, "removed": 0, "unchanged": kept - 300}
 
 
 def test_a_misspelt_class_is_refused() -> None:

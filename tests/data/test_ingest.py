@@ -125,7 +125,7 @@ def test_fingerprint_covers_classes_and_split(tmp_path: Path) -> None:
         SETTINGS.model_copy(update={"split": SETTINGS.split.model_copy(update={"seed": 1})}),
         SETTINGS.model_copy(update={"class_map": {"dog": None}}),
     ]
-    assert len({ingest(root, s, tmp_path / "ws").fingerprint for s in other}) == 4
+    assert len({ingest(root, s, tmp_path / str(i)).fingerprint for i, s in enumerate(other)}) == 4
 
 
 def test_voc_with_lists_and_an_extra_split(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.data.helpers import CLASSES, kitti_line, kitti_set, voc_set  # isort:
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refit.data import split
+from refit.data import groups, split
 from refit.data.checks import Classes
 from refit.data.examine import Examination, examine
 from refit.data.model import Box, Sample
@@ -25,13 +25,17 @@ def _sample(i: int, classes: Sequence[str], sha256: str | None = None) -> Sample
     return Sample(name, name, f"images/{name}", sha256 or f"{i:064x}", 100, 64, 48, boxes)
 
 
+def _at_random(samples: Sequence[Sample], share: float, seed: int) -> dict[str, str]:
+    return split.at_random(groups.blocks(samples, seed), share)
+
+
 def _holders(samples: Sequence[Sample], parts: dict[str, str], part: str) -> Counter[str]:
     return Counter(c for s in samples if parts[s.file] == part for c in {o.cls for o in s.objects})
 
 
 def test_each_class_gets_its_share() -> None:
     samples = [_sample(i, ["common"] * 3 + ["rare"] * (i % 20 == 0) + ["some"] * (i % 3 == 0)) for i in range(400)]
-    parts = split.at_random(samples, 0.2, 42)
+    parts = _at_random(samples, 0.2, 42)
     val = _holders(samples, parts, "val")
     assert (val["common"], val["rare"]) == (80, 4)
     assert 25 <= val["some"] <= 28
@@ -40,20 +44,20 @@ def test_each_class_gets_its_share() -> None:
 
 def test_order_does_not_matter_and_the_seed_does() -> None:
     samples = [_sample(i, [CLASSES[i % 3]]) for i in range(60)]
-    parts = split.at_random(samples, 0.25, 1)
-    assert split.at_random(samples[::-1], 0.25, 1) == parts
-    assert split.at_random(samples, 0.25, 2) != parts
+    parts = _at_random(samples, 0.25, 1)
+    assert _at_random(samples[::-1], 0.25, 1) == parts
+    assert _at_random(samples, 0.25, 2) != parts
 
 
 def test_images_without_objects_are_shared_out_too() -> None:
     samples = [_sample(i, ["car"] * (i % 2)) for i in range(40)]
-    parts = split.at_random(samples, 0.25, 7)
+    parts = _at_random(samples, 0.25, 7)
     assert sum(parts[s.file] == "val" for s in samples if not s.objects) == 5
 
 
 def test_equal_pictures_stay_together() -> None:
     samples = [_sample(i, ["car"], f"{i // 4:064x}") for i in range(40)]
-    parts = split.at_random(samples, 0.3, 5)
+    parts = _at_random(samples, 0.3, 5)
     assert all(len({parts[s.file] for s in samples[i : i + 4]}) == 1 for i in range(0, 40, 4))
 
 
@@ -65,7 +69,7 @@ def test_equal_pictures_stay_together() -> None:
 )
 def test_classes_are_in_both_parts_when_they_can_be(images: list[set[str]], share: float, seed: int) -> None:
     samples = [_sample(i, sorted(classes)) for i, classes in enumerate(images)]
-    parts = split.at_random(samples, share, seed)
+    parts = _at_random(samples, share, seed)
     assert parts.keys() == {s.file for s in samples}
     assert set(parts.values()) == {"train", "val"}
     have = {part: _holders(samples, parts, part) for part in ("train", "val")}

@@ -39,3 +39,14 @@ def test_a_fault_of_the_system_names_its_place(
     actions = {action: command.Action(f"{__name__}:Nothing", f"{__name__}:{action}", "")}
     assert command.main("refit.test", actions, [action, "-e", str(spec), "-r", str(out)]) == command.FAILED
     assert capsys.readouterr().err == f"error: {told.format(out=out)}\n"
+
+
+def test_a_spec_alone_is_judged_and_nothing_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = tmp_path / "spec.yaml"
+    actions = {"full": command.Action(f"{__name__}:Nothing", f"{__name__}:full", "")}
+    spec.write_text("{}\n")
+    assert command.main("refit.test", actions, ["full", "-e", str(spec), "--check"]) == command.OK
+    spec.write_text("a: 1\n")
+    assert command.main("refit.test", actions, ["full", "-e", str(spec), "--check"]) == command.BAD_SPEC
+    assert capsys.readouterr().err == f"error: {spec}:1: a: unknown key\n"
+    assert list(tmp_path.iterdir()) == [spec]

@@ -193,3 +193,14 @@ def test_without_detections_the_figures_alone_decide(tmp_path: Path) -> None:
     before, after = results(tmp_path, "b", 0.8), results(tmp_path, "c", 0.78)
     spec = QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.01, only_shown=True)
     assert quality(spec).state == "fail"
+
+
+def test_another_evaluation_set_than_before_is_told(tmp_path: Path) -> None:
+    spec = {"model": "trained", "candidate": results(tmp_path, "c", 0.8), "floor": 0.75, "evaluation": "a" * 64}
+    assert "evaluation set" not in quality(QualitySpec(**spec)).reason
+    assert "evaluation set" not in quality(QualitySpec(**spec, evaluation_before="a" * 64)).reason
+    verdict = quality(QualitySpec(**spec, evaluation_before="b" * 64))
+    assert verdict.state == "pass"
+    assert verdict.reason.endswith(
+        "measured on evaluation set aaaaaaaaaaaa: figures of before, on bbbbbbbbbbbb, cannot be compared with it"
+    )

@@ -26,7 +26,7 @@ stages:
   prune: {ratio: 0.3}
 """
 CHAIN = [
-    "dataset_convert", "augment", "train", "evaluate_trained", "gate_trained", "prune", "retrain", "evaluate_retrained",
+    "augment", "dataset_convert", "train", "evaluate_trained", "gate_trained", "prune", "retrain", "evaluate_retrained",
     "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized", "evaluate_champion",
     "gate_champion", "release",
 ]  # fmt: skip
@@ -99,7 +99,7 @@ def test_keys_are_the_same_in_every_run() -> None:
         ("epochs: 3", "epochs: 4", "train"),
         ("copies: 1", "copies: 2", "augment"),
         ("ratio: 0.3", "ratio: 0.4", "prune"),
-        ("toolkit: cpu", "toolkit: cpu\nseed: 7", "dataset_convert"),
+        ("toolkit: cpu", "toolkit: cpu\nseed: 7", "augment"),
     ],
 )
 def test_a_change_reaches_its_stage_and_what_reads_it_and_nothing_before(old: str, new: str, first: str) -> None:
@@ -138,7 +138,7 @@ def test_what_is_reused_is_read_from_where_it_lies() -> None:
     stages = {s["name"]: s for s in made["stages"]}
     assert made["reused"] == {"train": str(old)}
     assert stages["prune"]["inputs"]["train"] == str(old)
-    assert stages["prune"]["inputs"]["dataset_convert"] == "/w/mine/runs/r1/01-dataset_convert"
+    assert stages["prune"]["inputs"]["dataset_convert"] == "/w/mine/runs/r1/02-dataset_convert"
     assert stages["train"]["paths"]["stage"] == "/w/mine/runs/r1/03-train"  # should it be cleared by hand
     assert "train" not in [s["name"] for s in plans.tasks(made)]
 

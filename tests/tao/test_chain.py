@@ -101,6 +101,20 @@ def test_augmented_images_are_trained_on_beside_the_others(profile: KubernetesPr
     assert all("augment" not in str(v) for v in (made["prepare"].files, made["evaluate_trained"].argv))
 
 
+def test_copies_of_albumentations_are_made_before_prepare_and_without_a_gpu(profile: KubernetesProfile) -> None:
+    made = stages(profile, "ssd", "  albumentations: {copies: 2, presets: [zoom_out]}\n")
+    assert list(made)[:2] == ["albumentations", "prepare"]
+    first, prepare = made["albumentations"], made["prepare"]
+    assert (first.environment, first.argv[2:4], first.resources.gpus) == ("cpu", ("refit.cpu", "augment"), 0)
+    assert first.files["augment.yaml"] == {
+        "seed": 42, "snapshot": "{snapshot}", "copies": 2, "min_visibility": 0.3, "presets": ["zoom_out"],
+        "transforms": [],
+    }  # fmt: skip
+    assert prepare.files["prepare.yaml"]["snapshot"] == "{input:albumentations}"
+    assert (prepare.inputs, prepare.reads_snapshot) == (("albumentations",), False)
+    assert stages(profile, "ssd")["prepare"].reads_snapshot
+
+
 def test_an_engine_for_each_kind_of_gpu(profile: KubernetesProfile) -> None:
     text = stages(profile, more="  build_engine: {gpu_types: [default, a100]}\n")
     assert text["build_engine_default"].resources.gpu_type == "default"

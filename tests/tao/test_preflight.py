@@ -569,6 +569,17 @@ def test_images_of_another_size_that_nothing_resizes(network: str, width: int, p
     assert found(resized, profile, {"my.txt": text}, DATASET) == []
 
 
+def test_copies_of_other_sizes_that_nothing_resizes(profile: Profile) -> None:
+    text = own("detectnet_v2", profile, ("    enable_auto_resize: true\n", ""))
+    block = "    spec: my.txt\n  albumentations: true\n"
+    place = "augmentation_config.preprocessing.enable_auto_resize"
+    same = {**DATASET, "images": {"extensions": {".jpg": 120}, "width": [960, 960], "height": [544, 544]}}
+    (fault,) = {f.partition(": ")[2] for f in found(pipeline("detectnet_v2", block), profile, {"my.txt": text}, same)}
+    assert fault.startswith(f"{place}: the copies of stages.albumentations may have other sizes")
+    resized = pipeline("detectnet_v2", f"{block}  prepare: {{resize: {{width: 960, height: 544}}}}\n")
+    assert found(resized, profile, {"my.txt": text}, same) == []
+
+
 def test_what_another_command_reads_is_no_change_of_the_users_spec(profile: Profile) -> None:
     text = own("rtdetr", profile) + "inference: {color_map: {car: tan}}\n"
     made = pipelines.from_document(

@@ -12,6 +12,7 @@ from typing import Any
 from refit.data.codes import CODES, Severity
 from refit.data.commands import BAD, GOOD
 from refit.data.commands.progress import Progress
+from refit.data.commands.terminal import show
 from refit.data.faults import BadData, Fault, counts
 from refit.data.settings import FORMATS
 
@@ -82,6 +83,4 @@ def _print(about: dict[str, Any], faults: Sequence[Fault], good: bool) -> None:
             if len(found) > _SHOWN and severity != "info":
                 lines.append(f"    ... and {len(found) - _SHOWN} more (--json lists them)")
     lines.append("good" if good else "bad: a run would stop here")
-    # A file name may hold what a terminal cannot show, or would obey.
-    text = "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
-    print(text.encode("utf-8", "backslashreplace").decode())
+    show(lines)

@@ -1,5 +1,7 @@
 """Which images calibrate INT8: of the train split only, an equal number of each class as far as there are.
 
+Copies that augment made are left out: production sees no such pictures.
+
 `python -m refit.data calibrate`, a stage of its own: another number of images must not prepare the data set anew, and
 train again after it. Writes `images/*` (hard links or copies), `calibration.json`, and, beside a COCO data set,
 `annotations.json`: `quantize` of the PyTorch networks reads its calibration images through one.
@@ -17,7 +19,7 @@ from typing import Any
 
 from refit import files
 from refit.command import BadData
-from refit.data.prepare.spec import CalibrateSpec
+from refit.data.prepare.spec import COPIES, CalibrateSpec
 from refit.data.snapshot import no_space
 from refit.status import StatusWriter
 
@@ -30,7 +32,9 @@ def run(spec: CalibrateSpec, out: Path, status: StatusWriter) -> None:
     try:
         report = json.loads((spec.prepared / "prepare.json").read_text(encoding="utf-8"))
         coco = _coco(spec.prepared) if report["form"] == "coco" else None
+        copies = set((spec.prepared / COPIES).read_text(encoding="utf-8").splitlines())
         classes = _in_coco(coco) if coco else _in_kitti(spec.prepared)
+        classes = {name: found for name, found in classes.items() if Path(name).stem not in copies}
     except (OSError, ValueError, KeyError) as exc:
         raise BadData(f"{spec.prepared}: not what prepare wrote ({exc}); run prepare again") from None
     _enough(spec, len(classes))

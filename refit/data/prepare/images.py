@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from refit.command import BadData
 from refit.data.images import Header, ImageFault, layout, read_header
 from refit.data.prepare import orientation
-from refit.data.prepare.spec import Resize
+from refit.data.prepare.spec import PrepareSpec, Resize
 from refit.files import link_or_copy
+from refit.postprocess.frame import Frame, fitted, laid, margin
 
 SUFFIX = {"jpeg": ".jpg", "png": ".png"}
 """The endings that TAO's loaders all know, by what is in the file. Its `image_extension` heeds upper and lower case."""
 
 _KIND = {"jpg": "jpeg", "png": "png"}
 _HEAD = 65_536
+_SIDES = ("x1", "y1", "x2", "y2")
 _JPEG_QUALITY = 95
 
 
@@ -33,30 +35,12 @@ class Found:
     path: Path
     row: Mapping[str, Any]
     kind: str
+    channels: int | None  # None: not said by the header
     turned: bool  # it has an EXIF orientation that some readers follow
 
     @property
     def name(self) -> str:
         return str(self.row["file"])
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """From pixels of the image as stored to those of the image as written."""
-
-    x: float
-    y: float
-    width: int
-    height: int
-
-    def box(self, o: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            **o,
-            "x1": o["x1"] * self.x,
-            "y1": o["y1"] * self.y,
-            "x2": min(o["x2"] * self.x, float(self.width)),
-            "y2": min(o["y2"] * self.y, float(self.height)),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +54,16 @@ class Written:
     channels: int
     bits: int
     how: Literal["linked", "copied", "rewritten"]
-    scale: Scale
+    frame: Frame
+
+    def objects(self, objects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Objects of the image as stored, with their boxes where the picture lies in the file."""
+        if not objects or self.frame == _as_stored(self.frame.width, self.frame.height):
+            return [dict(o) for o in objects]
+        moved = self.frame.moved(np.array([[o[side] for side in _SIDES] for o in objects], dtype=np.float64))
+        x, y = self.frame.pad_x, self.frame.pad_y
+        inside = moved.clip((x, y, x, y), (x + self.frame.inner[0], y + self.frame.inner[1]) * 2).tolist()
+        return [{**o, **dict(zip(_SIDES, box, strict=True))} for o, box in zip(objects, inside, strict=True)]
 
 
 def look(folder: Path, row: Mapping[str, Any]) -> Found:
@@ -81,7 +74,8 @@ def look(folder: Path, row: Mapping[str, Any]) -> Found:
         said = f"{row['width']}x{row['height']}"
         raise BadData(f"{path}: {header.width}x{header.height} pixels, the snapshot says {said}: it was changed")
     turned = header.kind in SUFFIX and orientation.orientation(data, header.kind) != 1
-    return Found(path, row, header.kind, turned)
+    channels = layout(data, header)[0] if header.kind in SUFFIX else None
+    return Found(path, row, header.kind, channels, turned)
 
 
 def target_name(found: Found, convert: str | None) -> str:
@@ -89,14 +83,17 @@ def target_name(found: Found, convert: str | None) -> str:
     return found.path.stem + SUFFIX[_KIND[convert] if convert else found.kind]
 
 
-def write(found: Found, folder: Path, convert: str | None, resize: Resize | None) -> Written:
+def write(found: Found, folder: Path, spec: PrepareSpec) -> Written:
     """Put one image into `folder`. Raises BadData, OSError."""
-    kind = _KIND[convert] if convert else found.kind
-    target = folder / target_name(found, convert)
-    scale = scaled(found.row["width"], found.row["height"], resize)
+    kind = _KIND[spec.convert] if spec.convert else found.kind
+    target = folder / target_name(found, spec.convert)
+    frame, canvas = placed(found.row["width"], found.row["height"], spec.resize)
     how: Literal["linked", "copied", "rewritten"]
-    if kind != found.kind or resize:
-        how, data = "rewritten", _encode(_redraw(found.path, scale, resize), kind, found.path)
+    if kind != found.kind or spec.resize or spec.channels not in (None, found.channels):
+        image = _with_channels(_decode(found.path), spec.channels)
+        if spec.resize:
+            image = laid(image, frame, canvas, _fill(image, spec.resize), "area")
+        how, data = "rewritten", _encode(image, kind, found.path)
     elif found.turned:
         how, data = "rewritten", orientation.without(found.path.read_bytes(), kind)
     else:
@@ -108,19 +105,24 @@ def write(found: Found, folder: Path, convert: str | None, resize: Resize | None
     else:
         target.write_bytes(data)
         head, header, hash_ = data, read_header(data), sha256(data).hexdigest()
-    channels, bits = layout(head, header)
-    return Written(target.name, hash_, header.width, header.height, channels, bits, how, scale)
+    held, bits = layout(head, header)
+    return Written(target.name, hash_, header.width, header.height, held, bits, how, frame)
 
 
-def scaled(width: int, height: int, resize: Resize | None) -> Scale:
-    """The scale of an image of this size, and the size that its own pixels have afterwards."""
+def placed(width: int, height: int, resize: Resize | None) -> tuple[Frame, tuple[int, int]]:
+    """Where an image of this size lies in its file, and the size of that file's picture."""
     if resize is None:
-        return Scale(1, 1, width, height)
-    if not resize.keep_aspect:
-        return Scale(resize.width / width, resize.height / height, resize.width, resize.height)
-    factor = min(resize.width / width, resize.height / height)
-    inner = max(1, round(width * factor)), max(1, round(height * factor))
-    return Scale(inner[0] / width, inner[1] / height, *inner)
+        return _as_stored(width, height), (width, height)
+    canvas = resize.width, resize.height
+    inner = fitted(width, height, canvas) if resize.keep_aspect else canvas
+    if resize.keep_aspect and not resize.pad:
+        step = resize.multiple_of
+        canvas = inner[0] + -inner[0] % step, inner[1] + -inner[1] % step
+    return Frame.placed(width, height, inner, canvas, resize.place), canvas
+
+
+def _as_stored(width: int, height: int) -> Frame:
+    return Frame(width, height, 1, 1)
 
 
 def _head(path: Path) -> tuple[bytes, Header]:
@@ -137,21 +139,33 @@ def _head(path: Path) -> tuple[bytes, Header]:
         raise BadData(f"{path}: {exc}; the snapshot is damaged: run bind again") from None
 
 
-def _redraw(path: Path, scale: Scale, resize: Resize | None) -> NDArray[Any]:
+def _decode(path: Path) -> NDArray[Any]:
+    """Grey, BGR or BGR with alpha, of 8 or 16 bits."""
     # "Unchanged" leaves the EXIF orientation alone, too.
     image: NDArray[Any] | None = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
         raise BadData(f"{path}: cannot be decoded; the snapshot is damaged: run bind again")
-    if resize is None:
+    return image
+
+
+def _with_channels(image: NDArray[Any], channels: int | None) -> NDArray[Any]:
+    there = 1 if image.ndim == 2 else image.shape[2]
+    if channels is None or channels == there:
         return image
-    smaller = scale.width * scale.height < image.shape[0] * image.shape[1]
-    method = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-    image = cv2.resize(image, (scale.width, scale.height), interpolation=method)
-    if not (resize.keep_aspect and resize.pad):
-        return image
-    filled = np.zeros((resize.height, resize.width, *image.shape[2:]), image.dtype)
-    filled[: scale.height, : scale.width] = image
-    return filled
+    if channels == 1:
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY if there == 3 else cv2.COLOR_BGRA2GRAY))
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if there == 1 else image[:, :, :3])
+
+
+def _fill(image: NDArray[Any], resize: Resize) -> list[float]:
+    """The margin's colour in the channels and the depth of an image as `_decode` gives it."""
+    if resize.fill == "mean":
+        return list(margin(image, "mean"))
+    red, green, blue = margin(image, resize.fill)[:3] if isinstance(resize.fill, str) else resize.fill
+    full = 257 if image.dtype == np.uint16 else 1
+    if image.ndim == 2:
+        return [round(0.299 * red + 0.587 * green + 0.114 * blue) * full]
+    return [blue * full, green * full, red * full, 255 * full][: image.shape[2]]
 
 
 def _encode(image: NDArray[Any], kind: str, path: Path) -> bytes:

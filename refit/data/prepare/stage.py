@@ -2,7 +2,7 @@
 
     kitti   <split>/images/*.jpg, <split>/labels/*.txt
     coco    <split>/images/*, annotations/<split>.json, classmap.txt, classmap_deploy.txt, label_map.yaml
-    both    prepare.json
+    both    prepare.json, copies.txt
 
 Images are hard links to the snapshot's, or files of their own (a pod mounts snapshots apart, and no link leads from one
 mount to another): never links that lead out of the mounted volume.
@@ -35,7 +35,7 @@ from refit.data.formats.base import Record
 from refit.data.model import Box
 from refit.data.prepare import labels, names
 from refit.data.prepare.images import SUFFIX, Found, Written, look, target_name, write
-from refit.data.prepare.spec import OWN_NAMES, PrepareSpec
+from refit.data.prepare.spec import COPIES, OWN_NAMES, PrepareSpec
 from refit.data.snapshot import Snapshot, no_space, open_snapshot, read_annotations
 from refit.files import sync_folder, write_json, write_text
 from refit.status import StatusWriter
@@ -87,6 +87,7 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
         parts = [_write_split(s, [f for f in found if f.row["split"] == s], spec, called, out, status) for s in splits]
         _class_files(called, spec, out)
         report = _report(snapshot, spec, called, parts)
+        _tell_copies(found, out)
         write_json(out / "prepare.json", report)
         short = ("form", "extension", "num_classes", "not_held")
         write_json(
@@ -145,11 +146,9 @@ def _write_split(
 ) -> Part:
     folder = out / name / "images"
     folder.mkdir(parents=True)
-    made = list(
-        _parallel(lambda f: write(f, folder, spec.convert, spec.resize), found, status, f"images of {name} written")
-    )
+    made = list(_parallel(lambda f: write(f, folder, spec), found, status, f"images of {name} written"))
     images = [
-        Record(w.file, w.width, w.height, w.sha256, name, [Box.from_json(w.scale.box(o)) for o in f.row["objects"]])
+        Record(w.file, w.width, w.height, w.sha256, name, [Box.from_json(o) for o in w.objects(f.row["objects"])])
         for f, w in zip(found, made, strict=True)
     ]
     if spec.form == "kitti":
@@ -164,6 +163,12 @@ def _write_split(
         sync_folder(out / "annotations")
     sync_folder(folder)
     return Part(name, found, made, images)
+
+
+def _tell_copies(found: Iterable[Found], out: Path) -> None:
+    """`copies.txt`: the images of train that augment made, which calibrate leaves out."""
+    stems = sorted(f.path.stem for f in found if "augmented" in f.row)
+    write_text(out / COPIES, "".join(f"{stem}\n" for stem in stems))
 
 
 def _class_files(called: Mapping[str, str], spec: PrepareSpec, out: Path) -> None:

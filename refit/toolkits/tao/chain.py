@@ -39,8 +39,7 @@ class TaoChain(Chain):
     """The chain of one pipeline: `stages`, and with `specs` what they will read, before anything runs."""
 
     def __init__(self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
-        super().__init__(pipeline, profile)
-        self.dataset = dataset
+        super().__init__(pipeline, profile, dataset)
         self.p, self.facts = pipeline, networks.load(pipeline.network.name)
         self._targets: dict[str, list[str]] = {}
 
@@ -65,6 +64,8 @@ class TaoChain(Chain):
 
     def stages(self) -> Iterator[Stage]:
         params = self.p.stages
+        if params.albumentations:
+            yield self.augment("albumentations", params.albumentations)
         yield own.prepare(self)
         if self.p.network.pretrained:
             yield own.pretrained(self)

@@ -155,7 +155,7 @@ def _without_effect(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
         stage = getattr(pipeline.stages, block)
         actions = {**networks.services().stages, **facts.stages}
         mine = [actions[a] for a in _ACTIONS.get(block, (block,)) if a in actions]
-        if stage is None or block == "prepare" or (block in _NEEDS and not mine):
+        if stage is None or block in ("albumentations", "prepare") or (block in _NEEDS and not mine):
             continue
         if not mine:
             if stage.model_fields_set:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
+from refit.cpu.specs import AugmentParams as Copies
 from refit.pipeline import Pipeline
 from refit.specs import Key
 from refit.tao import networks
@@ -44,6 +45,10 @@ class TaoPipeline(Pipeline):
     @property
     def facts(self) -> Network:
         return networks.load(self.network.name)
+
+    @property
+    def augmentation(self) -> tuple[str, Copies] | None:
+        return ("albumentations", self.stages.albumentations) if self.stages.albumentations else None
 
     def check(self) -> Iterable[tuple[Key, str]]:
         yield from super().check()

@@ -16,11 +16,13 @@ _ENGINE_CODE = ("refit/engine", "refit/postprocess", "refit/triton/config.py", "
 
 def prepare(chain: TaoChain) -> Stage:
     params, data = chain.p.stages.prepare, chain.facts.data
+    copies = "albumentations" if chain.p.stages.albumentations else None
     spec: dict[str, Any] = {
-        "snapshot": "{snapshot}",
+        "snapshot": f"{{input:{copies}}}" if copies else "{snapshot}",
         "form": data.form,
         "names": params.names,
         "convert": params.convert,
+        "channels": params.channels,
         "resize": params.resize.model_dump() if params.resize else None,
     }
     if data.form == "coco":
@@ -34,8 +36,9 @@ def prepare(chain: TaoChain) -> Stage:
         files={"prepare.yaml": spec},
         outputs=(Output("prepare", "prepare.json", "json"),),
         resources=chain.light("prepare"),
-        code=("refit/data", "refit/specs.py"),
-        reads_snapshot=True,
+        code=("refit/data", "refit/postprocess/frame.py", "refit/specs.py"),
+        inputs=(copies,) if copies else (),
+        reads_snapshot=copies is None,
     )
 
 
