@@ -25,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refit.command import BadData
-from refit.cpu import tfrecord
 from refit.cpu.files import atomic, remove_leftovers
+from refit.data import tfrecord
 from refit.files import write_json
 
 DATASET_FILE = "dataset.json"

@@ -20,7 +20,7 @@ from refit.data.arrival import signature
 from refit.data.codes import Severity
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import reader
-from refit.data.formats.base import Changed, Layout, Names, Reader, read_whole
+from refit.data.formats.base import Changed, Layout, Names, Reader, read_whole, suffix_of
 from refit.data.model import Item, Labels, Sample
 from refit.data.tree import Tree, scan
 
@@ -203,14 +203,13 @@ def _pictures(tree: Tree, items: Iterable[Item], known: Known) -> Iterator[tuple
     """Each item with what its image is."""
 
     def look(item: Item) -> tuple[Item, _Picture | None]:
-        return item, None if item.image is None else _look(tree, item.image, known)
+        return item, None if item.image is None else _look(tree, item.image, suffix_of(item.name), known)
 
     yield from ordered(look, items)
 
 
-def _look(tree: Tree, path: str, known: Known) -> _Picture:
-    """Read, hash and (unless known) decode one image. Raises Changed."""
-    suffix = PurePosixPath(path).suffix.lower()
+def _look(tree: Tree, path: str, suffix: str, known: Known) -> _Picture:
+    """Read, hash and (unless known) decode one image whose name ends in `suffix`. Raises Changed."""
     try:
         data = read_whole(tree, path)
     except Changed:

@@ -70,8 +70,9 @@ def pixel(value: float) -> float:
 class Item:
     """An image with its labels, as a reader gives it; `image` None: labels whose image cannot be used.
 
-    `name` is the image's path below the image folder, `image` and `label` are paths below the source. `part` is the
-    split that the data set itself puts the image in, where it does.
+    `name` is the image's path below the image folder, `image` and `label` are paths below the source; an image
+    that lies inside a file is named by `refit.data.formats.base.inside`. `part` is the split that the data set itself
+    puts the image in, where it does; `tags` are an annotator's tags of the image as a whole.
     """
 
     name: str

@@ -433,7 +433,17 @@ def _number(text: str) -> int | float:
 
 
 def _unquote(text: str) -> str:
-    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[0]), text[1:-1])
+    """The value of a string. Escapes in octal and hex are bytes of UTF-8: so protobuf prints what is not ASCII."""
+    value = re.sub(r"\\([0-7]{1,3}|[xX][0-9a-fA-F]{1,2}|.)", _unescape, text[1:-1])
+    return value if value.isascii() else value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+def _unescape(match: re.Match[str]) -> str:
+    code = match[1]
+    if code in _ESCAPES or not code[-1].isalnum() or code[0] not in "01234567xX" or code in "xX":
+        return _ESCAPES.get(code, match[0])
+    byte = int(code[1:], 16) if code[0] in "xX" else int(code, 8) & 0xFF
+    return bytes([byte]).decode("ascii", "surrogateescape")
 
 
 def _quote(text: str) -> str:

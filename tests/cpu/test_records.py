@@ -17,8 +17,8 @@ from tensorboard.compat.tensorflow_stub.errors import OutOfRangeError
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
 from refit.command import BadData
-from refit.cpu import tfrecord
 from refit.cpu.records import Dataset, Record, decode_image, read_split, shard_path, write_split
+from refit.data import tfrecord
 from tests.cpu.conftest import CLASSES, encode, record, scene
 
 # Written by TensorFlow 2.21 (tf.io.TFRecordWriter): an Example with a bytes, a float, an int64 and an empty bytes

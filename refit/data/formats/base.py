@@ -156,15 +156,34 @@ def part_name(name: str) -> str | None:
     return known_part(name) or (name if _PART_NAME.match(name) else None)
 
 
+_INSIDE = re.compile(r"(?s)(.*)#[0-9]+@([0-9]+)\+([0-9]+)")
+
+
+def inside(path: str, record: int, offset: int, size: int) -> str:
+    """The name of an image that is no file of its own but `size` bytes of one, from byte `offset` on, in its record
+    number `record` (from 1): "train.tfrecord#12@34567+8901". `read_whole` reads it like a file."""
+    return f"{path}#{record}@{offset}+{size}"
+
+
 def read_whole(tree: Tree, path: str) -> bytes:
-    """A file's bytes, of the size that was listed. Raises Changed, and OSError for other troubles."""
+    """A file's bytes, of the size that was listed, or an image's `inside` one. Raises Changed, and OSError for other
+    troubles."""
+    part = _INSIDE.fullmatch(path) if path not in tree.files else None
+    file = part[1] if part else path
+    listed = tree.files[file].size
     try:
-        with open(os.path.join(tree.root, path), "rb") as f:
-            data = f.read(tree.files[path].size + 1)
+        with open(os.path.join(tree.root, file), "rb") as f:
+            if part is None:
+                data = f.read(listed + 1)
+                size = len(data)
+            else:
+                f.seek(int(part[2]))
+                data = f.read(int(part[3]))
+                size = os.fstat(f.fileno()).st_size
     except FileNotFoundError:
-        raise Changed(f"{path} is gone") from None
-    if len(data) != tree.files[path].size:
-        raise Changed(f"{path} had {tree.files[path].size} bytes when it was listed, and has another size now")
+        raise Changed(f"{file} is gone") from None
+    if size != listed:
+        raise Changed(f"{file} had {listed} bytes when it was listed, and has another size now")
     return data
 
 

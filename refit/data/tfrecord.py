@@ -25,6 +25,7 @@ Feature = list[bytes] | np.ndarray[Any, np.dtype[np.float32]] | np.ndarray[Any, 
 
 _HEADER = struct.Struct("<QI")
 _CRC = struct.Struct("<I")
+DATA_AT = _HEADER.size  # where the data begins, from the record's first byte
 
 
 class DamagedRecords(BadData):
@@ -33,17 +34,24 @@ class DamagedRecords(BadData):
     Attributes:
         path: the file.
         offset: byte at which the record that cannot be read begins.
+        reason: what is wrong.
+        end: byte at which the next record begins, where that is known.
     """
 
-    def __init__(self, path: Path, offset: int, reason: str) -> None:
-        self.path, self.offset = path, offset
-        super().__init__(f"{path}: byte {offset}: {reason}; run dataset_convert (or augment) again to write it anew")
+    def __init__(self, path: Path, offset: int, reason: str, end: int | None = None) -> None:
+        self.path, self.offset, self.reason, self.end = path, offset, reason, end
+        super().__init__(f"{path}: byte {offset}: {reason}; run what wrote it again (dataset_convert, augment)")
 
 
 def masked_crc(data: bytes) -> int:
     """The CRC-32C of `data` as TFRecord stores it."""
     crc: int = google_crc32c.value(data)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def framed(length: int) -> int:
+    """Bytes that a record with `length` bytes of data takes in the file."""
+    return DATA_AT + length + _CRC.size
 
 
 def write_record(file: BinaryIO, data: bytes) -> None:
@@ -66,7 +74,7 @@ def offsets(path: Path) -> list[int]:
         while at < size:
             file.seek(at)
             length = _length(path, at, file.read(_HEADER.size))
-            end = at + _HEADER.size + length + _CRC.size
+            end = at + framed(length)
             if end > size:
                 raise DamagedRecords(path, at, f"the record needs {end - size} bytes more than the file has")
             found.append(at)
@@ -77,7 +85,7 @@ def offsets(path: Path) -> list[int]:
 def read_record(path: Path, offset: int) -> bytes:
     """The data of the record that begins at a byte offset. Raises DamagedRecords, BadData."""
     with _open(path) as file:
-        return _read(path, file, offset)
+        return read(path, file, offset)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -96,15 +104,16 @@ def _length(path: Path, at: int, header: bytes) -> int:
     return int(length)
 
 
-def _read(path: Path, file: BinaryIO, at: int) -> bytes:
+def read(path: Path, file: BinaryIO, at: int) -> bytes:
+    """The data of the record that begins at a byte of an open file. Raises DamagedRecords."""
     file.seek(at)
     length = _length(path, at, file.read(_HEADER.size))
     # The length is checked against the file before it is trusted with an allocation.
-    if at + _HEADER.size + length + _CRC.size > os.fstat(file.fileno()).st_size:
+    if at + framed(length) > os.fstat(file.fileno()).st_size:
         raise DamagedRecords(path, at, "the file ends inside the record")
     data = file.read(length)
     if _CRC.unpack(file.read(_CRC.size))[0] != masked_crc(data):
-        raise DamagedRecords(path, at, "the checksum of the record's data is wrong")
+        raise DamagedRecords(path, at, "the checksum of the record's data is wrong", at + framed(length))
     return data
 
 
