@@ -91,6 +91,8 @@ CODES: dict[str, Code] = {
     # labels
     "label_without_image": Code("error", "add the image, or remove the label file"),
     "label_unreadable": Code("error", "write the label file anew"),
+    "not_pixels": Code("error", "write the boxes in pixels of the image: here they are shares of its width and height"),
+    "record_damaged": Code("error", "copy the file again, or have the tool that wrote it write it anew"),
     "size_differs": Code("error", "label the image as it is now: its boxes were made for another size"),
     "shifted_column": Code("error", "write the columns as: class truncated occluded alpha x1 y1 x2 y2 h w l x y z ry"),
     "background_image": Code("info", "an image without objects: it teaches what is none"),

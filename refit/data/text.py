@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 
 MAX_LABEL_BYTES = 64 * 2**20
+MAX_LIST_BYTES = 2 * 2**30  # of one file with the labels of all images
 
 
 class NotText(ValueError):
     """A file that is no UTF-8 text; the message says what it is."""
 
 
-def decode(data: bytes) -> str:
-    """UTF-8 text, a byte order mark left off. Raises NotText for UTF-16, other encodings, and binary data."""
+def decode(data: bytes, most: int = MAX_LABEL_BYTES) -> str:
+    """UTF-8 text of at most `most` bytes, a byte order mark left off. Raises NotText for UTF-16, other encodings, and
+    binary data."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise NotText("it is UTF-16 text; save it as UTF-8")
-    if len(data) > MAX_LABEL_BYTES:
-        raise NotText(f"it has {len(data)} bytes; labels of one image never need more than {MAX_LABEL_BYTES}")
+    if len(data) > most:
+        what = "labels of one image never need more than" if most == MAX_LABEL_BYTES else "the most that is read is"
+        raise NotText(f"it has {len(data)} bytes; {what} {most}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refit.data.formats import coco, coco_write, kitti, voc, yolo
+from refit.data.formats import coco, coco_write, kitti, tf_csv, voc, yolo
 from refit.data.formats.base import Reader, Writer, not_recognised
 from refit.data.tree import Tree, scan
 
-READERS: dict[str, Reader] = {r.name: r for r in (kitti.READER, voc.READER, coco.READER, yolo.READER)}
-WRITERS: dict[str, Writer] = {w.name: w for w in (kitti.WRITER, voc.WRITER, coco_write.WRITER, yolo.WRITER)}
+READERS: dict[str, Reader] = {
+    r.name: r
+    for r in (
+        kitti.READER,
+        voc.READER,
+        coco.READER,
+        yolo.READER,
+        tf_csv.READER,
+    )
+}
+WRITERS: dict[str, Writer] = {
+    w.name: w
+    for w in (
+        kitti.WRITER,
+        voc.WRITER,
+        coco_write.WRITER,
+        yolo.WRITER,
+        tf_csv.WRITER,
+    )
+}
 
 
 def reader(tree: Tree, name: str | None = None) -> Reader:
