@@ -28,7 +28,7 @@ def records(parts: Sequence[str | None] = (None,), images: int = 7, *, flags: bo
             box = (float(x1), float(y1), float(x1 + rng.integers(1, 30)), float(y1 + rng.integers(1, 25)))
             if k == 2:
                 box = (box[0] + 0.25, box[1] + 0.5, box[2] - 0.125, box[3])
-            more = {"difficult": k == 0, "truncated": 0.5 if k else None, "occluded": k} if flags else {}
+            more = {"difficult": k == 0, "truncated": float(k % 2), "occluded": k} if flags else {}
             objects.append(Box(("car", "traffic light, red", "ça va")[k], *box, **more))
         name = f"cam{i % 2}/{i:03}.{'png' if i == 3 else 'jpg'}"
         out.append(Record(name, WIDTH, HEIGHT, "", parts[i % len(parts)], tuple(objects)))

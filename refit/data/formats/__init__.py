@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refit.data.formats import coco, coco_write, kitti, tf_csv, voc, yolo
+from refit.data.formats import coco, coco_write, kitti, tf_csv, tfrecord, voc, yolo
 from refit.data.formats.base import Reader, Writer, not_recognised
 from refit.data.tree import Tree, scan
 
@@ -16,6 +16,7 @@ READERS: dict[str, Reader] = {
         coco.READER,
         yolo.READER,
         tf_csv.READER,
+        tfrecord.READER,
     )
 }
 WRITERS: dict[str, Writer] = {
@@ -26,6 +27,7 @@ WRITERS: dict[str, Writer] = {
         coco_write.WRITER,
         yolo.WRITER,
         tf_csv.WRITER,
+        tfrecord.WRITER,
     )
 }
 

@@ -8,6 +8,7 @@ the data set where one of the two is the end of the other, part by part: "night/
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -193,6 +194,22 @@ def as_size(width: object, height: object) -> tuple[int, int] | None:
     """Width and height as labels state them; None where they do not (left out, empty or 0)."""
     w, h = as_number(width), as_number(height)
     return (int(w), int(h)) if w and h and math.isfinite(w) and math.isfinite(h) else None
+
+
+_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def part_of(stem: str) -> str | None:
+    """The part that a file of labels is by its name: "train" for "pets_train_labels"; its name, where that says none.
+
+    "labels" and "default" are what writers call those that belong to no part.
+    """
+    words = re.split(r"[-_. ]+", stem.lower())
+    known = [_PARTS[word] for word in words if word in _PARTS]
+    if known:
+        return known[0]
+    name = stem.removesuffix("_labels").strip("-_.")
+    return None if name in ("labels", "default", "") else name
 
 
 def not_held(objects: Iterable[Box]) -> Counter[str]:

@@ -38,6 +38,7 @@ from refit.data.formats.listed import (
     image_folder,
     join,
     not_held,
+    part_of,
     plain_number,
     refuse_shares,
     take_box,
@@ -105,15 +106,9 @@ class TfCsvReader:
                 found, loose = [], Labels(faults=[fault("label_unreadable", path, f"cannot be opened: {exc.strerror}")])
             yield Item("", None, path, loose)
             for entry in found:
-                entry.part = part_of(path) if len(lists) > 1 else None
+                entry.part = part_of(PurePosixPath(path).stem) if len(lists) > 1 else None
             entries += found
         yield from join(tree, layout, entries, {*lists, *label_map.files(tree), *leave}, unlisted="background")
-
-
-def part_of(path: str) -> str:
-    """The part that a list is: "train" for train_labels.csv."""
-    stem = PurePosixPath(path).stem
-    return stem.removesuffix("_labels").removesuffix("-labels") or stem
 
 
 def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> tuple[list[Entry], Labels]:
