@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refit.data.formats import coco, coco_write, kitti, tf_csv, tfrecord, voc, yolo
+from refit.data.formats import coco, coco_write, kitti, tao_tfrecord, tf_csv, tfrecord, voc, yolo
 from refit.data.formats.base import Reader, Writer, not_recognised
 from refit.data.tree import Tree, scan
 
@@ -17,6 +17,7 @@ READERS: dict[str, Reader] = {
         yolo.READER,
         tf_csv.READER,
         tfrecord.READER,
+        tao_tfrecord.READER,
     )
 }
 WRITERS: dict[str, Writer] = {
@@ -28,6 +29,7 @@ WRITERS: dict[str, Writer] = {
         yolo.WRITER,
         tf_csv.WRITER,
         tfrecord.WRITER,
+        tao_tfrecord.WRITER,
     )
 }
 

@@ -29,13 +29,14 @@ _IMAGE_DIRS = ("images", "img", "JPEGImages")
 
 @dataclass(slots=True)
 class Entry:
-    """What a label file says of one image; `ref` is the image's name as it stands there."""
+    """What a label file says of one image; `ref` is the image's name as it stands there, `line` or `at` the place."""
 
     label: str
     line: int
     ref: str
     labels: Labels
     part: str | None = None
+    at: str = ""
 
 
 def image_folder(tree: Tree, given: str | None) -> str:
@@ -59,14 +60,16 @@ def join(
     read: Collection[str],
     *,
     unlisted: Literal["background", "image_without_label"],
+    endings: bool = True,
 ) -> Iterator[Item | Fault]:
     """Every image and every entry once, images sorted by name.
 
     Args:
         read: the files below the source that were read as labels, or are known to be something else.
         unlisted: what an image is that no entry names.
+        endings: whether the entries name images with their endings (".jpg").
     """
-    pictures = _Pictures(tree, layout.image_dir)
+    pictures = _Pictures(tree, layout.image_dir, endings)
     taken: dict[str, Entry] = {}
     for entry in entries:
         found = pictures.find(entry)
@@ -92,21 +95,25 @@ def join(
 class _Pictures:
     """The images of a data set by their names without folders."""
 
-    def __init__(self, tree: Tree, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, tree: Tree, folder: str, endings: bool) -> None:
+        self.folder, self.endings = folder, endings
         self.paths = {f.path for f in tree.below(folder) if suffix_of(f.path) in PICTURES}
         self.named: dict[str, list[str]] = {}
         for path in sorted(self.paths):
-            self.named.setdefault(path.rpartition("/")[2], []).append(path)
+            self.named.setdefault(self._shown(path).rpartition("/")[2], []).append(path)
+
+    def _shown(self, path: str) -> str:
+        """An image's path as entries write it."""
+        return path if self.endings else path.removesuffix(PurePosixPath(path).suffix)
 
     def find(self, entry: Entry) -> list[str]:
         """The images that an entry may mean: one, where all is well."""
         ref = _parts(entry.ref)
-        found = [p for p in self.named.get(ref[-1] if ref else "", ()) if self._meant(p.split("/"), ref)]
+        found = [p for p in self.named.get(ref[-1] if ref else "", ()) if self._meant(self._shown(p).split("/"), ref)]
         if len(found) > 1:
             below = {"/".join([*_parts(folder), *ref]) for folder in (".", self.folder, entry.label.rpartition("/")[0])}
             for closer in (below.__contains__, lambda p: entry.part in p.split("/")):
-                chosen = [p for p in found if closer(p)]
+                chosen = [p for p in found if closer(self._shown(p))]
                 if len(chosen) == 1:
                     return chosen
         return found
@@ -122,16 +129,18 @@ class _Pictures:
             hint = did_you_mean(shown, [*self.named]) if len(self.named) < 5000 else ""
             message = f"{shown!r} is no image of the data set{hint}" if shown else "no image is named"
             advice = "add the image, or take it out of the labels"
-            return fault("label_without_image", entry.label, message, line=entry.line, value=shown, advice=advice)
+            return fault(
+                "label_without_image", entry.label, message, line=entry.line, at=entry.at, value=shown, advice=advice
+            )
         if len(found) > 1:
             message = f"{shown!r} may be {' or '.join(found[:3])}"
             advice = "name the image with its folder"
         else:
             other = taken[found[0]]
-            where = f"{other.label}:{other.line}" if other.line else other.label
+            where = f"{other.label}:{other.line}" if other.line else f"{other.label} {other.at}".strip()
             message = f"{shown!r} is {found[0]}, of which {where} tells already"
             advice = "leave all of an image's objects in one place; dataset.label_dir may name the one file to read"
-        return fault("duplicate_name", entry.label, message, line=entry.line, value=shown, advice=advice)
+        return fault("duplicate_name", entry.label, message, line=entry.line, at=entry.at, value=shown, advice=advice)
 
 
 def _parts(path: str) -> list[str]:
@@ -150,17 +159,21 @@ def refuse_shares(file: str, entries: Sequence[Entry]) -> None:
             first = entry.labels.objects[0]
             message = f"all {len(boxes)} boxes of the file lie between 0 and 1"
             value = f"{first.x1:g} {first.y1:g} {first.x2:g} {first.y2:g}"
-            entry.labels.faults.append(fault("not_pixels", file, message, line=first.line, value=value, objects=gone))
+            entry.labels.faults.append(
+                fault("not_pixels", file, message, line=first.line, at=first.at, value=value, objects=gone)
+            )
             entry.labels.objects.clear()
 
 
-def take_box(labels: Labels, file: str, line: int, name: str, sides: Sequence[tuple[str, object]]) -> None:
+def take_box(
+    labels: Labels, file: str, line: int, name: str, sides: Sequence[tuple[str, object]], at: str = ""
+) -> None:
     """Count an object of a class and four named sides (x1, y1, x2, y2), numbers or words; add it, or say why not."""
     labels.declared += 1
     shown = f"{name} {' '.join(str(v)[:20] if v not in (None, '') else '-' for _, v in sides)}"
 
     def without(code: str, message: str) -> None:
-        labels.faults.append(fault(code, file, message, line=line, value=shown, objects=1))
+        labels.faults.append(fault(code, file, message, line=line, at=at, value=shown, objects=1))
 
     if not name:
         return without("no_class", "an object without a class")
@@ -174,7 +187,7 @@ def take_box(labels: Labels, file: str, line: int, name: str, sides: Sequence[tu
         values.append(read)
     if not all(map(math.isfinite, values)):
         return without("not_finite", "the box is not finite")
-    labels.objects.append(Labelled(line, name, values[0], values[1], values[2], values[3]))
+    labels.objects.append(Labelled(line, name, values[0], values[1], values[2], values[3], at=at))
     return None
 
 

@@ -78,6 +78,10 @@ class Found:
             raise WrongFeature(f"{name} holds text, numbers are expected")
         return [] if value is None or isinstance(value, list) else value.tolist()
 
+    def longest(self, names: Iterable[str]) -> int:
+        """How many values the longest of these lists has, of whatever type."""
+        return max(len(self.features.get(name, ())) for name in names)
+
     def text(self, *names: str) -> str:
         """The first of these features that says something."""
         found = (value.decode("utf-8", "surrogateescape").strip() for name in names for value in self.texts(name)[:1])
@@ -192,10 +196,9 @@ class TfRecordReader:
 def read_record(found: Found, path: str, names: Mapping[int, str], part: str | None = None) -> Item:
     """The image in a record, with its labels; `names` are the classes by number."""
     place = f"record {found.number}"
-    labels = Labels()
     try:
         encoded = next(iter(found.texts("image/encoded")), None)
-        header = _header(encoded or b"")
+        header = header_of(encoded or b"")
         labels = _labels(found, path, names, header)
         if encoded is None:
             tao = "; it is TAO's: set dataset.format to tao_tfrecord" if "frame/id" in found.features else ""
@@ -203,7 +206,7 @@ def read_record(found: Found, path: str, names: Mapping[int, str], part: str | N
             return lost(path, labels, why)
         name = image_name(found.text("image/filename", "image/source_id"), path, found.number, header)
     except WrongFeature as exc:
-        labels.declared = max((_length(found.features.get(name)) for name in (*_SIDES, _TEXT, _LABEL)), default=0)
+        labels = Labels(found.longest((*_SIDES, _TEXT, _LABEL)))
         return lost(path, labels, fault("bad_entry", path, str(exc), at=place, images=1))
     return Item(name, found.place(path, encoded), path, labels, part)
 
@@ -262,11 +265,7 @@ def _labels(found: Found, path: str, names: Mapping[int, str], header: images.He
     return labels
 
 
-def _length(value: container.Feature | None) -> int:
-    return 0 if value is None else len(value)
-
-
-def _header(data: bytes) -> images.Header | None:
+def header_of(data: bytes) -> images.Header | None:
     try:
         return images.read_header(data)
     except images.ImageFault:
