@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 MAX_LABEL_BYTES = 64 * 2**20
 MAX_LIST_BYTES = 2 * 2**30  # of one file with the labels of all images
@@ -52,3 +54,17 @@ def class_name(value: object) -> str:
 def plain(value: float) -> str:
     """The shortest text that is read as the same number: 12 and 12.5, not 12.0 and 12.50."""
     return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def parse_json(data: bytes, most: int = MAX_LABEL_BYTES) -> Any:
+    """The value in a JSON file of at most `most` bytes; NaN and infinities are numbers here. Raises NotText."""
+    try:
+        return json.loads(decode(data, most))
+    except json.JSONDecodeError as exc:
+        raise NotText(f"not valid JSON: {exc.msg} in line {exc.lineno}, column {exc.colno}") from None
+    except RecursionError:
+        raise NotText("not valid JSON of labels: it is nested too deep") from None
+    except NotText:
+        raise
+    except ValueError as exc:  # a number of more digits than Python takes
+        raise NotText(f"not valid JSON of labels: {exc}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refit.data.formats import coco, coco_write, kitti, tao_tfrecord, tf_csv, tfrecord, voc, yolo
+from refit.data.formats import coco, coco_write, drip, kitti, tao_tfrecord, tf_csv, tfrecord, voc, yolo
 from refit.data.formats.base import Reader, Writer, not_recognised
 from refit.data.tree import Tree, scan
 
@@ -18,6 +18,7 @@ READERS: dict[str, Reader] = {
         tf_csv.READER,
         tfrecord.READER,
         tao_tfrecord.READER,
+        drip.READER,
     )
 }
 WRITERS: dict[str, Writer] = {
@@ -30,6 +31,7 @@ WRITERS: dict[str, Writer] = {
         tf_csv.WRITER,
         tfrecord.WRITER,
         tao_tfrecord.WRITER,
+        drip.WRITER,
     )
 }
 

@@ -215,14 +215,14 @@ _PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 def part_of(stem: str) -> str | None:
     """The part that a file of labels is by its name: "train" for "pets_train_labels"; its name, where that says none.
 
-    "labels" and "default" are what writers call those that belong to no part.
+    "labels", "default" and "metadata" are what writers call those that belong to no part.
     """
     words = re.split(r"[-_. ]+", stem.lower())
     known = [_PARTS[word] for word in words if word in _PARTS]
     if known:
         return known[0]
     name = stem.removesuffix("_labels").strip("-_.")
-    return None if name in ("labels", "default", "") else name
+    return None if name.lower() in ("labels", "default", "metadata", "") else name
 
 
 def not_held(objects: Iterable[Box]) -> Counter[str]:
