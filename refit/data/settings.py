@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from refit.data.codes import CODES
 from refit.specs import Spec, did_you_mean
 
-Format = Literal["kitti", "voc", "coco", "yolo", "tf_csv", "tfrecord", "tao_tfrecord", "drip"]
+Format = Literal["kitti", "voc", "coco", "yolo", "tf_csv", "tfrecord", "tao_tfrecord", "drip", "supervisely"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 

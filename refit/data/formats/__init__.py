@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refit.data.formats import coco, coco_write, drip, kitti, tao_tfrecord, tf_csv, tfrecord, voc, yolo
+from refit.data.formats import coco, coco_write, drip, kitti, supervisely, tao_tfrecord, tf_csv, tfrecord, voc, yolo
 from refit.data.formats.base import Reader, Writer, not_recognised
 from refit.data.tree import Tree, scan
 
@@ -19,6 +19,7 @@ READERS: dict[str, Reader] = {
         tfrecord.READER,
         tao_tfrecord.READER,
         drip.READER,
+        supervisely.READER,
     )
 }
 WRITERS: dict[str, Writer] = {
@@ -32,6 +33,7 @@ WRITERS: dict[str, Writer] = {
         tfrecord.WRITER,
         tao_tfrecord.WRITER,
         drip.WRITER,
+        supervisely.WRITER,
     )
 }
 

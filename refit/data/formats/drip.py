@@ -21,7 +21,7 @@ from typing import TextIO
 
 from refit.data.faults import Fault, fault
 from refit.data.formats import label_map
-from refit.data.formats.base import Changed, Layout, Names, Record, normal, not_recognised, read_whole, suffix_of
+from refit.data.formats.base import Changed, Layout, Names, Record, normal, not_recognised, suffix_of
 from refit.data.formats.listed import (
     Entry,
     as_size,
@@ -33,14 +33,15 @@ from refit.data.formats.listed import (
     refuse_shares,
     take_box,
 )
+from refit.data.jsonstream import Entry as JsonEntry
+from refit.data.jsonstream import JsonFile, NotJson
 from refit.data.model import Item, Labels
-from refit.data.text import MAX_LIST_BYTES, NotText, parse_json
 from refit.data.tree import Tree
 
 _SIDES = ("x0", "y0", "x1", "y1")
 _FRAMES = re.compile(rb'"frames"\s*:\s*\[')
 _PEEK, _LOOKED_AT = 4096, 20
-_BOX = re.compile(rb'"x0"\s*:')
+_BOX = re.compile(r'"x0"\s*:')
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ class DripReader:
         entries: list[Entry] = []
         for path in paths:
             try:
-                found, loose = parse(read_whole(tree, path), path, names)
+                found, loose, size = parse(Path(tree.root, path), path, names)
+                if size != tree.files[path].size:
+                    raise Changed(f"{path} had {tree.files[path].size} bytes when it was listed, and has {size} now")
             except Changed:
                 raise
+            except FileNotFoundError:
+                raise Changed(f"{path} is gone") from None
             except OSError as exc:
                 found, loose = [], Labels(faults=[fault("label_unreadable", path, f"cannot be opened: {exc.strerror}")])
             yield Item("", None, path, loose)
@@ -80,40 +85,49 @@ class DripReader:
         yield from join(tree, layout, entries, known, unlisted="image_without_label")
 
 
-def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> tuple[list[Entry], Labels]:
-    """The images that a file of frames names, and what belongs to none of them.
+def parse(path: Path, file: str, names: Mapping[int, str] | None = None) -> tuple[list[Entry], Labels, int]:
+    """The images that a file of frames names, what belongs to none of them, and how many bytes were read.
 
     Args:
         file: its name in faults.
         names: of classes that stand as numbers.
+
+    Raises OSError.
     """
-    loose = Labels()
+    loose, entries = Labels(), []
+    stream = JsonFile(path)
+    lost = 0
     try:
-        root = parse_json(data, MAX_LIST_BYTES)
-        frames = root.get("frames") if isinstance(root, dict) else None
-        if not isinstance(frames, list):
-            raise NotText('it is no {"frames": [...]}')
-    except NotText as exc:
-        loose.declared = len(_BOX.findall(data))
-        loose.faults.append(fault("label_unreadable", file, str(exc), objects=loose.declared))
-        return [], loose
-    entries = []
-    for i, frame in enumerate(frames):
-        at = f"frames[{i}]"
-        boxes = frame.get("boxes") if isinstance(frame, dict) else None
-        path = frame.get("path") if isinstance(frame, dict) else None
-        if not isinstance(boxes, list) or not isinstance(path, str):
-            count = len(boxes) if isinstance(boxes, list) else 0
-            message = "a frame has a path (text) and boxes (a list, empty where there is no object)"
-            loose.declared += count
-            loose.faults.append(fault("bad_entry", file, message, at=at, value=str(path), objects=count))
-            continue
-        entry = Entry(file, 0, path, Labels(size=as_size(frame.get("width"), frame.get("height"))), at=at)
-        for k, box in enumerate(boxes):
-            _box(box, f"{at}.boxes[{k}]", entry, names or {})
-        entries.append(entry)
+        for found in stream.entries():
+            if found.section == "frames" and found.index >= 0:
+                entry = _frame(found, file, names or {}, loose)
+                entries += [entry] if entry else []
+            elif found.section in ("frames", ""):
+                lost = len(_BOX.findall(json.dumps(found.value)))
+                raise NotJson(found.line, 'it is no {"frames": [...]}')
+    except NotJson as exc:
+        lost += stream.rest(_BOX, 20)
+        loose.declared += lost
+        loose.faults.append(fault("label_unreadable", file, str(exc), line=exc.line, objects=lost))
     refuse_shares(file, entries)
-    return entries, loose
+    return entries, loose, stream.size
+
+
+def _frame(found: JsonEntry, file: str, names: Mapping[int, str], loose: Labels) -> Entry | None:
+    """An image with its boxes; one that cannot be told goes to `loose`."""
+    frame = found.value if isinstance(found.value, dict) else {}
+    boxes, path = frame.get("boxes"), frame.get("path")
+    if not isinstance(boxes, list) or not isinstance(path, str):
+        count = len(boxes) if isinstance(boxes, list) else 0
+        why = "a frame has a path (text) and boxes (a list, empty where there is no object)"
+        loose.declared += count
+        loose.faults.append(fault("bad_entry", file, why, line=found.line, at=found.at, value=str(path), objects=count))
+        return None
+    labels = Labels(size=as_size(frame.get("width"), frame.get("height")), line=found.line, at=found.at)
+    entry = Entry(file, found.line, path, labels, at=found.at)
+    for i, box in enumerate(boxes):
+        _box(box, f"{found.at}.boxes[{i}]", entry, names)
+    return entry
 
 
 def _box(box: object, at: str, entry: Entry, names: Mapping[int, str]) -> None:
@@ -121,14 +135,16 @@ def _box(box: object, at: str, entry: Entry, names: Mapping[int, str]) -> None:
 
     def without(code: str, message: str, value: object = "") -> None:
         entry.labels.declared += 1
-        entry.labels.faults.append(fault(code, entry.label, message, at=at, value=str(value), objects=1))
+        entry.labels.faults.append(
+            fault(code, entry.label, message, line=entry.line, at=at, value=str(value), objects=1)
+        )
 
     if not isinstance(box, dict):
         return without("bad_entry", "a box is an object with class, x0, y0, x1, y1", box)
     said = [_class(box.get(key), names) for key in ("class", "type")]
     if all(said) and said[0] != said[1]:
         return without("no_class", f"class says {said[0]!r}, type says {said[1]!r}", said[0])
-    take_box(entry.labels, entry.label, 0, said[0] or said[1], [(side, box.get(side)) for side in _SIDES], at)
+    take_box(entry.labels, entry.label, entry.line, said[0] or said[1], [(side, box.get(side)) for side in _SIDES], at)
     return None
 
 

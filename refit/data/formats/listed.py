@@ -209,7 +209,7 @@ def as_size(width: object, height: object) -> tuple[int, int] | None:
     return (int(w), int(h)) if w and h and math.isfinite(w) and math.isfinite(h) else None
 
 
-_PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 def part_of(stem: str) -> str | None:
@@ -218,7 +218,7 @@ def part_of(stem: str) -> str | None:
     "labels", "default" and "metadata" are what writers call those that belong to no part.
     """
     words = re.split(r"[-_. ]+", stem.lower())
-    known = [_PARTS[word] for word in words if word in _PARTS]
+    known = [PARTS[word] for word in words if word in PARTS]
     if known:
         return known[0]
     name = stem.removesuffix("_labels").strip("-_.")

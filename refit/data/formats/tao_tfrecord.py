@@ -127,7 +127,7 @@ def _labels(found: Found, path: str, names: Mapping[int, str], shares_of: tuple[
     classes = classes or [names.get(int(n), f"{n:g}") for n in found.numbers("target/object_class_id")]
     sides = [found.numbers(f"target/coordinates_{side}") for side in _SIDES]
     count = max(len(classes), *map(len, sides))
-    labels = Labels(size=found.size("frame/width", "frame/height"))
+    labels = Labels(size=found.size("frame/width", "frame/height"), at=place)
     uneven = [f"coordinates_{name} {len(v)}" for name, v in zip(_SIDES, sides, strict=True) if len(v) != count]
     uneven += [f"object_class {len(classes)}"] if len(classes) != count else []
     if uneven:

@@ -153,7 +153,7 @@ def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> tup
         cells = {name: row[at] for name, at in columns.items()}
         entry = entries.get(cells["filename"])
         if entry is None:
-            entry = entries[cells["filename"]] = Entry(file, line, cells["filename"], Labels())
+            entry = entries[cells["filename"]] = Entry(file, line, cells["filename"], Labels(line=line))
         _row(cells, line, entry, names or {})
     found = list(entries.values())
     refuse_shares(file, found)

@@ -219,7 +219,7 @@ def _labels(found: Found, path: str, names: Mapping[int, str], header: images.He
     flags = [found.numbers(name) for name in _FLAGS]
     lists: list[tuple[str, Sized]] = [*zip(_SIDES, sides, strict=True), (_TEXT, texts), (_LABEL, numbers)]
     count = max(len(values) for _, values in lists)
-    labels = Labels(count, size=found.size("image/width", "image/height"))
+    labels = Labels(count, size=found.size("image/width", "image/height"), at=place)
     uneven = [f"{n} {len(v)}" for n, v in lists if len(v) != count and (len(v) or n in _SIDES)]
     if uneven:
         message = f"the lists of its objects differ in length: of {count}, {', '.join(uneven)}"
