@@ -22,7 +22,7 @@ from refit.data.codes import Severity
 from refit.data.examine import Examination, Progress, changed, examine, unchanged
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import WRITERS
-from refit.data.formats.base import Changed, Record, own_lists
+from refit.data.formats.base import Changed, Record, own_lists, read_whole
 from refit.data.model import Box
 from refit.data.tree import scan
 from refit.files import link_or_copy, sync_folder
@@ -32,7 +32,7 @@ SNAPSHOT = "snapshot"
 
 @dataclass(slots=True)
 class Source:
-    """What is to be written: `paths` gives each record's image by its name."""
+    """What is to be written: `paths` gives each record's image by its name, `inside` that of one that is no file."""
 
     format: str
     records: list[Record]
@@ -40,6 +40,7 @@ class Source:
     paths: dict[str, Path]
     faults: list[Fault] = field(default_factory=list)
     examined: Examination | None = None
+    inside: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +113,9 @@ def from_folder(
     named = [class_map.get(name, name) for name in examined.names]
     classes = list(dict.fromkeys([*(n for n in named if n is not None), *sorted(seen)]))
     records = [Record(s.name, s.width, s.height, s.sha256, parts.get(s.file), s.objects) for s in examined.samples]
-    paths = {s.name: path / s.source for s in examined.samples}
-    return Source(examined.format, records, classes, paths, examined.faults, examined)
+    paths = {s.name: path / s.source for s in examined.samples if s.source in examined.tree.files}
+    inside = {s.name: s.source for s in examined.samples if s.source not in examined.tree.files}
+    return Source(examined.format, records, classes, paths, examined.faults, examined, inside)
 
 
 def _parts(
@@ -183,7 +185,9 @@ def _images(source: Source, folder: Path, copy: bool, progress: Progress | None)
         if target.parent not in made:
             target.parent.mkdir(parents=True, exist_ok=True)
             made.add(target.parent)
-        if copy:
+        if record.name in source.inside:
+            target.write_bytes(_bytes(source, record))
+        elif copy:
             shutil.copyfile(source.paths[record.name], target)
         else:
             link_or_copy(source.paths[record.name], target)
@@ -195,6 +199,8 @@ def _images(source: Source, folder: Path, copy: bool, progress: Progress | None)
 
 def _bytes(source: Source, record: Record) -> bytes:
     """A record's image, as it was checked. Raises Changed."""
+    if source.examined and record.name in source.inside:
+        return read_whole(source.examined.tree, source.inside[record.name])
     path = source.paths[record.name]
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != record.sha256:

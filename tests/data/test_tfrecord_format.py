@@ -58,7 +58,7 @@ def test_images_are_read_out_of_the_file(tmp_path: Path) -> None:
     assert [s.name for s in found.samples] == ["b.jpg", "x/a.jpg"]
     assert found.samples[1].source.startswith("train.record-00000-of-00001#1@")
     assert found.samples[1].objects == (Box("car", 8, 12, 32, 24),)
-    assert found.samples[1].part is None
+    assert found.samples[1].part == "train"
 
 
 def test_a_snapshot_of_images_that_are_no_files(tmp_path: Path) -> None:

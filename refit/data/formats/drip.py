@@ -21,14 +21,14 @@ from typing import TextIO
 
 from refit.data.faults import Fault, fault
 from refit.data.formats import label_map
-from refit.data.formats.base import Changed, Layout, Names, Record, normal, not_recognised, suffix_of
+from refit.data.formats.base import Changed, Layout, Names, Record, fields_lost, normal, not_recognised, suffix_of
 from refit.data.formats.listed import (
     Entry,
     as_size,
     image_folder,
     join,
-    not_held,
-    part_of,
+    parts_lost,
+    parts_of,
     plain_number,
     refuse_shares,
     take_box,
@@ -36,6 +36,7 @@ from refit.data.formats.listed import (
 from refit.data.jsonstream import Entry as JsonEntry
 from refit.data.jsonstream import JsonFile, NotJson
 from refit.data.model import Item, Labels
+from refit.data.text import class_name
 from refit.data.tree import Tree
 
 _SIDES = ("x0", "y0", "x1", "y1")
@@ -65,6 +66,7 @@ class DripReader:
         if names:
             yield Names(tuple(name for _, name in sorted(names.items())))
         paths = [path for path in _files(tree, layout.label_dir) if path not in leave]
+        parts = parts_of(PurePosixPath(path).stem for path in paths)
         entries: list[Entry] = []
         for path in paths:
             try:
@@ -79,7 +81,7 @@ class DripReader:
                 found, loose = [], Labels(faults=[fault("label_unreadable", path, f"cannot be opened: {exc.strerror}")])
             yield Item("", None, path, loose)
             for entry in found:
-                entry.part = part_of(PurePosixPath(path).stem) if len(paths) > 1 else None
+                entry.part = parts[PurePosixPath(path).stem]
             entries += found
         known = {*paths, *label_map.files(tree), *leave}
         yield from join(tree, layout, entries, known, unlisted="image_without_label")
@@ -151,7 +153,7 @@ def _box(box: object, at: str, entry: Entry, names: Mapping[int, str]) -> None:
 def _class(value: object, names: Mapping[int, str]) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return names.get(value, str(value))
-    return value.strip() if isinstance(value, str) else ""
+    return class_name(value)
 
 
 def _files(tree: Tree, folder: str) -> list[str]:
@@ -182,20 +184,23 @@ class DripWriter:
     ) -> Counter[str]:
         gone = Counter[str]()
         files: dict[str | None, TextIO] = {}
+        images = Counter[str | None]()
         with ExitStack() as stack:
             for r in records:
+                images[r.part] += 1
                 if r.part not in files:
-                    name = f"metadata_{r.part}.json" if r.part else "metadata.json"
-                    files[r.part] = stack.enter_context(open(out / name, "w", encoding="utf-8"))
+                    path = out / f"{_stem(r.part)}.json"
+                    files[r.part] = stack.enter_context(open(path, "w", encoding="utf-8"))
                     files[r.part].write('{"frames": [\n')
                 else:
                     files[r.part].write(",\n")
                 files[r.part].write(json.dumps(frame(r), ensure_ascii=False))
-                gone += not_held(r.objects)
+                gone += fields_lost((r,), "difficult", "truncated", "occluded")
             for file in files.values():
                 file.write("\n]}\n")
         (out / "class_map.pbtxt").write_text(label_map.text(classes), encoding="utf-8")
-        return gone
+        gone["part"] += parts_lost(images, _stem)
+        return +gone
 
 
 def frame(record: Record) -> dict[str, object]:
@@ -205,6 +210,10 @@ def frame(record: Record) -> dict[str, object]:
         for o in record.objects
     ]
     return {"path": record.name, "width": record.width, "height": record.height, "boxes": boxes}
+
+
+def _stem(part: str | None) -> str:
+    return f"metadata_{part}" if part else "metadata"
 
 
 READER = DripReader()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from refit.data.faults import Fault, fault
 from refit.data.formats.base import Changed, read_whole
-from refit.data.text import NotText, decode
+from refit.data.text import NotText, class_name, decode
 from refit.data.tree import Tree
 from refit.specs import SpecError
 from refit.tao import tree as prototxt
@@ -74,9 +74,9 @@ def parse(data: bytes, file: str) -> tuple[dict[int, str], list[Fault]]:
         number, name = (_value(item, n) for n in ("id", "name"))
         if not isinstance(number, int) or isinstance(number, bool) or number < 1:
             wrong(f"an item's id is a whole number from 1 on, not {number!r}", item.line)
-        elif not isinstance(name, str) or not name.strip():
+        elif not class_name(name):
             wrong(f"item {number} has no name", item.line)
-        elif names.setdefault(number, name.strip()) != name.strip():
+        elif names.setdefault(number, class_name(name)) != class_name(name):
             wrong(f"item {number} is {names[number]!r} and {name!r}", item.line)
     return names, faults
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from refit.data.faults import Fault, fault
-from refit.data.formats.base import Layout, ignored, lost, normal, not_recognised, suffix_of
+from refit.data.formats.base import Layout, ignored, known_part, lost, normal, not_recognised, part_name, suffix_of
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
-from refit.data.model import Box, Item, Labelled, Labels
-from refit.data.text import number
+from refit.data.model import Item, Labelled, Labels
+from refit.data.text import class_name, number
 from refit.data.tree import Tree
 from refit.specs import did_you_mean
 
@@ -166,10 +166,11 @@ def refuse_shares(file: str, entries: Sequence[Entry]) -> None:
 
 
 def take_box(
-    labels: Labels, file: str, line: int, name: str, sides: Sequence[tuple[str, object]], at: str = ""
+    labels: Labels, file: str, line: int, name: object, sides: Sequence[tuple[str, object]], at: str = ""
 ) -> None:
     """Count an object of a class and four named sides (x1, y1, x2, y2), numbers or words; add it, or say why not."""
     labels.declared += 1
+    name = class_name(name)
     shown = f"{name} {' '.join(str(v)[:20] if v not in (None, '') else '-' for _, v in sides)}"
 
     def without(code: str, message: str) -> None:
@@ -209,30 +210,24 @@ def as_size(width: object, height: object) -> tuple[int, int] | None:
     return (int(w), int(h)) if w and h and math.isfinite(w) and math.isfinite(h) else None
 
 
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+def parts_of(stems: Iterable[str]) -> dict[str, str | None]:
+    """The part that each file of labels is by its name: "train" for "pets_train_labels".
 
-
-def part_of(stem: str) -> str | None:
-    """The part that a file of labels is by its name: "train" for "pets_train_labels"; its name, where that says none.
-
-    "labels", "default" and "metadata" are what writers call those that belong to no part.
+    Where there are several kinds, a name that says none of train, val and test is a part of that name; "labels",
+    "default" and "metadata" are what writers call the file of images that belong to none.
     """
-    words = re.split(r"[-_. ]+", stem.lower())
-    known = [PARTS[word] for word in words if word in PARTS]
-    if known:
-        return known[0]
-    name = stem.removesuffix("_labels").strip("-_.")
-    return None if name.lower() in ("labels", "default", "metadata", "") else name
+    stems = list(stems)
+    known = {stem: next(filter(None, map(known_part, re.split(r"[-_. ]+", stem))), None) for stem in stems}
+    names = {stem: stem.removesuffix("_labels").removeprefix("metadata_").strip("-_.") for stem in stems}
+    own = {s: None if name in ("labels", "default", "metadata") else part_name(name) for s, name in names.items()}
+    found = {stem: known[stem] or own[stem] for stem in stems}
+    return found if len(set(found.values())) > 1 else known
 
 
-def not_held(objects: Iterable[Box]) -> Counter[str]:
-    """The flags of objects that a format without flags loses."""
-    gone = Counter[str]()
-    for o in objects:
-        gone["difficult"] += o.difficult
-        gone["truncated"] += o.truncated is not None
-        gone["occluded"] += o.occluded is not None
-    return +gone
+def parts_lost(images: Mapping[str | None, int], stem: Callable[[str | None], str]) -> int:
+    """How many images lose their part, of so many in each, where the file of a part is called by `stem`."""
+    read = parts_of(stem(part) for part in images)
+    return sum(n for part, n in images.items() if read[stem(part)] != part)
 
 
 def plain_number(value: float) -> int | float:

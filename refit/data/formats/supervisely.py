@@ -27,17 +27,19 @@ from refit.data.formats.base import (
     Layout,
     Names,
     Record,
+    fields_lost,
     ignored,
+    known_part,
     lost,
     normal,
     not_recognised,
     read_whole,
     suffix_of,
 )
-from refit.data.formats.listed import PARTS, PICTURES, as_number, as_size, not_held, plain_number, take_box
+from refit.data.formats.listed import PICTURES, as_number, as_size, plain_number, take_box
 from refit.data.images import SUFFIXES
 from refit.data.model import Item, Labels
-from refit.data.text import NotText, parse_json
+from refit.data.text import NotText, class_name, parse_json
 from refit.data.tree import Tree
 from refit.specs import did_you_mean
 
@@ -58,7 +60,7 @@ class Annotation:
     @property
     def part(self) -> str | None:
         """The part that a tag names, where only one does."""
-        named = {PARTS[tag.lower()] for tag in self.tags if tag.lower() in PARTS}
+        named = set(filter(None, map(known_part, self.tags)))
         return named.pop() if len(named) == 1 else None
 
 
@@ -147,7 +149,7 @@ def classes(data: bytes | Fault, file: str) -> tuple[tuple[str, ...], list[Fault
         return (), [fault("label_unreadable", file, str(exc))]
     found = root.get("classes") if isinstance(root, dict) else None
     titles = [c.get("title") if isinstance(c, dict) else None for c in found] if isinstance(found, list) else [None]
-    named = tuple(title.strip() for title in titles if isinstance(title, str) and title.strip())
+    named = tuple(filter(None, map(class_name, titles)))
     if len(named) < len(titles):
         return named, [fault("label_unreadable", file, "classes is no list of objects with a title each")]
     return named, []
@@ -186,8 +188,7 @@ def _tag(tag: object) -> str:
 
 def _object(o: object, at: str, file: str, labels: Labels) -> bool:
     """Add an object, or say why not; gives whether another shape became its box."""
-    name = o.get("classTitle") if isinstance(o, dict) else None
-    name = name.strip() if isinstance(name, str) else ""
+    name = class_name(o.get("classTitle")) if isinstance(o, dict) else ""
 
     def without(code: str, message: str) -> bool:
         labels.declared += 1
@@ -277,14 +278,15 @@ class SuperviselyWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(annotation(r), ensure_ascii=False), encoding="utf-8")
             parts |= {r.part: None} if r.part else {}
-            gone += not_held(r.objects)
+            gone["part"] += r.part is not None and known_part(r.part) != r.part
+            gone += fields_lost((r,), "difficult", "truncated", "occluded")
         meta = {
             "classes": [{"title": name, "shape": "rectangle", "color": _colour(name)} for name in classes],
             "tags": [{"name": part, "value_type": "none", "color": _colour(part)} for part in parts],
             "projectType": "images",
         }
         (out / META).write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        return gone
+        return +gone
 
 
 def annotation(record: Record) -> Mapping[str, object]:

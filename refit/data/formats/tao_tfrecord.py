@@ -6,7 +6,7 @@ With `use_dali` (ssd) the image is in frame/encoded, the coordinates are shares,
 target/object_class_id. Source: nvidia_tao_tf1/cv/detectnet_v2/dataio/{dataset_converter_lib, kitti_converter_lib}.py.
 
 As there, class names are written in small letters, what is not known of truncation and occlusion as 0, and numbers
-with a point as float32.
+with a point as float32 (read to a thousandth of a pixel).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from refit.data import tfrecord as container
 from refit.data.faults import BadData, Fault, fault
 from refit.data.formats import label_map
 from refit.data.formats.base import Layout, Names, Record, ignored, lost, normal, not_recognised
-from refit.data.formats.listed import Entry, image_folder, join, take_box
+from refit.data.formats.listed import Entry, image_folder, join, parts_lost, take_box
 from refit.data.formats.tfrecord import (
     Found,
     Shards,
@@ -30,8 +30,9 @@ from refit.data.formats.tfrecord import (
     header_of,
     image_name,
     kind,
-    part_of_shard,
+    parts_of_shards,
     record_files,
+    stem_of_part,
     walk,
 )
 from refit.data.model import Item, Labels, pixel
@@ -66,8 +67,7 @@ class TaoReader:
         if names:
             yield Names(tuple(name for _, name in sorted(names.items())))
         paths = [path for path in record_files(tree, layout.label_dir) if path not in leave]
-        parts = {path: part_of_shard(path) for path in paths}
-        several = len(set(parts.values())) > 1
+        parts = parts_of_shards(paths)
         entries: dict[str, Entry] = {}
         again: list[Entry] = []
         inside = False
@@ -76,7 +76,7 @@ class TaoReader:
                 if isinstance(found, Fault):
                     yield found
                     continue
-                read = read_record(found, path, names, parts[path] if several else None)
+                read = read_record(found, path, names, parts[path])
                 if isinstance(read, Item):
                     inside |= read.image is not None
                     yield read
@@ -123,7 +123,7 @@ def read_record(found: Found, path: str, names: Mapping[int, str], part: str | N
 def _labels(found: Found, path: str, names: Mapping[int, str], shares_of: tuple[int, int] | None) -> Labels:
     """The objects of a record; coordinates are shares of the image's size where that is given. Raises WrongFeature."""
     place = f"record {found.number}"
-    classes = [text.decode("utf-8", "surrogateescape").strip() for text in found.texts("target/object_class")]
+    classes = [text.decode("utf-8", "replace") for text in found.texts("target/object_class")]
     classes = classes or [names.get(int(n), f"{n:g}") for n in found.numbers("target/object_class_id")]
     sides = [found.numbers(f"target/coordinates_{side}") for side in _SIDES]
     count = max(len(classes), *map(len, sides))
@@ -138,10 +138,9 @@ def _labels(found: Found, path: str, names: Mapping[int, str], shares_of: tuple[
     flags = found.numbers("target/truncation"), found.numbers("target/occlusion")
     for i, name in enumerate(classes):
         box = [values[i] for values in sides]
-        if shares_of:
-            box = [round(v * side, 3) for v, side in zip(box, shares_of * 2, strict=True)]
+        box = [round(v * side, 3) for v, side in zip(box, (shares_of or (1, 1)) * 2, strict=True)]
         at = f"{place}, object {i + 1}"
-        take_box(labels, path, 0, name, [*zip(_SIDES, map(pixel, box), strict=True)], at)
+        take_box(labels, path, 0, name, [*zip(_SIDES, box, strict=True)], at)
         if labels.objects and labels.objects[-1].at == at:
             truncated, occluded = (values[i] if i < len(values) else None for values in flags)
             labels.objects[-1] = replace(
@@ -184,6 +183,7 @@ class TaoWriter:
                 gone["difficult"] += sum(o.difficult for o in r.objects)
                 gone["class_name"] += sum(o.cls != o.cls.lower() for o in r.objects)
                 gone["rounded"] += sum(_rounded(o.x1, o.y1, o.x2, o.y2) for o in r.objects)
+        gone["part"] += parts_lost(shards.images, stem_of_part)
         return +gone
 
 
@@ -214,7 +214,7 @@ def features(record: Record) -> dict[str, container.Feature]:
 
 
 def _rounded(*box: float) -> bool:
-    return any(pixel(float(np.float32(v))) != v for v in box)
+    return any(round(float(np.float32(v)), 3) != v for v in box)
 
 
 READER = TaoReader()

@@ -26,6 +26,7 @@ from refit.data.formats.base import (
     Layout,
     Names,
     Record,
+    fields_lost,
     normal,
     not_recognised,
     read_whole,
@@ -37,14 +38,13 @@ from refit.data.formats.listed import (
     as_size,
     image_folder,
     join,
-    not_held,
-    part_of,
-    plain_number,
+    parts_lost,
+    parts_of,
     refuse_shares,
     take_box,
 )
 from refit.data.model import Item, Labels
-from refit.data.text import MAX_LIST_BYTES, NotText, decode
+from refit.data.text import MAX_LIST_BYTES, NotText, decode, plain
 from refit.data.tree import Tree
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
@@ -96,6 +96,7 @@ class TfCsvReader:
         # A list of something else has none of the columns; one with some has a fault in its header, and is read.
         lists = [path for path, columns in headers.items() if not _missing(columns)]
         lists += [path for path, columns in headers.items() if _missing(columns) and (columns or len(headers) == 1)]
+        parts = parts_of(PurePosixPath(path).stem for path in lists)
         entries: list[Entry] = []
         for path in sorted(lists):
             try:
@@ -106,7 +107,7 @@ class TfCsvReader:
                 found, loose = [], Labels(faults=[fault("label_unreadable", path, f"cannot be opened: {exc.strerror}")])
             yield Item("", None, path, loose)
             for entry in found:
-                entry.part = part_of(PurePosixPath(path).stem) if len(lists) > 1 else None
+                entry.part = parts[PurePosixPath(path).stem]
             entries += found
         yield from join(tree, layout, entries, {*lists, *label_map.files(tree), *leave}, unlisted="background")
 
@@ -265,19 +266,29 @@ class TfCsvWriter:
         gone = Counter[str]()
         with ExitStack() as files:
             tables: dict[str | None, Any] = {}
+            images = Counter[str | None]()
             for r in records:
+                if not r.objects:  # it has no row to say its part
+                    gone["part"] += r.part is not None
+                    continue
+                images[r.part] += 1
                 if r.part not in tables:
-                    name = f"{r.part}_labels.csv" if r.part else "labels.csv"
-                    file = files.enter_context(open(out / name, "w", encoding="utf-8", newline=""))
+                    file = files.enter_context(open(out / f"{_stem(r.part)}.csv", "w", encoding="utf-8", newline=""))
                     tables[r.part] = csv.writer(file, lineterminator="\n")
                     tables[r.part].writerow(COLUMNS)
                 for o in r.objects:
-                    sides = [plain_number(v) for v in (o.x1, o.y1, o.x2, o.y2)]
+                    sides = [plain(v) for v in (o.x1, o.y1, o.x2, o.y2)]
                     tables[r.part].writerow([r.name, r.width, r.height, o.cls, *sides])
-                gone += not_held(r.objects)
-                gone["part"] += r.part is not None and not r.objects  # an image is in a part by its rows
+                gone += fields_lost((r,), "difficult", "truncated", "occluded")
+            gone["part"] += parts_lost(images, _stem)
+            if not tables:
+                (out / "labels.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
         (out / "label_map.pbtxt").write_text(label_map.text(classes), encoding="utf-8")
         return +gone
+
+
+def _stem(part: str | None) -> str:
+    return f"{part}_labels" if part else "labels"
 
 
 READER = TfCsvReader()

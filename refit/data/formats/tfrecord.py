@@ -38,8 +38,9 @@ from refit.data.formats.base import (
     not_recognised,
     suffix_of,
 )
-from refit.data.formats.listed import as_size, part_of
+from refit.data.formats.listed import as_size, parts_lost, parts_of
 from refit.data.model import Box, Item, Labelled, Labels
+from refit.data.text import class_name
 from refit.data.tree import Tree
 
 SHARD_BYTES = 128 * 2**20
@@ -154,10 +155,12 @@ def _records(file: BinaryIO, path: str, size: int) -> Iterator[Found | Fault]:
         at += container.framed(len(data))
 
 
-def part_of_shard(path: str) -> str | None:
-    """The part that a file of records is: "train" for train-00000-of-00010.tfrecord and train.record-00000-of-00010."""
-    stem = _ENDING.sub("", _OF.sub("", PurePosixPath(path).name))
-    return part_of(stem.replace("-fold", "").replace("-shard", ""))
+def parts_of_shards(paths: Sequence[str]) -> dict[str, str | None]:
+    """The part that each file of records is: "train" for train-00000-of-00010.tfrecord, train.record-00000-of-00010."""
+    stems = {p: _ENDING.sub("", _OF.sub("", PurePosixPath(p).name)) for p in paths}
+    stems = {path: stem.replace("-fold", "").replace("-shard", "") for path, stem in stems.items()}
+    parts = parts_of(stems.values())
+    return {path: parts[stem] for path, stem in stems.items()}
 
 
 @dataclass(frozen=True)
@@ -182,14 +185,13 @@ class TfRecordReader:
         if names:
             yield Names(tuple(name for _, name in sorted(names.items())))
         paths = [path for path in record_files(tree, layout.label_dir) if path not in leave]
-        parts = {path: part_of_shard(path) for path in paths}
-        several = len(set(parts.values())) > 1
+        parts = parts_of_shards(paths)
         for path in paths:
             for found in walk(tree, path):
                 if isinstance(found, Fault):
                     yield found
                     continue
-                yield read_record(found, path, names, parts[path] if several else None)
+                yield read_record(found, path, names, parts[path])
         yield from ignored(tree, {*paths, *label_map.files(tree), *leave})
 
 
@@ -227,7 +229,7 @@ def _labels(found: Found, path: str, names: Mapping[int, str], header: images.He
         return labels
     width, height = (header.width, header.height) if header else (1, 1)
     for i, (x1, y1, x2, y2) in enumerate(zip(*sides, strict=True)):
-        name = texts[i].decode("utf-8", "surrogateescape").strip() if texts else ""
+        name = class_name(texts[i].decode("utf-8", "replace")) if texts else ""
         name = name or names.get(int(numbers[i]) if numbers else 0, "")
         at = f"{place}, object {i + 1}"
         shown = f"{name} {x1:g} {y1:g} {x2:g} {y2:g}"
@@ -283,6 +285,10 @@ def image_name(said: str, path: str, number: int, header: images.Header | None) 
     return name if suffix_of(name) in images.SUFFIXES else name + _SUFFIX[header.kind if header else "jpeg"]
 
 
+def stem_of_part(part: str | None) -> str:
+    return part or "default"
+
+
 @dataclass
 class Shards:
     """Record files that are filled one after the other, and named when it is known how many there are.
@@ -293,6 +299,7 @@ class Shards:
     out: Path
     name: Callable[[str, int, int], str]
     most: int = SHARD_BYTES
+    images: Counter[str | None] = field(default_factory=Counter)
     _files: dict[str, list[Path]] = field(default_factory=dict)
     _open: dict[str, BinaryIO] = field(default_factory=dict)
 
@@ -300,7 +307,8 @@ class Shards:
         return self
 
     def write(self, part: str | None, data: bytes) -> None:
-        part = part or "default"
+        self.images[part] += 1
+        part = stem_of_part(part)
         file = self._open.get(part)
         if file is None or file.tell() >= self.most:
             if file is not None:
@@ -337,6 +345,7 @@ class TfRecordWriter:
             for r in records:
                 shards.write(r.part, container.encode_example(features(r, image(r), ids)))
                 gone += _rounded(r.objects)
+        gone["part"] += parts_lost(shards.images, stem_of_part)
         (out / "label_map.pbtxt").write_text(label_map.text(classes), encoding="utf-8")
         return +gone
 
