@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.data import corpus_more
 from tests.data.corpus import CASES, Case
 
 from tests.data.helpers import CLASSES  # isort: skip
@@ -37,4 +38,6 @@ def test_case(case: Case, tmp_path: Path) -> None:
 def test_cases_are_many_and_of_different_names() -> None:
     names = [case.name for case in CASES]
     assert len(names) == len(set(names))
-    assert {name.split("-")[0] for name in names} >= {"kitti", "voc", "coco", "yolo", "image", "folder"}
+    kinds = {name.split("-")[0] for name in names}
+    assert kinds >= {"kitti", "voc", "coco", "yolo", "image", "folder", *corpus_more.KINDS}
+    assert sum(name.split("-")[0] in corpus_more.KINDS for name in names) >= 80
