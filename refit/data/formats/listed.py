@@ -171,9 +171,9 @@ def take_box(
     """Count an object of a class and four named sides (x1, y1, x2, y2), numbers or words; add it, or say why not."""
     labels.declared += 1
     name = class_name(name)
-    shown = f"{name} {' '.join(str(v)[:20] if v not in (None, '') else '-' for _, v in sides)}"
 
     def without(code: str, message: str) -> None:
+        shown = f"{name} {' '.join(str(v)[:20] if v not in (None, '') else '-' for _, v in sides)}"
         labels.faults.append(fault(code, file, message, line=line, at=at, value=shown, objects=1))
 
     if not name:
@@ -182,7 +182,7 @@ def take_box(
     for side, value in sides:
         if value is None or value == "":
             return without("no_box", f"a box without {side}")
-        read = as_number(value)
+        read = number(value) if isinstance(value, str) else as_number(value)
         if read is None:
             return without("not_a_number", f"{side} is {str(value)[:40]!r}, which is no number")
         values.append(read)

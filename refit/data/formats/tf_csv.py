@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -164,28 +165,30 @@ def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> tup
 def _row(cells: Mapping[str, str], line: int, entry: Entry, names: Mapping[int, str]) -> None:
     """Add a row to the image that it names."""
     labels, name = entry.labels, cells["class"]
-    if not name and not any(cells[side] for side in _SIDES):
+    box = [(side, cells[side]) for side in _SIDES]
+    if not name and not any(word for _, word in box):
         return
-    sizes = cells.get("width", ""), cells.get("height", "")
-    size = as_size(*sizes)
-    shown = f"{name} {' '.join(sizes)}"
-    bad = next((word for word in sizes if word and as_number(word) is None), None)
-    if bad is not None:
-        labels.declared += 1
-        message = f"the image's size is {bad[:40]!r}, which is no number"
-        labels.faults.append(fault("not_a_number", entry.label, message, line=line, value=shown, objects=1))
-        return
+    size, wrong = _size(cells.get("width", ""), cells.get("height", ""))
     before = labels.size
     if before is None:
         labels.size = size
-    elif size is not None and size != before:
+    elif size is not None and size != before and not wrong:
+        wrong = f"the image has {size[0]}x{size[1]} pixels here, and {before[0]}x{before[1]} in a row before"
+    if wrong:
         labels.declared += 1
-        message = f"the image has {size[0]}x{size[1]} pixels here, and {before[0]}x{before[1]} in a row before"
-        labels.faults.append(fault("size_differs", entry.label, message, line=line, value=shown, objects=1))
+        code = "size_differs" if size else "not_a_number"
+        labels.faults.append(fault(code, entry.label, wrong, line=line, value=name, objects=1))
         return
     if name.isdecimal() and name.isascii() and len(name) < 10:
         name = names.get(int(name), name)
-    take_box(labels, entry.label, line, name, [(side, cells[side]) for side in _SIDES])
+    take_box(labels, entry.label, line, name, box)
+
+
+@lru_cache(maxsize=64)
+def _size(width: str, height: str) -> tuple[tuple[int, int] | None, str]:
+    """An image's size as a row states it, and what is wrong with it."""
+    bad = next((word for word in (width, height) if word and as_number(word) is None), None)
+    return as_size(width, height), "" if bad is None else f"the image's size is {bad[:40]!r}, which is no number"
 
 
 def _rows(
