@@ -77,6 +77,7 @@ def test_a_snapshot_of_images_that_are_no_files(tmp_path: Path) -> None:
     [
         ({"image/object/class/text": None, "image/object/class/label": None}, "no_class", 1),
         ({"image/object/class/text": None, "image/object/class/label": np.array([7])}, "no_class", 1),
+        ({"image/object/class/text": None, "image/object/class/label": np.array([np.nan], np.float32)}, "no_class", 1),
         ({"image/object/bbox/xmin": np.array([np.nan], np.float32)}, "not_finite", 1),
         ({"image/object/bbox/xmax": np.array([32], np.float32)}, "out_of_range", 1),
         ({"image/object/bbox/xmax": np.array([0.1], np.float32)}, "inverted", 1),

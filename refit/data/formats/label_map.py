@@ -11,8 +11,9 @@ string_int_label_map.proto and utils/label_map_util.py in tensorflow/models. Dri
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from refit.data.faults import Fault, fault
 from refit.data.formats.base import Changed, read_whole
@@ -79,6 +80,11 @@ def parse(data: bytes, file: str) -> tuple[dict[int, str], list[Fault]]:
         elif names.setdefault(number, class_name(name)) != class_name(name):
             wrong(f"item {number} is {names[number]!r} and {name!r}", item.line)
     return names, faults
+
+
+def name_of(names: Mapping[int, str], number: float) -> str:
+    """The class of a number, "" where no label map names it."""
+    return names.get(int(number), "") if math.isfinite(number) else ""
 
 
 def text(classes: Sequence[str]) -> str:

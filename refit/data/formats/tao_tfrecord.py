@@ -124,7 +124,7 @@ def _labels(found: Found, path: str, names: Mapping[int, str], shares_of: tuple[
     """The objects of a record; coordinates are shares of the image's size where that is given. Raises WrongFeature."""
     place = f"record {found.number}"
     classes = [text.decode("utf-8", "replace") for text in found.texts("target/object_class")]
-    classes = classes or [names.get(int(n), f"{n:g}") for n in found.numbers("target/object_class_id")]
+    classes = classes or [label_map.name_of(names, n) or f"{n:g}" for n in found.numbers("target/object_class_id")]
     sides = [found.numbers(f"target/coordinates_{side}") for side in _SIDES]
     count = max(len(classes), *map(len, sides))
     labels = Labels(size=found.size("frame/width", "frame/height"), at=place)

@@ -230,7 +230,7 @@ def _labels(found: Found, path: str, names: Mapping[int, str], header: images.He
     width, height = (header.width, header.height) if header else (1, 1)
     for i, (x1, y1, x2, y2) in enumerate(zip(*sides, strict=True)):
         name = class_name(texts[i].decode("utf-8", "replace")) if texts else ""
-        name = name or names.get(int(numbers[i]) if numbers else 0, "")
+        name = name or (label_map.name_of(names, numbers[i]) if numbers else "")
         at = f"{place}, object {i + 1}"
         shown = f"{name} {x1:g} {y1:g} {x2:g} {y2:g}"
 
