@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 CLASSES = [f"class{i}" for i in range(10)]
-SIZE = (1248, 384)
+SIZES = {"640x480": ((640, 480), 70), "1248x384": ((1248, 384), 90)}  # pixels, JPEG quality: some 20 and 100 KB
 
 
 def old(source: Path, out: Path) -> None:
@@ -90,10 +90,15 @@ def ours(source: Path, out: Path) -> None:
         for e in entries
         if (size := e.labels.size) is not None
     )
-    WRITERS["tfrecord"].write(out, records, CLASSES, lambda r: (source / "images" / r.name).read_bytes())
+
+    def image(record: Record) -> bytes:
+        with open(f"{source}/images/{record.name}", "rb") as file:
+            return file.read()
+
+    WRITERS["tfrecord"].write(out, records, CLASSES, image)
 
 
-def make(root: Path, images: int, objects: int) -> int:
+def make(root: Path, images: int, objects: int, size: tuple[int, int], quality: int) -> int:
     """The list and the pictures (50 different ones, under many names); returns how many objects there are."""
     import cv2
     import numpy as np
@@ -102,9 +107,9 @@ def make(root: Path, images: int, objects: int) -> int:
     (root / "images").mkdir(parents=True)
     pictures = []
     for _ in range(50):
-        rough = noise.integers(0, 256, (SIZE[1] // 16, SIZE[0] // 16, 3), dtype=np.uint8)
-        smooth = cv2.resize(rough, SIZE, interpolation=cv2.INTER_CUBIC)
-        pictures.append(cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes())
+        rough = noise.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
+        smooth = cv2.resize(rough, size, interpolation=cv2.INTER_CUBIC)
+        pictures.append(cv2.imencode(".jpg", smooth, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
     count = 0
     with open(root / "labels.csv", "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
@@ -112,9 +117,9 @@ def make(root: Path, images: int, objects: int) -> int:
         for i in range(images):
             (root / "images" / f"{i:06}.jpg").write_bytes(pictures[i % len(pictures)])
             for _ in range(chance.randint(1, 2 * objects - 1)):
-                x, y = chance.randint(0, SIZE[0] - 100), chance.randint(0, SIZE[1] - 100)
+                x, y = chance.randint(0, size[0] - 100), chance.randint(0, size[1] - 100)
                 box = (x, y, x + chance.randint(4, 99), y + chance.randint(4, 99))
-                rows.writerow([f"{i:06}.jpg", *SIZE, chance.choice(CLASSES), *box])
+                rows.writerow([f"{i:06}.jpg", *size, chance.choice(CLASSES), *box])
                 count += 1
     return count
 
@@ -155,35 +160,41 @@ def main() -> int:
     args = parser.parse_args()
     from benchmarks.report import write
 
-    with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        objects = make(root / "source", args.images, args.objects)
-        size = sum(p.stat().st_size for p in (root / "source" / "images").iterdir())
-        for name in ("old", "ours"):
-            (root / name).mkdir()
-        command = [args.old, __file__, "old", str(root / "source"), str(args.rounds), str(root / "old")]
-        told = subprocess.run(command, check=True, capture_output=True, text=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"})
-        row = json.loads(told.stdout.splitlines()[-1])
-        our_seconds = timed(ours, root / "source", args.rounds)
-        ours(root / "source", root / "ours")
-        if contents(root / "old") != contents(root / "ours"):
-            print("the two converters wrote different records", file=sys.stderr)
+    results: dict[str, Any] = {"images": args.images}
+    for name, (size, quality) in SIZES.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            row = measure(Path(temporary), args, size, quality)
+        if row is None:
+            print(f"{name}: the two converters wrote different records", file=sys.stderr)
             return 1
-    rates = {name: args.images / min(s) for name, s in (("old", row["seconds"]), ("ours", our_seconds))}
-    write(
-        "tfrecord_write",
-        {
-            "images": args.images,
-            "objects": objects,
-            "bytes_an_image": size // args.images,
-            "tensorflow": row["tensorflow"],
-            "pandas": row["pandas"],
-            "old_images_per_cpu_second": round(rates["old"]),
-            "our_images_per_cpu_second": round(rates["ours"]),
-            "ratio": round(rates["ours"] / rates["old"], 2),
-        },
-    )
+        results[name] = row
+    write("tfrecord_write", results)
     return 0
+
+
+def measure(root: Path, args: argparse.Namespace, size: tuple[int, int], quality: int) -> dict[str, Any] | None:
+    """Both on pictures of one size; None where they did not write the same."""
+    objects = make(root / "source", args.images, args.objects, size, quality)
+    total = sum(p.stat().st_size for p in (root / "source" / "images").iterdir())
+    for name in ("old", "ours"):
+        (root / name).mkdir()
+    command = [args.old, __file__, "old", str(root / "source"), str(args.rounds), str(root / "old")]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env={"TF_CPP_MIN_LOG_LEVEL": "3"})
+    row = json.loads(told.stdout.splitlines()[-1])
+    seconds = timed(ours, root / "source", args.rounds)
+    ours(root / "source", root / "ours")
+    if contents(root / "old") != contents(root / "ours"):
+        return None
+    old_rate, our_rate = args.images / min(row["seconds"]), args.images / min(seconds)
+    return {
+        "objects": objects,
+        "bytes_an_image": total // args.images,
+        "tensorflow": row["tensorflow"],
+        "pandas": row["pandas"],
+        "old_images_per_cpu_second": round(old_rate),
+        "our_images_per_cpu_second": round(our_rate),
+        "ratio": round(our_rate / old_rate, 2),
+    }
 
 
 def main_old(source: str, rounds: str, out: str) -> None:

@@ -171,25 +171,23 @@ def take_box(
     """Count an object of a class and four named sides (x1, y1, x2, y2), numbers or words; add it, or say why not."""
     labels.declared += 1
     name = class_name(name)
-
-    def without(code: str, message: str) -> None:
-        shown = f"{name} {' '.join(str(v)[:20] if v not in (None, '') else '-' for _, v in sides)}"
-        labels.faults.append(fault(code, file, message, line=line, at=at, value=shown, objects=1))
-
+    values = [number(v) if isinstance(v, str) else as_number(v) for _, v in sides]
+    box = [v for v in values if v is not None and math.isfinite(v)]
+    if name and len(box) == 4:
+        labels.objects.append(Labelled(line, name, box[0], box[1], box[2], box[3], at=at))
+        return
+    empty = [side for side, v in sides if v is None or v == ""]
+    words = [(side, v) for (side, v), read in zip(sides, values, strict=True) if read is None]
     if not name:
-        return without("no_class", "an object without a class")
-    values = []
-    for side, value in sides:
-        if value is None or value == "":
-            return without("no_box", f"a box without {side}")
-        read = number(value) if isinstance(value, str) else as_number(value)
-        if read is None:
-            return without("not_a_number", f"{side} is {str(value)[:40]!r}, which is no number")
-        values.append(read)
-    if not all(map(math.isfinite, values)):
-        return without("not_finite", "the box is not finite")
-    labels.objects.append(Labelled(line, name, values[0], values[1], values[2], values[3], at=at))
-    return None
+        code, message = "no_class", "an object without a class"
+    elif empty:
+        code, message = "no_box", f"a box without {empty[0]}"
+    elif words:
+        code, message = "not_a_number", f"{words[0][0]} is {str(words[0][1])[:40]!r}, which is no number"
+    else:
+        code, message = "not_finite", "the box is not finite"
+    shown = f"{name} {' '.join(str(v)[:20] if v not in (None, '') else '-' for _, v in sides)}"
+    labels.faults.append(fault(code, file, message, line=line, at=at, value=shown, objects=1))
 
 
 def as_number(value: object) -> float | None:

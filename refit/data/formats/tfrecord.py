@@ -44,6 +44,7 @@ from refit.data.text import class_name
 from refit.data.tree import Tree
 
 SHARD_BYTES = 128 * 2**20
+_BUFFER = 2**20
 _FILE = re.compile(r"\.(?:tf)?records?(?:-\d+-of-\d+)?$|-\d{5}-of-\d{5}$|-fold-\d{3}-of-\d{3}$", re.IGNORECASE)
 _OF = re.compile(r"-\d+-of-\d+")
 _ENDING = re.compile(r"\.(?:tf)?records?$", re.IGNORECASE)
@@ -315,7 +316,7 @@ class Shards:
                 file.close()
             files = self._files.setdefault(part, [])
             files.append(self.out / f".{part}-{len(files)}.tmp")
-            file = self._open[part] = open(files[-1], "wb")  # noqa: SIM115  closed by the next one, or at the end
+            file = self._open[part] = open(files[-1], "wb", buffering=_BUFFER)  # noqa: SIM115  closed by the next one, or at the end
         container.write_record(file, data)
 
     def __exit__(self, kind: Any, exc: BaseException | None, trace: Any) -> None:
@@ -392,7 +393,7 @@ def _rounded(objects: Sequence[Box]) -> Counter[str]:
     for o in objects:
         gone["truncated"] += truncated and o.truncated not in (0, 1)
         gone["occluded"] += occluded and o.occluded is None
-        gone["rounded"] += any(round(v, 3) != v for v in (o.x1, o.y1, o.x2, o.y2))
+        gone["rounded"] += any(v % 1 and round(v, 3) != v for v in (o.x1, o.y1, o.x2, o.y2))
     return gone
 
 
