@@ -25,14 +25,16 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from operators import inputs, names
-from refit.config import ConfigError
+from refit.command import BadSpec, StageError
+from refit.config import ConfigError, Settings
 from refit.data import arrival
+from refit.data.source import Kind, parse
 from refit.outcome import Result
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from refit.config import Settings
+    from refit.data.remote.connection import Connection as RemoteLogin
     from refit.pipeline import Pipeline
 
 AUTOMATIC = ("scheduled", "asset_triggered", "backfill")  # run types that nobody asked for by hand
@@ -52,14 +54,19 @@ class Step(StrEnum):
 class Inbox:
     """What has to be known to look at an inbox: an `arrival.Rule`, and where it is noted what was taken.
 
-    `record`: the pipeline's folder in the workspace, or the Airflow Variable "variable:<name>" where no process of
-    Airflow sees the workspace.
+    `path`: a folder, or a remote source's URL; `connection` is the name of Airflow's connection with its login, which
+    is asked for at each look and kept nowhere. `record`: the pipeline's folder in the workspace, or the Airflow
+    Variable "variable:<name>" where no process of Airflow sees the workspace.
     """
 
     path: str
     record: str
     marker: str | None
     settle_seconds: float
+    manifest: str | None = None
+    new_labels: int = 0
+    connection: str | None = None
+    dvc_remote: str | None = None
 
     def taken(self) -> arrival.Taken | None:
         """What was taken last."""
@@ -68,6 +75,29 @@ class Inbox:
             return arrival.last_taken(Path(self.record))
         return arrival.taken_of(Variable.get(name, default=None))
 
+    def listing(self, previous: arrival.Listing | None) -> arrival.Listing:
+        """What lies there. Raises OSError for a folder, Refused or Broken for a remote source."""
+        source = parse(self.path)
+        if source.kind is Kind.FOLDER:
+            return arrival.listing(self.path, previous, self)
+        from refit.data import remote  # only where there is such a source
+
+        return remote.listing(
+            remote.connect(source, self.login(), Settings.from_env(), self.dvc_remote), previous, self
+        )
+
+    def login(self) -> RemoteLogin | None:
+        """The login of a remote source, from Airflow's connections. Raises Refused where there is none of the name."""
+        from refit.data.remote.connection import Connection as RemoteLogin
+        from refit.data.remote.errors import Refused
+
+        if self.connection is None:
+            return None
+        found = inputs.connection(self.connection)
+        if found is None:
+            raise Refused(f"Airflow has no connection {self.connection}, which dataset.connection names")
+        return RemoteLogin.read(self.connection, found)
+
 
 class Look(NamedTuple):
     """An inbox at one moment, compared with the look before and with what was taken last."""
@@ -75,26 +105,27 @@ class Look(NamedTuple):
     listing: arrival.Listing
     ready: arrival.Readiness
     taken: arrival.Taken | None
+    new_labels: int = 0
 
 
 def look(inbox: Inbox, before: Look | None = None) -> Look:
-    """List an inbox. Raises OSError where it is there but cannot be read.
+    """List an inbox. Raises OSError, or a StageError for a remote source, where it is there but cannot be read.
 
     What was taken is asked for anew unless the look before has shown this very data to be taken: a thousand inboxes
     that lie still shall not ask Airflow's database every few seconds.
     """
     previous = before.listing if before else None
-    listing = arrival.listing(inbox.path, previous, marker=inbox.marker)
+    listing = inbox.listing(previous)
     ready = arrival.is_complete(listing, previous, inbox)
     known = before.taken if before else None
     if known is None or known.signature != listing.signature:
         known = inbox.taken()
-    return Look(listing, ready, known)
+    return Look(listing, ready, known, inbox.new_labels)
 
 
 def decide(seen: Look, *, automatic: bool) -> tuple[Step, str]:
     """What a run should do, and why. A run by hand may use data that was taken before; others only new data."""
-    listing, ready, taken = seen
+    listing, ready, taken, wanted = seen
     if not listing.files:
         if automatic:
             return Step.SKIP, f"nothing to take: {ready.reason}"
@@ -102,7 +133,12 @@ def decide(seen: Look, *, automatic: bool) -> tuple[Step, str]:
             return Step.GO, f"{ready.reason}: the data set taken last is used again"
         return Step.WAIT, ready.reason
     if taken is not None and taken.signature == listing.signature:
-        return (Step.SKIP if automatic else Step.GO), f"nothing new since run {taken.run} ({taken.outcome})"
+        why = f": {taken.reason}" if taken.reason else ""
+        return (Step.SKIP if automatic else Step.GO), f"nothing new since run {taken.run} ({taken.outcome}{why})"
+    if automatic and ready and wanted:
+        new = arrival.new_labels(listing, taken)
+        if new < wanted:
+            return Step.SKIP, f"{new} new label files, and dataset.arrival.new_labels waits for {wanted}"
     return (Step.GO if ready else Step.WAIT), ready.reason
 
 
@@ -113,7 +149,7 @@ class DatasetArrivalTrigger(BaseEventTrigger):
     timeout. `deadline` is in seconds of the Unix clock, so that a restart of the triggerer does not start the wait
     again; None waits for ever. An inbox that is missing or unreadable is looked at again.
 
-    Event: {"step", "reason", "signature", "files", "bytes"}.
+    Event: {"step", "reason", "signature", "files", "bytes", "came"}.
     """
 
     def __init__(
@@ -126,9 +162,13 @@ class DatasetArrivalTrigger(BaseEventTrigger):
         automatic: bool = True,
         repeat: bool = False,
         deadline: float | None = None,
+        manifest: str | None = None,
+        new_labels: int = 0,
+        connection: str | None = None,
+        dvc_remote: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.inbox = Inbox(path, record, marker, settle_seconds)
+        self.inbox = Inbox(path, record, marker, settle_seconds, manifest, new_labels, connection, dvc_remote)
         self.poll_seconds, self.automatic, self.repeat, self.deadline = poll_seconds, automatic, repeat, deadline
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -149,8 +189,8 @@ class DatasetArrivalTrigger(BaseEventTrigger):
                 # Not asyncio.to_thread: a Variable is asked for through the triggerer's own event loop.
                 seen = await sync_to_async(look, thread_sensitive=False)(self.inbox, seen)
                 step, reason = decide(seen, automatic=self.automatic)
-            except OSError as exc:
-                reason = f"cannot be read: {exc.strerror}"
+            except (OSError, StageError) as exc:
+                reason = _unread(exc)
             listing = seen.listing if seen else None
             words = re.sub(r"\d+", "", reason)  # not a line for each second that passes
             if words != told:
@@ -170,19 +210,31 @@ class DatasetArrivalTrigger(BaseEventTrigger):
 
 
 def _event(step: Step, reason: str, listing: arrival.Listing | None) -> TriggerEvent:
-    found = {"signature": listing.signature, "files": listing.files, "bytes": listing.bytes} if listing else {}
+    found: dict[str, Any] = {}
+    if listing:
+        found = {"signature": listing.signature, "files": listing.files, "bytes": listing.bytes, "came": listing.came}
     payload = {"step": str(step), "reason": reason, **found}
     return TriggerEvent(payload)  # type: ignore[no-untyped-call]
 
 
+def _unread(exc: OSError | StageError) -> str:
+    """Why a source could not be listed; a remote one's errors hold no secret (`refit.data.remote.errors`)."""
+    return str(exc) if isinstance(exc, StageError) else f"cannot be read: {exc.strerror}"
+
+
 def inbox_of(pipeline: Pipeline, where: Settings) -> Inbox:
-    """Raises ConfigError where the pipeline's data would lie outside the allowed roots."""
-    rule = pipeline.dataset.arrival
+    """Raises ConfigError where the pipeline's data would lie outside the allowed roots, or come by plain http."""
+    dataset = pipeline.dataset
+    rule = dataset.arrival
     return Inbox(
-        path=str(where.data_path(pipeline.dataset.source)),
+        path=where.source(dataset.source).text,
         record=_record(pipeline, where),
         marker=rule.marker,
         settle_seconds=rule.settle_seconds,
+        manifest=rule.manifest,
+        new_labels=rule.new_labels,
+        connection=dataset.connection,
+        dvc_remote=dataset.dvc_remote,
     )
 
 
@@ -205,6 +257,8 @@ def note_taken(context: Mapping[str, Any], pipeline: str, result: Result) -> Non
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": found["files"],
         "bytes": found["bytes"],
+        "came": found.get("came", 0.0),
+        "reason": "" if result.succeeded else result.reason[: arrival.MOST_REASON],
     }
     before = arrival.taken_of(Variable.get(TAKEN + pipeline, default=None))
     if taken["fingerprint"] is None and before is not None:
@@ -249,8 +303,10 @@ class DatasetArrivalSensor(BaseOperator):
                 seen = seen._replace(ready=arrival.Readiness(True, f"{seen.listing.files} files, as announced"))
             step, reason = decide(seen, automatic=automatic)
             event = dict(_event(step, reason, seen.listing).payload)
-        except OSError as exc:  # the triggerer may see what a worker does not
-            step, event = Step.WAIT, {"reason": f"cannot be read: {exc.strerror}"}
+        except BadSpec as exc:  # no access, no such connection: waiting would not help
+            raise inputs.BadInput(str(exc)) from None
+        except (OSError, StageError) as exc:  # the triggerer may see what a worker does not
+            step, event = Step.WAIT, {"reason": _unread(exc)}
         if step is not Step.WAIT:
             return self.finish(context, event)
         self.log.info("%s: %s; waiting without a worker slot", inbox.path, event["reason"])

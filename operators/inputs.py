@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from refit.config import ConfigError, Settings
 
@@ -56,6 +58,16 @@ def read(pipeline: str, conf: Mapping[str, Any], where: Settings) -> Pipeline:
     except plans.ConfError as exc:
         raise BadInput(f"this run's params: {exc}") from None
     return made
+
+
+def connection(name: str) -> str | None:
+    """A connection of Airflow as JSON, None where there is none of that name. For a subprocess's environment or this
+    process's own use; never for XCom, a trigger's arguments or a log."""
+    try:
+        found = Connection.get(name)
+    except AirflowNotFoundException:
+        return None
+    return json.dumps({key: getattr(found, key) for key in ("conn_type", "login", "password", "host", "extra")})
 
 
 def conf_of(context: Mapping[str, Any]) -> dict[str, Any]:

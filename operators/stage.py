@@ -35,15 +35,20 @@ class ProcessOperator(BaseOperator):
     _process: StageProcess | None = None
     _killed = False
 
-    def _run(self, name: str, environment: str, where: Settings, **what: Any) -> Result:
-        """Run a request or a plan's stage; its lines go to the task's log. Raises for any outcome but success."""
+    def _run(
+        self, name: str, environment: str, where: Settings, login: Mapping[str, str] | None = None, **what: Any
+    ) -> Result:
+        """Run a request or a plan's stage; its lines go to the task's log. Raises for any outcome but success.
+
+        `login`: variables for the runner alone, see `_login`.
+        """
         try:
             python = interpreter(environment)
         except EnvironmentMissing as exc:
             raise inputs.BadInput(str(exc)) from None
         self._process = StageProcess(
             python=python,
-            env=where.environment(),
+            env={**where.environment(), **(login or {})},
             on_line=self._tell,
             **what,
         )
@@ -83,7 +88,7 @@ class BindOperator(ProcessOperator):
         self.pipeline = pipeline
 
     def execute(self, context: Context) -> None:
-        from refit.plan import bind_request
+        from refit.plan import bind_request, connection_of
 
         where = inputs.settings()
         file = inputs.pipeline_file(self.pipeline, where)
@@ -95,7 +100,18 @@ class BindOperator(ProcessOperator):
             where,
             nonce=uuid.uuid4().hex,
         )
-        finish_bind(context, self._run(names.BIND, request["environment"], where, request=request))
+        login = _login(connection_of(request))
+        finish_bind(context, self._run(names.BIND, request["environment"], where, login, request=request))
+
+
+def _login(name: str | None) -> dict[str, str]:
+    """The variable with the login of a remote source, as bind's runner looks for it, where Airflow has that connection;
+    else it may be a secret of this machine (`refit.runtime.local.secret`)."""
+    from refit.data.source import secret_name
+    from refit.runtime.local import SECRET
+
+    found = inputs.connection(name) if name else None
+    return {SECRET + secret_name(str(name)): found} if found is not None else {}
 
 
 def finish_bind(context: Mapping[str, Any], result: Result) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -24,7 +25,11 @@ from refit import plan as plans
 from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
 from refit.data import arrival
+from refit.data import remote as remotes
 from refit.data.faults import Fault
+from refit.data.remote.connection import Connection
+from refit.data.settings import Dataset
+from refit.data.source import Kind, Source
 from refit.runtime import pod, report
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
@@ -145,25 +150,40 @@ def _take_data(
     """Ingest what lies in the source; with an empty source, the snapshot that was taken last. With it comes how many
     images changed since the one before."""
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
+    from refit.data.remote import take
 
+    dataset: Dataset = pipeline.dataset
+    rule = dataset.arrival
     try:
-        source = settings.data_path(pipeline.dataset.source)
+        source = settings.source(dataset.source)
     except ConfigError as exc:
         raise BadSpec(str(exc)) from None
-    listing = arrival.listing(source, marker=pipeline.dataset.arrival.marker)
+    remote = _remote(source, dataset, settings)
+    listing = arrival.listing(source.text, rule=rule) if remote is None else remotes.listing(remote, rule=rule)
+    last = arrival.last_taken(workspace)
     if not listing.files:
-        last = arrival.last_taken(workspace)
-        snapshot = workspace / "datasets" / last.fingerprint if last and last.fingerprint else None
-        if snapshot is None or not (snapshot / "dataset.json").exists():
+        snapshot = _snapshot_of(last, workspace)
+        if snapshot is None:
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
         print(f"{source} is empty: using the data set taken last, {snapshot.name[:12]}")
         return snapshot, {}
+    how = _how(dataset, settings)
+    snapshot = _snapshot_of(last, workspace)
+    if remote is not None and snapshot is not None and _made_of(snapshot, listing.signature, how):
+        print(f"{source}: nothing has changed since run {last.run if last else ''}; it is not fetched again")
+        return snapshot, {}
     status.running(f"Reading {listing.files} files from {source}")
+    origin = {"source": source.text, "arrival": listing.signature, "how": how}
+    leave = [name for name in (rule.marker, rule.manifest) if name]
     try:
-        taken = ingest.ingest(source, pipeline.dataset.settings(), workspace)
+        with take.at_hand(source, remote, listing, dataset, workspace, status) as folder:
+            taken = ingest.ingest(folder, dataset.settings(), workspace, origin=origin, leave=leave)
     except faults.BadData as exc:
-        arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data")
-        raise BadData(str(exc)) from None
+        reason = str(exc)
+        arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data", reason=reason)
+        if rule.quarantine:
+            reason += f". It was moved to {_put_aside(Path(source.text), listing, reason)}"
+        raise BadData(reason) from None
     arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
     if taken.changes:
         print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
@@ -183,6 +203,47 @@ def _evaluation_served(workspace: Path, pipeline: Any) -> str | None:
         version: str | None = (about or {}).get("evaluation", {}).get("version")
         return version
     return None
+
+
+def _remote(source: Source, dataset: Dataset, settings: Settings) -> remotes.Remote | None:
+    """The remote source, with the login that the runner has put into CONNECTION; None for a folder."""
+    if source.kind is Kind.FOLDER:
+        return None
+    login = None
+    if dataset.connection is not None:
+        login = Connection.read(dataset.connection, os.environ.pop(plans.CONNECTION, ""))
+    return remotes.connect(source, login, settings, dataset.dvc_remote)
+
+
+def _snapshot_of(taken: arrival.Taken | None, workspace: Path) -> Path | None:
+    """The snapshot of the last good arrival, where it is (still) there."""
+    snapshot = workspace / "datasets" / taken.fingerprint if taken and taken.fingerprint else None
+    return snapshot if snapshot is not None and (snapshot / "dataset.json").exists() else None
+
+
+def _how(dataset: Dataset, settings: Settings) -> str:
+    """What decides, beside the data, what a snapshot of it is: the pipeline's settings and Refit's own code."""
+    read = json.dumps(dataset.settings().model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(f"{read} {code_version(settings.repository, 'refit/data')}".encode()).hexdigest()
+
+
+def _made_of(snapshot: Path, signature: str, how: str) -> bool:
+    """Whether a snapshot was made of this very arrival, in the same way."""
+    provenance = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))["provenance"]
+    return (provenance.get("arrival"), provenance.get("how")) == (signature, how)
+
+
+def _put_aside(inbox: Path, listing: arrival.Listing, reason: str) -> Path:
+    """Move what lies in an inbox to `../refused/<signature>/`, with reason.txt; the inbox itself stays."""
+    aside = inbox.parent / "refused" / listing.signature[:16]
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        for entry in list(inbox.iterdir()):
+            os.rename(entry, aside / entry.name)
+        files.write_text(aside / "reason.txt", reason + "\n")
+    except OSError as exc:
+        raise StageError(f"{reason}. It could not be moved to {aside} (arrival.quarantine): {exc.strerror}") from None
+    return aside
 
 
 def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:

@@ -9,6 +9,8 @@
 | REFIT_PIPELINES | <repository>/specs/pipelines | the pipeline files |
 | REFIT_CLUSTERS | <repository>/specs/clusters | the cluster profiles |
 | REFIT_DATA_ROOTS | <home>/data | folders below which data may lie, separated by ":" |
+| REFIT_ALLOWED_HOSTS | none | hosts allowed for remote data though private or plain http (refit/hosts.py) |
+| REFIT_CA_FILE | the system's | certificates (PEM) of an own authority, trusted for remote data beside the system's |
 | REFIT_TRITON_URL | the profile's | Triton's HTTP address, for the local runtime |
 | REFIT_MODEL_REPOSITORY | the profile's | Triton's model repository, for the local runtime |
 """
@@ -19,6 +21,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from refit.data.source import Kind, Source, parse
+from refit.hosts import NOTHING, Allowed
 
 
 class ConfigError(ValueError):
@@ -36,6 +41,8 @@ class Settings:
     data_roots: tuple[Path, ...]
     triton_url: str | None = None
     model_repository: Path | None = None
+    allowed_hosts: Allowed = NOTHING
+    ca_file: Path | None = None
 
     @staticmethod
     def from_env(env: Mapping[str, str] | None = None) -> Settings:
@@ -53,6 +60,11 @@ class Settings:
         home = path("REFIT_HOME", repository / ".refit")
         roots = [r for r in (e.get("REFIT_DATA_ROOTS") or "").split(":") if r] or [str(home / "data")]
         models = e.get("REFIT_MODEL_REPOSITORY")
+        authority = e.get("REFIT_CA_FILE")
+        try:
+            allowed = Allowed.read(e.get("REFIT_ALLOWED_HOSTS") or "")
+        except ValueError as exc:
+            raise ConfigError(f"REFIT_ALLOWED_HOSTS: {exc}") from None
         return Settings(
             repository=repository,
             home=home,
@@ -63,7 +75,27 @@ class Settings:
             data_roots=tuple(Path(os.path.abspath(r)) for r in roots),
             triton_url=e.get("REFIT_TRITON_URL") or None,
             model_repository=Path(os.path.abspath(models)) if models else None,
+            allowed_hosts=allowed,
+            ca_file=Path(os.path.abspath(authority)) if authority else None,
         )
+
+    def source(self, text: str) -> Source:
+        """What a pipeline's `dataset.source` means here; of a folder or a .dvc file, `text` is the absolute path.
+
+        Raises ConfigError for what this installation does not allow.
+        """
+        try:
+            source = parse(text)
+        except ValueError as exc:
+            raise ConfigError(f"dataset.source: {exc}") from None
+        if source.kind in (Kind.FOLDER, Kind.DVC):
+            return Source(source.kind, str(self.data_path(text)))
+        if source.kind is Kind.WEB and text.startswith("http://") and not self.allowed_hosts.plain(text):
+            raise ConfigError(
+                f"dataset.source {text!r}: plain http: anyone on the way can change what comes; use https, or allow "
+                "the host by name (REFIT_ALLOWED_HOSTS=http://HOST)"
+            )
+        return source
 
     def data_path(self, source: str) -> Path:
         """The folder that a pipeline's `dataset.source` means.
@@ -95,4 +127,8 @@ class Settings:
             out["REFIT_TRITON_URL"] = self.triton_url
         if self.model_repository:
             out["REFIT_MODEL_REPOSITORY"] = str(self.model_repository)
+        if self.allowed_hosts.entries:
+            out["REFIT_ALLOWED_HOSTS"] = str(self.allowed_hosts)
+        if self.ca_file:
+            out["REFIT_CA_FILE"] = str(self.ca_file)
         return out

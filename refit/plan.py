@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from refit import toolkits
 from refit.cluster import Profile
 from refit.config import Settings
+from refit.data.source import secret_name
 from refit.pipeline import Pipeline, Resources, attachments, peek_name
 from refit.specs import did_you_mean, parse_yaml
 from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
@@ -31,6 +32,7 @@ from refit.toolkits.chain import NO_PROFILE
 
 SCHEMA = 1
 BIND = "bind"
+CONNECTION = "REFIT_CONNECTION"  # bind's variable with the login of a remote source
 GROUP = "stages"
 
 
@@ -202,7 +204,11 @@ def bind_request(
     name = peek_name(pipeline_file)
     workspace = settings.workspace / name
     run = workspace / "runs" / run_folder(run_id)
-    attached = attachments(parse_yaml(text, str(pipeline_file)), pipeline_file.parent)
+    document = parse_yaml(text, str(pipeline_file))
+    attached = attachments(document, pipeline_file.parent)
+    dataset = document.data.get("dataset")
+    connection = dataset.get("connection") if isinstance(dataset, dict) and data is None else None
+    secret = secret_name(connection) if isinstance(connection, str) else None
     spec = {
         "file": str(pipeline_file),
         "text": text,
@@ -228,9 +234,10 @@ def bind_request(
         "image": None,
         "key": _sha({"spec": spec, "nonce": nonce}),
         "argv": list(command("refit.bind", BIND, "bind.yaml")),
-        "env": {},
+        "env": {**_reach(settings), **({CONNECTION: f"{{secret:{secret}}}"} if secret else {})},
         "files": {"bind.yaml": literal(spec)},
-        "secrets": [],
+        "secrets": [secret] if secret else [],
+        "connection": connection,
         "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage)},
         "inputs": {},
         "outputs": [{"name": "bind", "path": "bind.json", "kind": "file", "format": "json", "min_bytes": 2}],
@@ -251,6 +258,17 @@ def literal(spec: Mapping[str, Any]) -> str:
     JSON, which is YAML, with the braces inside strings escaped.
     """
     return re.sub(r'"(?:[^"\\]|\\.)*"', lambda m: m.group().replace("{", "\\u007b"), json.dumps(spec, indent=1))
+
+
+def connection_of(request: Mapping[str, Any]) -> str | None:
+    """Of bind's request: the name of the connection with the login of a remote source."""
+    name = request.get("connection")
+    return name if isinstance(name, str) else None
+
+
+def _reach(settings: Settings) -> dict[str, str]:
+    """The settings that decide which remote sources may be asked."""
+    return {k: v for k, v in settings.environment().items() if k in ("REFIT_ALLOWED_HOSTS", "REFIT_CA_FILE")}
 
 
 def lone_request(

@@ -1,7 +1,9 @@
-"""Has a complete new data set arrived in an inbox? Listing only: nothing is opened, so a triggerer can do it.
+"""Has a complete new data set arrived in an inbox? Listing only: of the data nothing is opened, so a triggerer can do
+it (a manifest is read, once for each version of it).
 
 Standard library only. A listing is compared with the one before it (is the copy still going on?) and with what was
-taken last (`arrival.json`: is it new?).
+taken last (`arrival.json`: is it new?). What lies at a remote source is listed by `refit.data.remote` and judged here
+by the same rules.
 """
 
 from __future__ import annotations
@@ -10,14 +12,18 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from refit import files as atomic
+from refit.data.manifest import MOST_BYTES, BadManifest, Manifest, parse, stamp
 from refit.data.tree import FileInfo, Tree, scan
+
+LABELS = (".txt", ".xml", ".json")  # a label file for each image; formats of one file for all images do not count so
+MOST_REASON = 500  # characters: the record may be a Variable of Airflow
 
 
 class Rule(Protocol):
@@ -27,17 +33,36 @@ class Rule(Protocol):
     def marker(self) -> str | None: ...
 
     @property
+    def manifest(self) -> str | None: ...
+
+    @property
     def settle_seconds(self) -> float: ...
+
+    @property
+    def new_labels(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A `Rule` in so many words."""
+
+    marker: str | None = None
+    manifest: str | None = None
+    settle_seconds: float = 10
+    new_labels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """What lies in an inbox at one moment.
 
-    `signature` is the sha256 over the sorted (path, size, mtime_ns) of the data files: equal signatures, equal data.
+    `signature` is the sha256 over the sorted (path, size, mtime_ns) of the data files, of remote ones over (path, size,
+    ETag or what stands for it): equal signatures, equal data.
     `activity` covers hidden and partial files and ctimes as well: while it changes, someone is writing.
     `seen_at` is this listing's time, `stable_since` that of the first listing with the same activity (both seconds of
     the Unix clock); `newest_mtime` is that of the newest data file (0.0: none), `marker_mtime` that of the marker.
+    `manifest` is the one that was read, `lacks` why it does not hold. `came` is when the last data file came to its
+    place, `labels` when each label file did, where the rule counts them (seconds of the clock of whoever stores them).
     """
 
     exists: bool
@@ -49,6 +74,10 @@ class Listing:
     seen_at: float
     stable_since: float
     marker_mtime: float | None
+    manifest: Manifest | None = None
+    lacks: str = ""
+    came: float = 0.0
+    labels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +105,82 @@ class Taken:
     at: str
     files: int
     bytes: int
+    came: float = 0.0
+    reason: str = ""
 
 
-def listing(path: Path | str, previous: Listing | None = None, *, marker: str | None = None) -> Listing:
+def listing(path: Path | str, previous: Listing | None = None, rule: Rule | None = None) -> Listing:
     """List an inbox; a folder that is not there (any more) gives an empty listing with `exists` False.
 
-    `previous` is the last listing of the same folder: how long nothing has changed is carried on from it. A `marker` is
-    no data: touching it again does not make the data new. Raises OSError when the folder is there but unreadable.
+    `previous` is the last listing of the same folder: how long nothing has changed is carried on from it. Marker and
+    manifest are no data: touching them again does not make the data new. Raises OSError when the folder is there but
+    unreadable.
     """
-    now = time.time()
+    root = Path(path)
     try:
-        tree: Tree | None = scan(Path(path))
+        tree: Tree | None = scan(root)
     except (FileNotFoundError, NotADirectoryError):
         tree = None
-    return _summary(tree, previous, marker, now)
+    return survey(tree, previous, rule, lambda name: (root / name).read_bytes())
 
 
-def _summary(tree: Tree | None, previous: Listing | None, marker: str | None, now: float) -> Listing:
+def survey(
+    tree: Tree | None,
+    previous: Listing | None,
+    rule: Rule | None,
+    read: Callable[[str], bytes],
+) -> Listing:
+    """The listing of what was found (None: there is no such place). `read` gives a manifest's bytes."""
+    now = time.time()
+    rule = rule or Plain()
     everything = list(tree.files.values()) if tree else []
-    data = [f for f in everything if f.path != marker]
+    data = [f for f in everything if f.path not in (rule.marker, rule.manifest)]
     activity = _digest([*everything, *(tree.temporary if tree else ())], ctime=True)
     same = previous is not None and previous.activity == activity and previous.exists == (tree is not None)
+    manifest, lacks = _manifest(tree, previous, rule.manifest, read)
     return Listing(
         exists=tree is not None,
-        signature=_digest(data, ctime=False),
+        signature=previous.signature if previous is not None and same else _digest(data, ctime=False),
         activity=activity,
         files=len(data),
         bytes=sum(f.size for f in data),
         newest_mtime=max((f.mtime_ns for f in data), default=0) / 1e9,
         seen_at=now,
         stable_since=previous.stable_since if previous is not None and same and previous.stable_since <= now else now,
-        marker_mtime=next((f.mtime_ns / 1e9 for f in everything if f.path == marker), None),
+        marker_mtime=next((f.mtime_ns / 1e9 for f in everything if f.path == rule.marker), None),
+        manifest=manifest,
+        lacks=lacks,
+        came=max((f.ctime_ns for f in data), default=0) / 1e9,
+        labels=tuple(f.ctime_ns / 1e9 for f in data if f.path.lower().endswith(LABELS)) if rule.new_labels else (),
     )
+
+
+def _manifest(
+    tree: Tree | None, previous: Listing | None, name: str | None, read: Callable[[str], bytes]
+) -> tuple[Manifest | None, str]:
+    """The manifest, read only where it is not the one of the listing before, and what it names that is not there."""
+    if name is None or tree is None:
+        return None, ""
+    info = tree.files.get(name)
+    if info is None:
+        return None, f"waiting for the manifest {name}"
+    found = previous.manifest if previous is not None else None
+    if found is None or found.stamp != stamp(info):
+        if info.size > MOST_BYTES:
+            return None, f"the manifest {name} has more than {MOST_BYTES >> 20} MiB"
+        try:
+            found = Manifest(parse(read(name), name), stamp(info))
+        except BadManifest as exc:
+            return None, f"the manifest cannot be used: {exc}"
+        except OSError as exc:
+            return None, f"the manifest {name} cannot be read: {exc.strerror or exc}"
+    missing = found.missing(tree.files)
+    if missing:
+        return (
+            found,
+            f"{len(missing)} of {len(found.files)} files that {name} names are not there in full: {missing[0]}",
+        )
+    return found, ""
 
 
 def signature(tree: Tree) -> str:
@@ -119,7 +192,9 @@ def _digest(rows: Iterable[FileInfo], *, ctime: bool) -> str:
     digest = hashlib.sha256()
     for f in sorted(rows, key=lambda f: f.path):
         digest.update(
-            f"{f.path}\0{f.size}\0{f.mtime_ns}\0{f.ctime_ns if ctime else ''}\n".encode("utf-8", "surrogateescape")
+            f"{f.path}\0{f.size}\0{f.tag or f.mtime_ns}\0{f.ctime_ns if ctime else ''}\n".encode(
+                "utf-8", "surrogateescape"
+            )
         )
     return digest.hexdigest()
 
@@ -128,13 +203,18 @@ def is_complete(current: Listing, previous: Listing | None, rule: Rule) -> Readi
     """Whether the data in an inbox is complete.
 
     With a marker: it lies in the root, and no data file is younger than it (a younger one belongs to a new copy over
-    old data: then the rule below decides). Without one: nothing has changed for `settle_seconds`, seen in at least two
-    listings unless it is 0. `current` must have been made with `listing(path, previous, marker=rule.marker)`.
+    old data: then the rule below decides). With a manifest: all files that it names are there with their sizes, and no
+    others are (then the rule below decides as well). Without one: nothing has changed for `settle_seconds`, seen in at
+    least two listings unless it is 0. `current` must have been made with `previous` and this rule.
     """
     if not current.exists:
-        return Readiness(False, "the folder does not exist yet")
+        return Readiness(False, "there is no such place yet")
+    if current.lacks:
+        return Readiness(False, f"{current.lacks}; {current.files} files so far")
     if not current.files:
-        return Readiness(False, "the folder is empty")
+        return Readiness(False, "there are no files yet")
+    if current.manifest is not None and current.files <= len(current.manifest.files):
+        return Readiness(True, f"{current.files} files, all that {rule.manifest} names")
     if rule.marker is not None:
         if current.marker_mtime is None:
             return Readiness(False, f"waiting for the marker {rule.marker}; {current.files} files so far")
@@ -150,6 +230,11 @@ def is_complete(current: Listing, previous: Listing | None, rule: Rule) -> Readi
     return Readiness(
         False, f"still being copied: {current.files} files, {quiet:.0f} of {rule.settle_seconds:g} s without a change"
     )
+
+
+def new_labels(current: Listing, taken: Taken | None) -> int:
+    """How many label files came (or came anew) since the last arrival taken; `current` must count labels."""
+    return sum(moment > (taken.came if taken else 0.0) for moment in current.labels)
 
 
 # ---- what was taken
@@ -178,12 +263,16 @@ def taken_of(text: str | None) -> Taken | None:
             at=str(row["at"]),
             files=int(row["files"]),
             bytes=int(row["bytes"]),
+            came=float(row.get("came", 0.0)),
+            reason=str(row.get("reason", "")),
         )
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def record_taken(workspace: Path, listing: Listing, *, fingerprint: str | None, run: str, outcome: str) -> Taken:
+def record_taken(
+    workspace: Path, listing: Listing, *, fingerprint: str | None, run: str, outcome: str, reason: str = ""
+) -> Taken:
     """Note that this arrival was looked at, good or not: it is not new any more. Atomic; the last writer stays."""
     before = last_taken(workspace)
     taken = Taken(
@@ -194,6 +283,8 @@ def record_taken(workspace: Path, listing: Listing, *, fingerprint: str | None, 
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         files=listing.files,
         bytes=listing.bytes,
+        came=listing.came,
+        reason=reason[:MOST_REASON],
     )
     path = _record(workspace)
     os.makedirs(path.parent, exist_ok=True)

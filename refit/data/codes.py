@@ -28,6 +28,9 @@ CODES: dict[str, Code] = {
     # the data set as a whole
     "source_missing": Code("error", "check dataset.source", fixed=True),
     "source_changed": Code("error", "wait until the copy has ended, or write a marker file last", fixed=True),
+    "file_damaged": Code("error", "copy it again, or correct what the manifest names for it", fixed=True),
+    "archive_damaged": Code("error", "copy or make the archive again", fixed=True),
+    "archive_unsafe": Code("error", "unpack it yourself, look at it, and make the archive anew", fixed=True),
     "not_recognised": Code("error", "name dataset.format, image_dir and label_dir", fixed=True),
     "too_few_images": Code(
         "error", "at least two labelled images are needed: one to train, one to evaluate", fixed=True

@@ -24,8 +24,19 @@ from refit.data.settings import DatasetSettings, GroupBy
 from refit.data.snapshot import Snapshot
 
 
-def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress: Progress | None = None) -> Snapshot:
+def ingest(
+    source: Path,
+    settings: DatasetSettings,
+    workspace: Path,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    leave: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
+
+    `origin` is what the provenance says of where the data came from in place of the folder, `leave` names files below
+    it that are no data (a marker, a manifest).
 
     The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
     to run several times at once. `progress(done, total)` is called while images are read.
@@ -43,7 +54,7 @@ def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress
     base = append.last(Path(workspace))
     folder = Path(workspace) / evaluation.FOLDER
     try:
-        examined = _examine(source, settings, store.holds, progress, base)
+        examined = _examine(source, settings, store.holds, progress, base, leave)
         before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
         while True:
             memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
@@ -65,7 +76,7 @@ def ingest(source: Path, settings: DatasetSettings, workspace: Path, *, progress
         divided.parts,
         settings.classes,
         divided.faults,
-        _provenance(examined, settings, base if before else None),
+        {**_provenance(examined, settings, base if before else None), **(origin or {})},
         divided.evaluation,
     )
     return replace(taken, changes=_changes(base, taken, divided))
@@ -118,11 +129,16 @@ def _alone(
 
 
 def _examine(
-    source: Path, settings: DatasetSettings, known: Known, progress: Progress | None, base: append.Base | None = None
+    source: Path,
+    settings: DatasetSettings,
+    known: Known,
+    progress: Progress | None,
+    base: append.Base | None = None,
+    leave: Iterable[str] = (),
 ) -> Examination:
     """The data set in `source`; with a data set to add to, a list of what to remove is enough. Raises BadData."""
     by = settings.split.group
-    beside = [*(settings.split.lists or {}).values()]
+    beside = [*leave, *(settings.split.lists or {}).values()]
     beside += [by.file] if isinstance(by, GroupBy) and by.file is not None else []
     beside += [append.REMOVED] if settings.mode == "append" else []
     try:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from refit.data import source as sources
 from refit.data.codes import CODES
 from refit.specs import Spec, did_you_mean
 
@@ -23,11 +24,31 @@ class Arrival(Spec):
         pattern=r"^[A-Za-z0-9._-]+$",
         description="complete once this file lies in the source's root, e.g. _SUCCESS; null: by settle_seconds",
     )
+    manifest: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="complete once all files that this one in the source's root names are there, with their sizes; "
+        "their sha256 are checked (lines of sha256sum, or JSON: docs/data/arrival.md)",
+    )
     settle_seconds: float = Field(
         10, ge=0, le=86_400, description="without a marker: complete when nothing has changed for so long (seconds)"
     )
+    new_labels: int = Field(
+        0, ge=0, description="a run starts by itself only when so many label files came since the last arrival taken"
+    )
+    quarantine: bool = Field(
+        False,
+        description="data that is refused is moved out of the inbox, into ../refused/<signature>/ with reason.txt; "
+        "false: it stays, and is not tried again by itself",
+    )
     poll_seconds: float = Field(10, ge=0.5, le=86_400, description="how often the source is listed (seconds)")
     timeout_hours: float = Field(24, gt=0, le=24 * 365, description="how long one run waits for it (hours)")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Arrival:
+        if self.marker is not None and self.manifest is not None:
+            raise ValueError("marker and manifest are two rules; leave one out")
+        return self
 
 
 class GroupBy(Spec):
@@ -155,10 +176,43 @@ class Dataset(DatasetSettings):
     """The whole block: where the data comes from, when it counts as arrived, how it is read."""
 
     source: Name = Field(
-        description="folder of the data set: absolute, or below the first data root (REFIT_DATA_ROOTS)"
+        description="folder of the data set: absolute, or below the first data root (REFIT_DATA_ROOTS); or s3://, "
+        "gs://, az://, abfs://, an archive by https://, a .dvc file"
+    )
+    connection: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_.-]{1,200}$",
+        description="Airflow's connection with the login of a remote source; in pods and without Airflow the secret "
+        "AIRFLOW_CONN_<its name>; null: none is needed",
+    )
+    dvc_remote: str | None = Field(
+        None, description="of a .dvc source: s3://, gs://, az:// or abfs:// of its DVC remote"
     )
     arrival: Arrival = Arrival()
 
+    @field_validator("source")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        sources.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _remote(self) -> Dataset:
+        kind = sources.parse(self.source).kind
+        if kind is not sources.Kind.FOLDER and self.arrival.quarantine:
+            raise ValueError("arrival.quarantine moves files, and Refit only reads from a remote source; leave it out")
+        if kind is sources.Kind.FOLDER and self.connection is not None:
+            raise ValueError("connection is for remote sources, and source is a folder; leave it out")
+        if kind in (sources.Kind.WEB, sources.Kind.DVC) and self.arrival.new_labels:
+            raise ValueError("arrival.new_labels counts files, and the source is listed as one; leave it out")
+        if (kind is sources.Kind.DVC) != (self.dvc_remote is not None):
+            raise ValueError("dvc_remote goes with a source that is a .dvc file, and only with that")
+        if self.dvc_remote is not None and sources.parse(self.dvc_remote).kind not in sources.STORES:
+            raise ValueError(f"dvc_remote: {self.dvc_remote} is no object store; use s3://, gs://, az:// or abfs://")
+        return self
+
     def settings(self) -> DatasetSettings:
         """What decides how the data is read, without where it is."""
-        return DatasetSettings.model_validate(self.model_dump(exclude={"source", "arrival"}))
+        return DatasetSettings.model_validate(
+            self.model_dump(exclude={"source", "connection", "dvc_remote", "arrival"})
+        )

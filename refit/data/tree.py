@@ -12,22 +12,28 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 _PARTIAL = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".swp", "~")
+_MOST_NAME = 255  # bytes of a file's name in the file systems of Linux
 _FOREIGN = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A regular file: path below the root with '/', size in bytes, times in nanoseconds."""
+    """A regular file: path below the root with '/', size in bytes, times in nanoseconds.
+
+    `tag` is the validator of an object or a URL (ETag, or what stands for it), "" for a file of a folder. Where there
+    is one, it and not the time says whether the content is still the same.
+    """
 
     path: str
     size: int
     mtime_ns: int
     ctime_ns: int
+    tag: str = ""
 
 
 @dataclass(slots=True)
@@ -49,6 +55,25 @@ class Tree:
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of this name is no data: hidden, partial, or another system's housekeeping."""
     return name.startswith(".") or name.lower().endswith(_PARTIAL) or name in _FOREIGN
+
+
+def of_objects(root: Path, objects: Iterable[FileInfo]) -> Tree:
+    """The tree that objects of a store make, by the rules of `scan`: keys that cannot be a file's path below the root
+    are in `skipped`, with why."""
+    tree = Tree(root)
+    rows = {f.path: f for f in objects if f.path and not (f.path.endswith("/") and not f.size)}
+    above = {str(parent) for path in rows for parent in PurePosixPath(path).parents}
+    for path, f in sorted(rows.items()):
+        parts = path.split("/")
+        if any(p in ("", ".", "..") or len(p.encode()) > _MOST_NAME for p in parts) or not path.isprintable():
+            tree.skipped[path] = "a key that cannot be a file's name"
+        elif path in above:
+            tree.skipped[path] = "a key that is also the folder of others"
+        elif any(map(is_temporary, parts)):
+            tree.temporary.append(f)
+        else:
+            tree.files[path] = f
+    return tree
 
 
 def scan(root: Path) -> Tree:

@@ -53,7 +53,7 @@ def source(place: Embedded, pipeline: Pipeline, given: str | None) -> Source:
         raise DataError(f"DATA={given}: there is no such folder")
     if pipeline.name == DEMO and not given:
         make_demo(place, pipeline, folder)
-    listing = arrival.listing(folder, marker=pipeline.dataset.arrival.marker)
+    listing = arrival.listing(folder, rule=pipeline.dataset.arrival)
     if not listing.files:
         raise DataError(f"{folder} holds no data: put a labelled data set there, or name one with DATA=path")
     taken = arrival.last_taken(place.refit.workspace / str(pipeline.name))

@@ -1,14 +1,12 @@
 """What a URL leads to, fetched with care: by https, within a size, not from a private place behind a public one.
 
-A URL in a downloaded file, or a redirect, is somebody else's word: it must not make this machine ask addresses that
-only this machine reaches (cloud metadata, services on loopback). The address that a connection really has is looked
-at before anything is sent. What the user names himself may be anywhere.
+A URL in a downloaded file, or a redirect, is somebody else's word, and leads to public addresses only (`refit.web`).
+What the user names himself may be anywhere.
 """
 
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import os
 import shutil
 import urllib.error
@@ -20,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
+from refit import web
 from refit.archive import DAMAGED, leads_out
 from refit.migrate.secrets import Vault, shown
 
@@ -27,7 +26,6 @@ MIB, GIB = 1 << 20, 1 << 30
 SPEC_BYTES, ARCHIVE_BYTES = MIB, 64 * MIB
 _MOST_SPECS, _MOST_FILES = 1000, 5_000_000
 _HOPS, _CHUNK = 5, 1 << 20
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class ImportFault(Exception):
@@ -85,17 +83,17 @@ class Fetcher:
         at = url
         for _ in range(_HOPS):
             self._allowed(at)
-            opener = urllib.request.build_opener(_Stay, _Http(not trusted), _Https(not trusted))
+            opener = web.opener(public=not trusted)
             request = urllib.request.Request(  # noqa: S310 - `_allowed` has looked at the scheme
                 self.vault.reveal(at), headers={"User-Agent": "refit-import"}
             )
             try:
                 if not trusted:
-                    _literal(at)  # behind a proxy, only this can be seen
+                    web.refuse_private_name(_host(at)[0] or "")  # behind a proxy, only this can be seen
                 return opener.open(request, timeout=self.timeout)
             except urllib.error.HTTPError as exc:
                 exc.close()
-                if exc.code not in _REDIRECTS or not exc.headers.get("Location"):
+                if exc.code not in web.REDIRECTS or not exc.headers.get("Location"):
                     raise ImportFault(
                         f"{place(at)}: the server answers {exc.code} {exc.reason}; {_advice(exc.code)}"
                     ) from None
@@ -108,7 +106,7 @@ class Fetcher:
                 at = to
             except (OSError, http.client.HTTPException, ValueError) as exc:
                 reason = getattr(exc, "reason", exc)
-                if isinstance(reason, _Private):
+                if isinstance(reason, web.Private):
                     raise ImportFault(
                         f"{place(at)}: leads to the private address {reason.address}, and "
                         f"{place(named_by) if named_by else 'a redirect of ' + place(url)} named it; it is not asked: "
@@ -126,72 +124,6 @@ class Fetcher:
             )
         if parts.scheme not in ("http", "https") or not _host(url)[0]:
             raise ImportFault(f"{place(url)}: only https URLs are read; download it, and name the file")
-
-
-class _Private(OSError):
-    def __init__(self, address: str) -> None:
-        super().__init__(f"the private address {address}")
-        self.address = address
-
-
-def _public(connection: http.client.HTTPConnection) -> None:
-    """Look at the address that a connection really has; through a proxy, that is the proxy's."""
-    tunnel = getattr(connection, "_tunnel_host", None)
-    if tunnel or connection.sock is None:
-        return
-    address = str(connection.sock.getpeername()[0])
-    if not ipaddress.ip_address(address.partition("%")[0]).is_global:
-        connection.close()
-        raise _Private(address)
-
-
-def _literal(url: str) -> None:
-    """Refuse a URL whose host is written as a private address."""
-    host = _host(url)[0] or ""
-    try:
-        private = not ipaddress.ip_address(host).is_global
-    except ValueError:
-        private = host == "localhost"
-    if private:
-        raise _Private(host)
-
-
-class _PublicHttp(http.client.HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        _public(self)
-
-
-class _PublicHttps(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _public(self)
-
-
-class _Http(urllib.request.HTTPHandler):
-    def __init__(self, public: bool) -> None:
-        super().__init__()
-        self._public = public
-
-    def http_open(self, req: urllib.request.Request) -> Any:
-        guarded = self._public and not req.has_proxy()
-        return self.do_open(_PublicHttp if guarded else http.client.HTTPConnection, req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def __init__(self, public: bool) -> None:
-        super().__init__()
-        self._public = public
-
-    def https_open(self, req: urllib.request.Request) -> Any:
-        return self.do_open(_PublicHttps if self._public else http.client.HTTPSConnection, req)
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed by `_open`, which looks at each."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 def is_url(name: str) -> bool:

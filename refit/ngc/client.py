@@ -31,6 +31,7 @@ from urllib.parse import quote, urlencode, urljoin, urlsplit
 
 from refit.command import StageError
 from refit.ngc.spec import Model
+from refit.web import host_of, place_of, strong_etag
 
 KEY = "NGC_API_KEY"
 _CATALOGUE = "nvidia"  # the public one; every other organisation is a private registry
@@ -146,24 +147,25 @@ class Client:
         headers = {"Range": f"bytes={had}-", "If-Range": mark} if had and mark else {}
         with self._open(f"{self._path(model)}/versions/{quote(model.version)}/zip", model.group, headers) as reply:
             resumed = reply.status == http.HTTPStatus.PARTIAL_CONTENT
-            start, total = _place(reply, had if resumed else 0)
+            start, total = place_of(reply, had if resumed else 0)
             if start != (had if resumed else 0):
                 raise NgcError(f"{model}: asked for the bytes from {had} on, NGC sent those from {start} on")
             kind = reply.headers.get_content_type()
             if kind in ("text/html", "application/xhtml+xml"):
                 raise NgcError(
-                    f"{model}: {_host(reply.url)} answered with a web page, not an archive: a login, or a proxy's "
+                    f"{model}: {host_of(reply.url)} answered with a web page, not an archive: a login, or a proxy's "
                     f"notice? Check {KEY} and the proxy; {OFFLINE}"
                 )
-            note.write_text(json.dumps({"mark": _strong(reply)}), encoding="utf-8")
+            note.write_text(json.dumps({"mark": strong_etag(reply)}), encoding="utf-8")
             with open(part, "ab" if resumed else "wb") as f:
-                while data := _read(reply, f"{model}: the connection to {_host(reply.url)} broke"):
+                while data := _read(reply, f"{model}: the connection to {host_of(reply.url)} broke"):
                     f.write(data)
                     tell(f.tell(), total)
                 f.flush()
                 os.fsync(f.fileno())
                 if total and f.tell() != total:
-                    raise _Broken(f"{model}: the connection to {_host(reply.url)} ended at {f.tell()} of {total} bytes")
+                    host = host_of(reply.url)
+                    raise _Broken(f"{model}: the connection to {host} ended at {f.tell()} of {total} bytes")
 
     def _pages(self, group: str) -> Iterator[list[dict[str, Any]]]:
         page, pages = 0, 1
@@ -227,12 +229,12 @@ class Client:
             with exc:
                 raise self._error(exc) from None
         except urllib.error.URLError as exc:
-            raise _Broken(f"{_host(url)} cannot be reached ({exc.reason})") from None
+            raise _Broken(f"{host_of(url)} cannot be reached ({exc.reason})") from None
         except (OSError, http.client.HTTPException) as exc:
-            raise _Broken(f"{_host(url)}: {exc or type(exc).__name__}") from None
+            raise _Broken(f"{host_of(url)}: {exc or type(exc).__name__}") from None
 
     def _error(self, exc: urllib.error.HTTPError) -> NgcError:
-        host, said = _host(exc.url), self._said(exc)
+        host, said = host_of(exc.url), self._said(exc)
         if exc.code in (401, 403) and _origin(exc.url) in (_origin(self._url), _origin(self._auth_url)):
             if self._key is None:
                 return Refused(f"{host} wants a key (HTTP {exc.code}{said}); make one at NGC and set the secret {KEY}")
@@ -277,25 +279,6 @@ def _read(reply: Any, broke: str) -> bytes:
     return data
 
 
-def _place(reply: Any, had: int) -> tuple[int, int]:
-    """Where the answer begins and the size of the whole (0: not said), by Content-Range (RFC 9110, 14.4) or length."""
-    span = reply.headers.get("Content-Range")
-    if reply.status == http.HTTPStatus.PARTIAL_CONTENT and span:
-        try:
-            place, total = span.removeprefix("bytes ").split("/")
-            return int(place.split("-")[0]), 0 if total == "*" else int(total)
-        except ValueError:
-            return -1, 0
-    length = reply.headers.get("Content-Length")
-    return had, had + int(length) if length and length.isdecimal() else 0
-
-
-def _strong(reply: Any) -> str | None:
-    """What tells that a file is still the same: only a strong ETag can be asked for (RFC 9110, 13.1.5)."""
-    etag = reply.headers.get("ETag")
-    return None if etag is None or etag.startswith("W/") else str(etag)
-
-
 def _mark(note: Path) -> str | None:
     try:
         mark = json.loads(note.read_text(encoding="utf-8"))["mark"]
@@ -321,11 +304,6 @@ def _object(data: bytes, url: str) -> dict[str, Any]:
             f"{url}: answered with something else than JSON: a proxy's page? Check REFIT_NGC_URL and the proxy"
         )
     return answer
-
-
-def _host(url: str) -> str:
-    """A host's name, never the query: signed addresses hold secrets, too."""
-    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

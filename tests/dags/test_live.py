@@ -188,7 +188,7 @@ def test_one_arrival_is_one_run(airflow: Airflow) -> None:
     assert first["run_type"] == "asset_triggered"
     assert airflow.finished("inbox", first["dag_run_id"]) == "success"
     assert airflow.states("inbox", first["dag_run_id"]) == {"arrival": "success", "after": "success"}
-    found = arrival.listing(inbox, marker="_SUCCESS")
+    found = arrival.listing(inbox, rule=arrival.Plain("_SUCCESS"))
     assert airflow.xcom("inbox", first["dag_run_id"], "arrival")["signature"] == found.signature
     arrival.record_taken(workspace, found, fingerprint="f", run="first", outcome="taken")
 

@@ -7,19 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from refit.data import arrival
 from refit.data.arrival import Listing, is_complete, last_taken, listing, record_taken
-
-
-@dataclass(frozen=True)
-class Rule:
-    marker: str | None = None
-    settle_seconds: float = 10
+from refit.data.arrival import Plain as Rule
 
 
 @pytest.fixture
@@ -80,7 +75,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     found = listing(tmp_path / "none")
     assert (found.exists, found.files) == (False, 0)
     assert not is_complete(found, None, Rule())
-    assert "does not exist" in is_complete(found, None, Rule()).reason
+    assert "no such place" in is_complete(found, None, Rule()).reason
     (tmp_path / "file").write_text("x")
     assert not listing(tmp_path / "file").exists
 
@@ -142,36 +137,36 @@ def test_a_file_that_grows_under_a_partial_name_is_waited_for(inbox: Path) -> No
 def test_settle_of_zero_and_empty_folder(inbox: Path, tmp_path: Path) -> None:
     assert is_complete(listing(inbox), None, Rule(settle_seconds=0))
     (tmp_path / "empty").mkdir()
-    assert "empty" in is_complete(listing(tmp_path / "empty"), None, Rule(settle_seconds=0)).reason
+    assert "no files" in is_complete(listing(tmp_path / "empty"), None, Rule(settle_seconds=0)).reason
 
 
 def test_marker(inbox: Path) -> None:
     rule = Rule(marker="_SUCCESS")
-    before = listing(inbox, marker="_SUCCESS")
+    before = listing(inbox, rule=Rule("_SUCCESS"))
     answer = is_complete(before, None, rule)
     assert not answer
     assert "waiting for the marker _SUCCESS" in answer.reason
     (inbox / "_SUCCESS").touch()
-    after = listing(inbox, before, marker="_SUCCESS")
+    after = listing(inbox, before, rule=Rule("_SUCCESS"))
     assert is_complete(after, before, rule)
     assert (after.signature, after.files) == (before.signature, 3)  # the marker is no data
     (inbox / "images/_SUCCESS").touch()
-    assert listing(inbox, marker="_SUCCESS").files == 4  # only in the root
+    assert listing(inbox, rule=Rule("_SUCCESS")).files == 4  # only in the root
 
 
 def test_an_old_marker_does_not_vouch_for_a_new_copy(inbox: Path) -> None:
     rule = Rule(marker="_SUCCESS", settle_seconds=10)
     (inbox / "_SUCCESS").touch()
     os.utime(inbox / "_SUCCESS", (1, 1))
-    first = listing(inbox, marker="_SUCCESS")
+    first = listing(inbox, rule=Rule("_SUCCESS"))
     assert not is_complete(first, None, rule)
-    settled = _later(listing(inbox, first, marker="_SUCCESS"), 11)
+    settled = _later(listing(inbox, first, rule=Rule("_SUCCESS")), 11)
     assert is_complete(settled, first, rule)
 
 
 def test_only_a_marker_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "_SUCCESS").touch()
-    assert not is_complete(listing(tmp_path, marker="_SUCCESS"), None, Rule(marker="_SUCCESS"))
+    assert not is_complete(listing(tmp_path, rule=Rule("_SUCCESS")), None, Rule(marker="_SUCCESS"))
 
 
 def test_record(inbox: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def drop(inbox: Inbox, *names: str, done: bool = True) -> None:
 
 def take(inbox: Inbox, fingerprint: str | None = "f" * 64, outcome: str = "taken") -> None:
     """What bind does."""
-    seen = arrival.listing(inbox.path, marker=inbox.marker)
+    seen = arrival.listing(inbox.path, rule=inbox)
     arrival.record_taken(Path(inbox.record), seen, fingerprint=fingerprint, run="r", outcome=outcome)
 
 
@@ -117,7 +117,7 @@ def test_the_trigger_waits_through_missing_and_unfinished_data(inbox: Inbox) -> 
     (event,) = asyncio.run(run())
     assert event["step"] == "go"
     assert (event["files"], event["bytes"]) == (2, 10)
-    assert event["signature"] == arrival.listing(inbox.path, marker="_SUCCESS").signature
+    assert event["signature"] == arrival.listing(inbox.path, rule=arrival.Plain("_SUCCESS")).signature
 
 
 def test_the_watcher_fires_once_for_each_arrival(inbox: Inbox) -> None:
@@ -210,7 +210,7 @@ def test_complete_data_needs_no_trigger(pipeline: Inbox) -> None:
     drop(pipeline, "a.png")
     found = sensor().execute(context("asset_triggered"))
     assert found["files"] == 1
-    assert found["signature"] == arrival.listing(pipeline.path, marker="_SUCCESS").signature
+    assert found["signature"] == arrival.listing(pipeline.path, rule=arrival.Plain("_SUCCESS")).signature
 
 
 @pytest.mark.parametrize("run_type", ["scheduled", "asset_triggered"])

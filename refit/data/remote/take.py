@@ -1,0 +1,138 @@
+"""The folder that bind reads, whatever the source: the inbox itself, or `<workspace>/incoming/<signature>/`.
+
+    incoming/<signature>/files/   what was fetched: from a remote source, each file whole
+                         parts/   what is on the way
+                         data/    what archives hold, once all of them have opened whole
+    incoming/.lock                one process at a time
+
+What lies there stays until a snapshot is made of it, so that nothing is fetched twice; what belongs to another
+signature goes when the next arrival is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from refit import archive
+from refit.data.arrival import Listing
+from refit.data.faults import BadData, fault
+from refit.data.formats import READERS
+from refit.data.manifest import Named
+from refit.data.remote import Remote
+from refit.data.remote.fetch import RESERVE, Fetch
+from refit.data.settings import Dataset
+from refit.data.snapshot import no_space
+from refit.data.source import Source, is_archive
+from refit.data.tree import scan
+from refit.files import sync_folder
+from refit.status import StatusWriter
+
+INCOMING = "incoming"
+
+
+@contextlib.contextmanager
+def at_hand(
+    source: Source, remote: Remote | None, listing: Listing, dataset: Dataset, workspace: Path, status: StatusWriter
+) -> Iterator[Path]:
+    """The folder with the data of an arrival. What was made for it is taken away when the block ends well.
+
+    Raises BadData for what is damaged, unsafe, or not what its manifest says, and what `Fetch.run` raises.
+    """
+    incoming = workspace / INCOMING
+    incoming.mkdir(exist_ok=True)
+    with open(incoming / ".lock", "a", encoding="utf-8") as lock, no_space(incoming):
+        with contextlib.suppress(OSError):  # a file system without locks; Airflow starts one run at a time
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for old in incoming.iterdir():
+            if old.name not in (".lock", listing.signature):
+                shutil.rmtree(old, ignore_errors=True)
+        own = incoming / listing.signature
+        beside = {dataset.arrival.marker or "", dataset.arrival.manifest or ""}
+        if remote is None:
+            folder = Path(source.text)
+            _check(source, folder, listing.manifest.files if listing.manifest is not None else {})
+        else:
+            folder = _fetched(source, remote, listing, beside, own, status)
+        data = _unpacked(source, folder, own, beside, status)
+        free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
+        yield inner(data) if data != folder and free else data
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _fetched(
+    source: Source, remote: Remote, listing: Listing, beside: Set[str], own: Path, status: StatusWriter
+) -> Path:
+    own.mkdir(exist_ok=True)
+    tree, named = remote.files()
+    for name in beside:
+        tree.files.pop(name, None)
+    if listing.manifest is not None:
+        named = listing.manifest.files
+    Fetch(source.text, remote, own / "files", own / "parts", status).run(tree, named)
+    return own / "files"
+
+
+def _check(source: Source, folder: Path, named: Mapping[str, Named]) -> None:
+    """Compare the files of an inbox with the hashes that its manifest names."""
+
+    def wrong(entry: tuple[str, Named]) -> str:
+        path, want = entry
+        if want.hash is None:
+            return ""
+        kind = want.hasher()
+        with open(folder / path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                kind.update(chunk)
+        return "" if kind.hexdigest() == want.hash else path
+
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            bad = [path for path in pool.map(wrong, named.items()) if path]
+    except FileNotFoundError as exc:
+        raise BadData(source.text, [fault("source_changed", "", f"{exc.filename} vanished")]) from None
+    text = "its bytes are not those whose hash the manifest names"
+    if bad:
+        raise BadData(source.text, [fault("file_damaged", path, text) for path in bad])
+
+
+def _unpacked(source: Source, folder: Path, own: Path, beside: Set[str], status: StatusWriter) -> Path:
+    """The folder itself, or where it holds archives alone, what they hold together."""
+    files = [f for f in scan(folder).files.values() if f.path not in beside]
+    if not files or not all(is_archive(f.path) for f in files):
+        return folder
+    data, aside = own / "data", own / "data.tmp"
+    if not data.exists():
+        own.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        names: archive.Names = {}
+        for f in files:
+            status.running(f"Unpacking {f.path} ({f.size >> 20:,} MiB)")
+            limits = archive.Limits(bytes=max(0, shutil.disk_usage(aside).free - RESERVE))
+            try:
+                archive.unpack(folder / f.path, aside, limits, names)
+            except archive.Damaged as exc:
+                raise BadData(source.text, [fault("archive_damaged", f.path, str(exc))]) from None
+            except archive.Unsafe as exc:
+                raise BadData(source.text, [fault("archive_unsafe", f.path, f"{exc}; it is not unpacked")]) from None
+            except FileNotFoundError:
+                raise BadData(source.text, [fault("source_changed", f.path, "vanished")]) from None
+        os.rename(aside, data)
+        sync_folder(own)
+    return data
+
+
+def inner(folder: Path) -> Path:
+    """Where the data set begins in what was unpacked: below the one folder that many archives have at their top."""
+    while True:
+        tree = scan(folder)
+        tops = {path.partition("/")[0] for path in tree.files}
+        if len(tops) != 1 or tops & tree.files.keys() or any(r.matches(tree) for r in READERS.values()):
+            return folder
+        folder = folder / tops.pop()
