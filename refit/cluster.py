@@ -10,10 +10,11 @@ import contextlib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
 from refit.config import Settings
 from refit.engine.record import Capability
+from refit.hosts import Allowed
 from refit.pipeline import TritonTarget
 from refit.specs import Problem, Spec, SpecError, did_you_mean, read_document
 from refit.specs import load as load_spec
@@ -209,8 +210,24 @@ class KubernetesProfile(Profile):
     remakes: int = Field(
         10, ge=0, description="pods made again inside one try where the cluster took them away, not the stage failed"
     )
-    secrets: dict[SecretName, SecretRef] = Field(default_factory=dict, description="name in a stage -> Secret")
+    secrets: dict[SecretName, SecretRef] = Field(
+        default_factory=dict,
+        description="name in a stage -> Secret; AIRFLOW_CONN_<NAME> is the login of a remote dataset.source",
+    )
+    allowed_hosts: list[str] = Field(
+        default_factory=list,
+        description="REFIT_ALLOWED_HOSTS of bind: private or plain http hosts of data",
+    )
+    ca_file: AbsolutePath | None = Field(
+        None, description="REFIT_CA_FILE of bind: an own authority's certificates, on one of the volumes"
+    )
     triton: KubernetesTriton
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: list[str]) -> list[str]:
+        Allowed.read(",".join(value))
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> KubernetesProfile:
@@ -324,4 +341,6 @@ def settings_in_pod(profile: KubernetesProfile) -> Settings:
         pipelines=Path("/opt/refit/specs/pipelines"),
         clusters=Path("/opt/refit/specs/clusters"),
         data_roots=(Path(inbox.mount_path),) if inbox else (Path(profile.volumes.workspace.mount_path) / "inbox",),
+        allowed_hosts=Allowed(tuple(profile.allowed_hosts)),
+        ca_file=Path(profile.ca_file) if profile.ca_file else None,
     )

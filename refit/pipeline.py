@@ -195,6 +195,12 @@ class Pipeline(Spec):
                     key = ("resources", name) if name == "default" else ("resources", "stages", name)
                     yield (*key, "gpu_type"), "the local runtime has no kinds of GPU; leave it out"
 
+        if self.runtime == "kubernetes" and self.dataset.arrival.quarantine:
+            yield (
+                ("dataset", "arrival", "quarantine"),
+                "moves files, and pods may only read the inbox; leave it out",
+            )
+
     @property
     def profile(self) -> str:
         """The cluster profile's name."""

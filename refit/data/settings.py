@@ -201,12 +201,10 @@ class Dataset(DatasetSettings):
         kind = sources.parse(self.source).kind
         if kind is not sources.Kind.FOLDER and self.arrival.quarantine:
             raise ValueError("arrival.quarantine moves files, and Refit only reads from a remote source; leave it out")
-        if kind is sources.Kind.FOLDER and self.connection is not None:
-            raise ValueError("connection is for remote sources, and source is a folder; leave it out")
         if kind in (sources.Kind.WEB, sources.Kind.DVC) and self.arrival.new_labels:
             raise ValueError("arrival.new_labels counts files, and the source is listed as one; leave it out")
-        if (kind is sources.Kind.DVC) != (self.dvc_remote is not None):
-            raise ValueError("dvc_remote goes with a source that is a .dvc file, and only with that")
+        if kind is sources.Kind.DVC and self.dvc_remote is None:
+            raise ValueError("a source that is a .dvc file needs dvc_remote: where `dvc push` puts the data")
         if self.dvc_remote is not None and sources.parse(self.dvc_remote).kind not in sources.STORES:
             raise ValueError(f"dvc_remote: {self.dvc_remote} is no object store; use s3://, gs://, az:// or abfs://")
         return self

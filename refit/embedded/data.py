@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refit.data import arrival
+from refit.data.source import Kind
 from refit.embedded.settings import Embedded
 from refit.pipeline import Pipeline
 
@@ -23,9 +24,10 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run's data lies. `conf` is what a run by hand needs to be told; `arrives`: Airflow starts by itself."""
+    """Where a run's data lies (a folder, or a remote source's URL). `conf` is what a run by hand needs to be told;
+    `arrives`: Airflow starts by itself."""
 
-    folder: Path
+    folder: Path | str
     conf: Mapping[str, Any]
     arrives: bool
 
@@ -47,7 +49,10 @@ def source(place: Embedded, pipeline: Pipeline, given: str | None) -> Source:
         DataError: the folder is missing or empty.
         ConfigError: the pipeline's source is outside the allowed roots.
     """
-    own = place.refit.data_path(pipeline.dataset.source)
+    named = place.refit.source(pipeline.dataset.source)
+    if named.kind is not Kind.FOLDER and not given:
+        return Source(named.text, {}, False)  # Airflow looks there: it has the login
+    own = Path(named.text)
     folder = Path(os.path.abspath(given)) if given else own
     if given and not folder.is_dir():
         raise DataError(f"DATA={given}: there is no such folder")

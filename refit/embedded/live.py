@@ -314,7 +314,7 @@ class Session:
         """What can be done while everything stays up."""
         dataset = self.pipeline.dataset
         marker = f", {dataset.arrival.marker} last," if dataset.arrival.marker else ""
-        inbox = self.place.refit.data_path(dataset.source)
+        inbox = self.place.refit.source(dataset.source).text
         new = f"new data in {inbox}{marker} starts the next run; " if self.pipeline.schedule == "on_arrival" else ""
         return f"\neverything stays up: {new}Ctrl-C ends it"
 

@@ -7,14 +7,12 @@ names, which holds what Airflow's variable of the same name would hold (Airflow'
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from refit.data.remote.errors import Refused
-
-_MIN = 4  # characters: blotting out anything shorter would blot out ordinary words and protect nothing
 
 
 @dataclass(frozen=True)
@@ -61,29 +59,6 @@ class Connection:
         """An entry of `extra` as text, "" where there is none."""
         value = self.extra.get(key)
         return "" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-    def scrubbed(self, text: str) -> str:
-        """The text without anything that may be secret in this connection."""
-        for value in sorted(self._secrets(self.extra), key=len, reverse=True):
-            text = text.replace(value, "***")
-        return text
-
-    def _secrets(self, value: Any) -> Iterator[str]:
-        if value is self.extra:
-            yield from (v for v in (self.login, self.password) if len(v) >= _MIN)
-        if isinstance(value, str) and len(value) >= _MIN:
-            yield value
-            yield from (line for line in value.splitlines() if len(line) >= 2 * _MIN)
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                if name not in _OPEN:
-                    yield from self._secrets(inner)
-        if isinstance(value, list):
-            for inner in value:
-                yield from self._secrets(inner)
-
-
-_OPEN = frozenset({"region_name", "endpoint_url", "account_name", "project", "scope", "type", "conn_type"})
 
 
 def shown(connection: Connection | None) -> str:

@@ -1,4 +1,6 @@
-"""What can go wrong between here and a remote source. No message holds a secret (`connection.Connection.scrubbed`)."""
+"""What can go wrong between here and a remote source.
+
+No message holds a secret: of a library's or a server's own text only the status and a store's error code are shown."""
 
 from __future__ import annotations
 

@@ -66,8 +66,9 @@ class Store:
         made = getattr(kinds, kind)
         try:
             return made(self._source.bucket, prefix=prefix, client_options=client, retry_config=retries, **options)
-        except Exception as exc:  # the library's own, and ValueError for a key that is none
-            raise self._failure(exc, "the login cannot be used") from None
+        except Exception as exc:  # of many types; nothing was asked yet, so that it is about the login
+            why = type(exc).__name__
+            raise Refused(f"{self._source}: the login of {shown(self._connection)} cannot be used ({why})") from None
 
     def tree(self) -> Tree | None:
         def rows() -> list[FileInfo]:
@@ -136,8 +137,6 @@ class Store:
             )
         if status:
             return Broken(f"{told} ({said})")
-        if isinstance(exc, ValueError) or type(exc).__name__ in ("UnknownConfigurationKeyError", "InvalidPathError"):
-            return Refused(f"{told} with {shown(self._connection)}: {type(exc).__name__}")
         return Broken(f"{told}: the store does not answer, or breaks off ({_cause(str(exc))})")
 
     # --- logins -------------------------------------------------------------------------------------------------------

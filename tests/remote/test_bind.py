@@ -1,0 +1,175 @@
+"""A run of remote data: taken in once, nothing secret left behind, what is damaged put aside with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from refit import plan as plans
+from refit.data import arrival, synthetic
+from refit.data.remote.stores import Store
+from tests.refit.bind_helpers import PIPELINE, Place
+from tests.remote.sources import KEY, S3, SECRET, Https
+
+REMOTE = PIPELINE.replace("source: inbox/mine", "source: s3://sets/mine\n  connection: lab")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    for name in [n for n in os.environ if n.startswith("REFIT_") and n != "REFIT_ENVS"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REFIT_HOME", str(tmp_path))
+    made = Place(tmp_path)
+    synthetic.make(made.data, train=12, val=4, shifted=0, seed=3)
+    return made
+
+
+@pytest.fixture
+def bind(place: Place, s3: S3, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Bind a run of what lies in the bucket, with the login as the runner hands it over."""
+    s3.folder("sets", "mine", place.data)
+    monkeypatch.setenv("REFIT_ALLOWED_HOSTS", s3.allowed)
+
+    def run(run_id: str = "r1", text: str = REMOTE) -> int:
+        monkeypatch.setenv(plans.CONNECTION, s3.login())
+        return place.bind(run_id, text)
+
+    return run
+
+
+def planted(folder: Path) -> list[str]:
+    """The files that hold the secret."""
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    return [str(p) for p in found if SECRET.encode() in p.read_bytes() or KEY.encode() in p.read_bytes()]
+
+
+def test_a_bucket_gives_the_snapshot_that_its_folder_would_give(place: Place, bind: Callable[..., int]) -> None:
+    assert bind() == 0
+    dataset = json.loads((Path(place.plan["snapshot"]) / "dataset.json").read_text())
+    assert dataset["provenance"]["source"] == "s3://sets/mine"
+    assert [p.name for p in (place.workspace / "incoming").iterdir()] == [".lock"]  # cleaned
+    assert place.bind("local") == 0
+    assert place.plan["fingerprint"] == dataset["fingerprint"]
+    assert planted(place.root) == []
+
+
+def test_what_has_not_changed_is_not_fetched_again(
+    place: Place, bind: Callable[..., int], s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bind() == 0
+    first = place.plan["fingerprint"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "read", lambda *args: pytest.fail("fetched again"))
+        assert bind("r2") == 0
+    assert place.plan["fingerprint"] == first
+    assert bind("r3", REMOTE.replace("val: 0.3", "val: 0.25")) == 0  # read in another way: it is fetched
+    label = sorted((place.data / "labels").iterdir())[0]
+    s3.put("sets", {f"mine/labels/{label.name}": b""})
+    assert bind("r4") == 0
+    assert place.plan["fingerprint"] != first
+
+
+def test_a_refused_arrival_is_kept_and_known(place: Place, bind: Callable[..., int], s3: S3) -> None:
+    s3.put("sets", {"mine/images/x.png": b"no picture", "mine/labels/x.txt": b""})
+    assert bind() == 3
+    assert place.error.startswith("s3://sets/mine") or "x.png" in place.error
+    taken = arrival.last_taken(place.workspace)
+    assert taken is not None
+    assert (taken.outcome, taken.fingerprint) == ("bad_data", None)
+    assert "x.png" in taken.reason
+    (kept,) = [p for p in (place.workspace / "incoming").iterdir() if p.name != ".lock"]
+    assert kept.name == taken.signature  # not fetched again for a run with other settings
+    s3.store("sets").delete(["mine/images/x.png", "mine/labels/x.txt"])
+    assert bind("r2") == 0
+    assert [p.name for p in (place.workspace / "incoming").iterdir()] == [".lock"]
+
+
+def test_access_denied_is_a_bad_spec_and_no_arrival(
+    place: Place, bind: Callable[..., int], s3: S3, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.deny()
+    assert bind() == 2
+    assert "access denied" in place.error
+    assert arrival.last_taken(place.workspace) is None
+    assert SECRET not in "".join(capsys.readouterr())
+    assert planted(place.root) == []
+
+
+def test_the_login_stands_in_no_request(place: Place, s3: S3) -> None:
+    from refit.config import Settings
+
+    request = plans.bind_request(place.root / "mine.yaml", REMOTE, "r", {}, Settings.from_env(), nonce="n")
+    assert request["secrets"] == ["AIRFLOW_CONN_LAB"]
+    assert request["env"]["REFIT_CONNECTION"] == "{secret:AIRFLOW_CONN_LAB}"
+
+
+def test_an_archive_by_https(place: Place, site: Https, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert place.bind("local") == 0
+    fingerprint = place.plan["fingerprint"]
+    made = shutil.make_archive(str(tmp_path / "set"), "gztar", place.data.parent, place.data.name)
+    site.add("/set.tar.gz", Path(made).read_bytes())
+    monkeypatch.setenv("REFIT_ALLOWED_HOSTS", site.host)
+    monkeypatch.setenv("REFIT_CA_FILE", str(site.ca))
+    assert place.bind("r1", PIPELINE.replace("inbox/mine", site.url + "/set.tar.gz")) == 0
+    assert place.plan["fingerprint"] == fingerprint  # the one folder at its top is not part of the data set
+
+
+# --- archives, manifests and quarantine in an inbox -------------------------------------------------------------------
+
+
+def pack(place: Place) -> Path:
+    """The inbox's data as one archive in it."""
+    made = place.root / "set.zip"
+    with zipfile.ZipFile(made, "w") as z:
+        for path in sorted(p for p in place.data.rglob("*") if p.is_file()):
+            z.write(path, path.relative_to(place.data))
+    shutil.rmtree(place.data)
+    place.data.mkdir()
+    return Path(shutil.move(made, place.data / "set.zip"))
+
+
+def test_an_archive_in_an_inbox_is_unpacked(place: Place) -> None:
+    assert place.bind("folder") == 0
+    fingerprint = place.plan["fingerprint"]
+    packed = pack(place)
+    assert place.bind("archive") == 0
+    assert place.plan["fingerprint"] == fingerprint
+    assert packed.exists()
+    packed.write_bytes(packed.read_bytes()[:-100])
+    assert place.bind("damaged") == 3
+    assert "set.zip: it does not open whole" in place.error
+    taken = arrival.last_taken(place.workspace)
+    assert taken is not None
+    assert taken.outcome == "bad_data"
+
+
+def test_a_manifest_s_hashes_are_held_against_an_inbox(place: Place) -> None:
+    import hashlib
+
+    text = PIPELINE.replace("classes:", "arrival: {manifest: files.txt}\n  classes:")
+    names = sorted(str(p.relative_to(place.data)) for p in place.data.rglob("*") if p.is_file())
+    rows = [f"{hashlib.sha256((place.data / n).read_bytes()).hexdigest()}  {n}\n" for n in names]
+    (place.data / "files.txt").write_text("".join(rows))
+    assert place.bind("good", text) == 0
+    (place.data / "files.txt").write_text("".join(["0" * 64 + rows[0][64:], *rows[1:]]))
+    assert place.bind("bad", text) == 3
+    assert f"{names[0]}: its bytes are not those whose hash the manifest names" in place.error
+
+
+def test_quarantine_moves_what_is_refused(place: Place) -> None:
+    text = PIPELINE.replace("classes:", "arrival: {quarantine: true}\n  classes:")
+    (place.data / "images" / "x.png").write_bytes(b"no picture")
+    (place.data / "labels" / "x.txt").write_bytes(b"")
+    seen = arrival.listing(place.data)
+    assert place.bind("bad", text) == 3
+    aside = place.data.parent / "refused" / seen.signature[:16]
+    assert f"It was moved to {aside}" in place.error
+    assert "x.png" in (aside / "reason.txt").read_text()
+    assert (aside / "images" / "x.png").exists()
+    assert list(place.data.iterdir()) == []
