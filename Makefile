@@ -32,7 +32,7 @@ run:
 	  $(if $(filter-out 0 no false,$(ONCE)),--once)
 
 test:
-	@$(SETUP) --quiet --tests airflow tools cpu triton
+	@$(SETUP) --quiet --tests airflow tools cpu triton s3
 	@$(SETUP) --quiet helm || echo "tests/helm is left out: it needs Python 3.12"
 	@$(ENVS)/tools/bin/python -m refit.embedded.suite $(ARGS)
 

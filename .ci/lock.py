@@ -26,6 +26,7 @@ LOCKS = {
     "images/lint/requirements.in": "images/lint/requirements.txt",
     "tests/requirements.in": "tests/requirements.txt",
     "tests/helm/requirements.in": "tests/helm/requirements.txt",
+    "tests/remote/requirements.in": "tests/remote/requirements.txt",
     "tests/tao/oracle/requirements.in": "tests/tao/oracle/requirements.txt",
 }
 PYTHONS = {"tests/helm/requirements.in": "3.12"}  # all others: 3.11

@@ -73,6 +73,8 @@ def configuration(place: Embedded) -> dict[str, dict[str, str | int | float | bo
         # How often a task's supervisor looks whether the task's process has ended; 5 s by default. A task that deferred
         # and is resumed before its first end was seen is taken for killed, and tried again.
         "workers": {"min_heartbeat_interval": 1},
+        # A waiting arrival is one trigger; 1,000 by default, and what is above waits unseen (benchmarks/arrivals.py)
+        "triggerer": {"capacity": 3000},
         "dag_processor": {
             "dag_bundle_config_list": json.dumps([{"name": BUNDLE, "classpath": BUNDLE_CLASS, "kwargs": bundle}]),
             "bundle_refresh_check_interval": 2,

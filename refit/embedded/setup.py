@@ -47,8 +47,8 @@ class Environment(NamedTuple):
 
 
 ENVIRONMENTS: dict[str, Environment] = {
-    "airflow": Environment("requirements.txt", ("airflow", "kubernetes", "yaml"), 0.5),
-    "tools": Environment("images/tools/requirements.txt", ("cv2", "onnx", "tritonclient.http", "rich"), 0.2),
+    "airflow": Environment("requirements.txt", ("airflow", "kubernetes", "obstore", "yaml"), 0.5),
+    "tools": Environment("images/tools/requirements.txt", ("cv2", "onnx", "obstore", "tritonclient.http", "rich"), 0.2),
     "cpu": Environment("images/cpu/requirements.txt", ("torch", "cv2", "pycocotools.mask", "onnxruntime"), 2.0),
     # numpy first: onnxruntime hides the reason when numpy is broken.
     "triton": Environment("images/triton/requirements.txt", ("numpy", "onnxruntime"), 0.4, tested=False),
@@ -57,6 +57,8 @@ ENVIRONMENTS: dict[str, Environment] = {
     "helm": Environment("tests/helm/requirements.txt", ("helm_sdkpy", "pytest"), 0.2, tested=False, python="3.12"),
     # Where tests/tao/oracle runs NVIDIA's parsers: a protobuf that loads what an old protoc generated.
     "oracle": Environment("tests/tao/oracle/requirements.txt", ("hydra", "google.protobuf"), 0.05, tested=False),
+    # The S3 API that tests/remote asks.
+    "s3": Environment("tests/remote/requirements.txt", ("moto.server", "trustme"), 0.1, tested=False),
     # The Airflow of images/airflow, which can use PostgreSQL.
     "cluster": Environment("images/airflow/cluster.txt", ("airflow", "psycopg2", "kubernetes"), 0.6, tested=False),
 }
