@@ -176,8 +176,9 @@ def _take_data(
     origin = {"source": source.text, "arrival": listing.signature, "how": how}
     leave = [name for name in (rule.marker, rule.manifest) if name]
     try:
-        with take.at_hand(source, remote, listing, dataset, workspace, status) as folder:
-            taken = ingest.ingest(folder, dataset.settings(), workspace, origin=origin, leave=leave)
+        with take.at_hand(source, remote, listing, dataset, workspace, status) as hand:
+            taken = ingest.ingest(hand.folder, dataset.settings(), workspace, origin=origin, leave=leave)
+            hand.snapshot = Path(taken.path)
     except faults.BadData as exc:
         reason = str(exc)
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data", reason=reason)

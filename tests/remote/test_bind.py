@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from refit import plan as plans
 from refit.data import arrival, synthetic
 from refit.data.remote.stores import Store
+from refit.data.tree import FileInfo
 from tests.refit.bind_helpers import PIPELINE, Place
 from tests.remote.sources import KEY, S3, SECRET, Https
 
@@ -43,6 +46,10 @@ def bind(place: Place, s3: S3, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return run
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
 def planted(folder: Path) -> list[str]:
     """The files that hold the secret."""
     found = [p for p in folder.rglob("*") if p.is_file()]
@@ -53,7 +60,9 @@ def test_a_bucket_gives_the_snapshot_that_its_folder_would_give(place: Place, bi
     assert bind() == 0
     dataset = json.loads((Path(place.plan["snapshot"]) / "dataset.json").read_text())
     assert dataset["provenance"]["source"] == "s3://sets/mine"
-    assert [p.name for p in (place.workspace / "incoming").iterdir()] == [".lock"]  # cleaned
+    assert names(place.workspace / "incoming") == [".lock", "last"]  # cleaned, but for what takes no room
+    for image in (place.workspace / "incoming" / "last" / "files" / "images").iterdir():
+        assert image.stat().st_nlink >= 2
     assert place.bind("local") == 0
     assert place.plan["fingerprint"] == dataset["fingerprint"]
     assert planted(place.root) == []
@@ -83,11 +92,40 @@ def test_a_refused_arrival_is_kept_and_known(place: Place, bind: Callable[..., i
     assert taken is not None
     assert (taken.outcome, taken.fingerprint) == ("bad_data", None)
     assert "x.png" in taken.reason
-    (kept,) = [p for p in (place.workspace / "incoming").iterdir() if p.name != ".lock"]
-    assert kept.name == taken.signature  # not fetched again for a run with other settings
+    assert names(place.workspace / "incoming") == [
+        ".lock",
+        taken.signature,
+    ]  # not fetched again for a run with other settings
     s3.store("sets").delete(["mine/images/x.png", "mine/labels/x.txt"])
     assert bind("r2") == 0
-    assert [p.name for p in (place.workspace / "incoming").iterdir()] == [".lock"]
+    assert names(place.workspace / "incoming") == [".lock", "last"]
+
+
+def test_of_an_arrival_that_adds_a_little_only_that_is_fetched(
+    place: Place, bind: Callable[..., int], s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bind() == 0
+    first = place.plan["fingerprint"]
+    read, real = [], Store.read
+
+    def reading(self: Store, file: FileInfo, start: int) -> Iterator[bytes]:
+        read.append(file.path)
+        return real(self, file, start)
+
+    monkeypatch.setattr(Store, "read", reading)
+    images, labels = (sorted((place.data / kind).iterdir()) for kind in ("images", "labels"))
+    drawn = np.random.default_rng(1).integers(0, 256, (192, 320, 3), dtype=np.uint8)
+    news = {f"mine/images/new{images[0].suffix}": cv2.imencode(images[0].suffix, drawn)[1].tobytes()}
+    news |= {"mine/labels/new.txt": labels[0].read_bytes(), f"mine/labels/{labels[1].name}": b""}
+    s3.put("sets", news)
+    assert bind("r2") == 0
+    assert sorted(read) == sorted(key.removeprefix("mine/") for key in news)
+    second = place.plan["fingerprint"]
+    assert second != first
+    shutil.rmtree(place.workspace / "incoming")
+    shutil.rmtree(place.workspace / "datasets" / second)
+    assert bind("r3") == 0  # all of it fetched
+    assert place.plan["fingerprint"] == second
 
 
 def test_access_denied_is_a_bad_spec_and_no_arrival(

@@ -3,21 +3,24 @@
     incoming/<signature>/files/   what was fetched: from a remote source, each file whole
                          parts/   what is on the way
                          data/    what archives hold, once all of them have opened whole
+    incoming/last/                files/ of the last snapshot, images as links into its store, and index.json: of what
     incoming/.lock                one process at a time
 
-What lies there stays until a snapshot is made of it, so that nothing is fetched twice; what belongs to another
-signature goes when the next arrival is taken.
+What lies there stays until a snapshot is made of it, and what the next arrival has in common with it is linked, so that
+nothing is fetched twice; what belongs to another signature goes when the next arrival is taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 from refit import archive
 from refit.data.arrival import Listing
@@ -27,30 +30,39 @@ from refit.data.manifest import Named
 from refit.data.remote import Remote
 from refit.data.remote.fetch import RESERVE, Fetch
 from refit.data.settings import Dataset
-from refit.data.snapshot import no_space
+from refit.data.snapshot import Store, no_space, read_annotations
 from refit.data.source import Source, is_archive
-from refit.data.tree import scan
-from refit.files import sync_folder
+from refit.data.tree import Tree, scan
+from refit.files import link_or_copy, sync_folder, write_json
 from refit.status import StatusWriter
 
-INCOMING = "incoming"
+INCOMING, LAST, LOCK = "incoming", "last", ".lock"
+
+
+@dataclass
+class AtHand:
+    """The folder to read; whoever makes a snapshot of it says so here."""
+
+    folder: Path
+    snapshot: Path | None = None
 
 
 @contextlib.contextmanager
 def at_hand(
     source: Source, remote: Remote | None, listing: Listing, dataset: Dataset, workspace: Path, status: StatusWriter
-) -> Iterator[Path]:
-    """The folder with the data of an arrival. What was made for it is taken away when the block ends well.
+) -> Iterator[AtHand]:
+    """The folder with the data of an arrival. What was made for it goes when the block ends well, but for what the next
+    arrival may have in common with it.
 
     Raises BadData for what is damaged, unsafe, or not what its manifest says, and what `Fetch.run` raises.
     """
     incoming = workspace / INCOMING
     incoming.mkdir(exist_ok=True)
-    with open(incoming / ".lock", "a", encoding="utf-8") as lock, no_space(incoming):
+    with open(incoming / LOCK, "a", encoding="utf-8") as lock, no_space(incoming):
         with contextlib.suppress(OSError):  # a file system without locks; Airflow starts one run at a time
             fcntl.flock(lock, fcntl.LOCK_EX)
         for old in incoming.iterdir():
-            if old.name not in (".lock", listing.signature):
+            if old.name not in (LOCK, LAST, listing.signature):
                 shutil.rmtree(old, ignore_errors=True)
         own = incoming / listing.signature
         beside = {dataset.arrival.marker or "", dataset.arrival.manifest or ""}
@@ -61,7 +73,10 @@ def at_hand(
             folder = _fetched(source, remote, listing, beside, own, status)
         data = _unpacked(source, folder, own, beside, status)
         free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
-        yield inner(data) if data != folder and free else data
+        hand = AtHand(inner(data) if data != folder and free else data)
+        yield hand
+        if remote is not None and data == folder and hand.snapshot is not None:
+            _keep(own, incoming / LAST, hand.snapshot)
         shutil.rmtree(own, ignore_errors=True)
 
 
@@ -74,8 +89,43 @@ def _fetched(
         tree.files.pop(name, None)
     if listing.manifest is not None:
         named = listing.manifest.files
+    _link(tree, named, own.parent / LAST, own / "files")
     Fetch(source.text, remote, own / "files", own / "parts", status).run(tree, named)
+    write_json(own / "index.json", {f.path: [f.size, f.tag] for f in tree.files.values()})
     return own / "files"
+
+
+def _link(tree: Tree, named: Mapping[str, Named], last: Path, folder: Path) -> None:
+    """Put the files that the last arrival had, too, where they would be fetched to."""
+    try:
+        index = json.loads((last / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for f in tree.files.values():
+        if index.get(f.path) != [f.size, f.tag] or (folder / f.path).exists():
+            continue
+        want = named.get(f.path, Named())
+        with contextlib.suppress(FileNotFoundError):
+            if want.hash in (None, f.tag) or _hash(last / "files" / f.path, want) == want.hash:
+                (folder / f.path).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(last / "files" / f.path, folder / f.path)
+
+
+def _keep(own: Path, last: Path, snapshot: Path) -> None:
+    """Keep the files of a snapshot for the next arrival. Images become links to the store's: they take no room."""
+    store = Store(snapshot.parent)
+    aside = own / "link"
+    for row in read_annotations(snapshot):
+        image, kept = (
+            own / "files" / row["source"],
+            store.path(row["sha256"], PurePosixPath(row["file"]).suffix.lower()),
+        )
+        with contextlib.suppress(OSError):  # no such file, or a file system without links: then it is a copy
+            if not image.samefile(kept):
+                os.link(kept, aside)
+                os.replace(aside, image)
+    shutil.rmtree(last, ignore_errors=True)
+    os.rename(own, last)
 
 
 def _check(source: Source, folder: Path, named: Mapping[str, Named]) -> None:
@@ -83,13 +133,7 @@ def _check(source: Source, folder: Path, named: Mapping[str, Named]) -> None:
 
     def wrong(entry: tuple[str, Named]) -> str:
         path, want = entry
-        if want.hash is None:
-            return ""
-        kind = want.hasher()
-        with open(folder / path, "rb") as f:
-            while chunk := f.read(1 << 20):
-                kind.update(chunk)
-        return "" if kind.hexdigest() == want.hash else path
+        return path if want.hash is not None and _hash(folder / path, want) != want.hash else ""
 
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -99,6 +143,15 @@ def _check(source: Source, folder: Path, named: Mapping[str, Named]) -> None:
     text = "its bytes are not those whose hash the manifest names"
     if bad:
         raise BadData(source.text, [fault("file_damaged", path, text) for path in bad])
+
+
+def _hash(path: Path, want: Named) -> str:
+    """The hash of a file, of the kind that is named for it."""
+    kind = want.hasher()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            kind.update(chunk)
+    return str(kind.hexdigest())
 
 
 def _unpacked(source: Source, folder: Path, own: Path, beside: Set[str], status: StatusWriter) -> Path:
