@@ -147,14 +147,16 @@ def test_bind_s_process_gets_the_login_and_no_other(
 ) -> None:
     given: dict[str, object] = {}
 
-    def run(self: BindOperator, name: str, environment: str, env: dict[str, str], **what: object) -> Result:
-        given.update(env=env, **what)
+    def run(
+        self: BindOperator, name: str, environment: str, where: Settings, login: dict[str, str], **what: object
+    ) -> Result:
+        given.update(login=login, **what)
         return Result.from_json({"schema": 1, "outcome": "succeeded", "name": "bind", "pipeline": "p", "run": "r"})
 
     monkeypatch.setattr(BindOperator, "_run", run)
     monkeypatch.setattr("operators.stage.finish_bind", lambda context, result: None)
     BindOperator(task_id="bind", pipeline="p").execute({**context(), "run_id": "r"})
-    assert json.loads(given["env"]["REFIT_SECRET_AIRFLOW_CONN_LAB"])["password"] == SECRET
+    assert json.loads(given["login"]["REFIT_SECRET_AIRFLOW_CONN_LAB"])["password"] == SECRET
     assert SECRET not in json.dumps(given["request"])
     assert _login(None) == {}
     monkeypatch.setattr(inputs, "connection", lambda name: None)
