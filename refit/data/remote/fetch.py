@@ -1,7 +1,7 @@
 """Files of a remote source into a folder: several at a time, resumed, their hashes checked where they are known.
 
-A file appears under its name by one rename, when all of it is there and right; until then it grows in `parts/`. The
-folder belongs to one signature of the source, so that what lies in `parts/` is of the object that was listed.
+A file appears under its name by one rename, when all of it is there and right; until then it grows in
+`parts/`, under a name that the validator (ETag) of the listed object is a part of.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Fetch:
                 self._done += 1
 
     def _one(self, file: FileInfo, named: Named) -> None:
-        part = self._parts / hashlib.sha256(file.path.encode()).hexdigest()[:40]
+        part = self._parts / hashlib.sha256(f"{file.path}\0{file.tag}".encode()).hexdigest()[:40]
         wrong = ""
         while True:
             found, md5 = self._bring(file, part, named)

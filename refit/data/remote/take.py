@@ -32,7 +32,7 @@ from refit.data.remote.fetch import RESERVE, Fetch
 from refit.data.settings import Dataset
 from refit.data.snapshot import Store, no_space, read_annotations
 from refit.data.source import Source, is_archive
-from refit.data.tree import Tree, scan
+from refit.data.tree import FileInfo, Tree, scan
 from refit.files import link_or_copy, sync_folder, write_json
 from refit.status import StatusWriter
 
@@ -56,6 +56,13 @@ def at_hand(
 
     Raises BadData for what is damaged, unsafe, or not what its manifest says, and what `Fetch.run` raises.
     """
+    beside = {dataset.arrival.marker or "", dataset.arrival.manifest or ""}
+    inbox = Path(source.text)
+    if remote is None:
+        _check(source, inbox, listing.manifest.files if listing.manifest is not None else {})
+        if not _archives(inbox, beside):
+            yield AtHand(inbox)
+            return
     incoming = workspace / INCOMING
     incoming.mkdir(exist_ok=True)
     with open(incoming / LOCK, "a", encoding="utf-8") as lock, no_space(incoming):
@@ -65,12 +72,7 @@ def at_hand(
             if old.name not in (LOCK, LAST, listing.signature):
                 shutil.rmtree(old, ignore_errors=True)
         own = incoming / listing.signature
-        beside = {dataset.arrival.marker or "", dataset.arrival.manifest or ""}
-        if remote is None:
-            folder = Path(source.text)
-            _check(source, folder, listing.manifest.files if listing.manifest is not None else {})
-        else:
-            folder = _fetched(source, remote, listing, beside, own, status)
+        folder = inbox if remote is None else _fetched(source, remote, listing, beside, own, status)
         data = _unpacked(source, folder, own, beside, status)
         free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
         hand = AtHand(inner(data) if data != folder and free else data)
@@ -154,10 +156,16 @@ def _hash(path: Path, want: Named) -> str:
     return str(kind.hexdigest())
 
 
+def _archives(folder: Path, beside: Set[str]) -> list[FileInfo]:
+    """The files of a folder, where all of them are archives."""
+    files = [f for f in scan(folder).files.values() if f.path not in beside]
+    return files if all(is_archive(f.path) for f in files) else []
+
+
 def _unpacked(source: Source, folder: Path, own: Path, beside: Set[str], status: StatusWriter) -> Path:
     """The folder itself, or where it holds archives alone, what they hold together."""
-    files = [f for f in scan(folder).files.values() if f.path not in beside]
-    if not files or not all(is_archive(f.path) for f in files):
+    files = _archives(folder, beside)
+    if not files:
         return folder
     data, aside = own / "data", own / "data.tmp"
     if not data.exists():
