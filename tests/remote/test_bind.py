@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
+from refit import cluster
 from refit import plan as plans
+from refit.config import Settings
 from refit.data import arrival, synthetic
 from refit.data.remote.stores import Store
 from refit.data.tree import FileInfo
+from refit.runtime import pod
+from refit.runtime.local import StageProcess
 from tests.refit.bind_helpers import PIPELINE, Place
 from tests.remote.sources import KEY, S3, SECRET, Https
 
@@ -140,8 +145,6 @@ def test_access_denied_is_a_bad_spec_and_no_arrival(
 
 
 def test_the_login_stands_in_no_request(place: Place, s3: S3) -> None:
-    from refit.config import Settings
-
     request = plans.bind_request(place.root / "mine.yaml", REMOTE, "r", {}, Settings.from_env(), nonce="n")
     assert request["secrets"] == ["AIRFLOW_CONN_LAB"]
     assert request["env"]["REFIT_CONNECTION"] == "{secret:AIRFLOW_CONN_LAB}"
@@ -211,3 +214,44 @@ def test_quarantine_moves_what_is_refused(place: Place) -> None:
     assert "x.png" in (aside / "reason.txt").read_text()
     assert (aside / "images" / "x.png").exists()
     assert list(place.data.iterdir()) == []
+
+
+# --- by the runner, and in a pod --------------------------------------------------------------------------------------
+
+
+def test_the_runner_hands_the_login_to_bind_and_blots_it_out(
+    place: Place, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.folder("sets", "mine", place.data)
+    monkeypatch.setenv("REFIT_ALLOWED_HOSTS", s3.allowed)
+    secrets = place.root / "secrets"
+    secrets.mkdir(mode=0o700)
+    (secrets / "AIRFLOW_CONN_LAB").write_text(s3.login())
+    (secrets / "AIRFLOW_CONN_LAB").chmod(0o600)
+    settings = Settings.from_env()
+    lines: list[str] = []
+    request = plans.bind_request(place.root / "mine.yaml", REMOTE, "r", {}, settings, nonce="n")
+    process = StageProcess(
+        request=request, python=Path(sys.executable), env=settings.environment(), on_line=lines.append
+    )
+    result = process.run()
+    assert (result.outcome, result.reason) == ("succeeded", "")
+    assert result.summary["images"] == 16
+    assert SECRET not in "\n".join(lines)
+    assert planted(place.workspace) == []
+
+
+def test_a_pod_gets_the_login_by_reference(place: Place) -> None:
+    profile = cluster.load("kubernetes", Settings.from_env())
+    assert isinstance(profile, cluster.KubernetesProfile)
+    profile = profile.model_copy(update={"allowed_hosts": ["minio.lab:9000"]})
+    where = cluster.settings_in_pod(profile)
+    request = plans.bind_request(place.root / "mine.yaml", REMOTE, "r", {}, where, nonce="n")
+    assert request["env"]["REFIT_ALLOWED_HOSTS"] == "minio.lab:9000"
+    with pytest.raises(pod.PodError, match=r"needs the secret AIRFLOW_CONN_LAB; .* add secrets\.AIRFLOW_CONN_LAB"):
+        pod.stage_pod(pod.PodStage.of(request), profile)
+    reference = cluster.SecretRef(name="lab-data", key="connection")
+    profile = profile.model_copy(update={"secrets": {**profile.secrets, "AIRFLOW_CONN_LAB": reference}})
+    env = pod.stage_pod(pod.PodStage.of(request), profile)["spec"]["containers"][0]["env"]
+    (found,) = [e for e in env if e["name"] == "REFIT_SECRET_AIRFLOW_CONN_LAB"]
+    assert found["valueFrom"] == {"secretKeyRef": {"name": "lab-data", "key": "connection"}}

@@ -33,7 +33,7 @@ from refit.data.settings import Dataset
 from refit.data.snapshot import Store, no_space, read_annotations
 from refit.data.source import Source, is_archive
 from refit.data.tree import FileInfo, Tree, scan
-from refit.files import link_or_copy, sync_folder, write_json
+from refit.files import link_or_copy, sha256, sync_folder, write_json
 from refit.status import StatusWriter
 
 INCOMING, LAST, LOCK = "incoming", "last", ".lock"
@@ -123,7 +123,8 @@ def _keep(own: Path, last: Path, snapshot: Path) -> None:
             store.path(row["sha256"], PurePosixPath(row["file"]).suffix.lower()),
         )
         with contextlib.suppress(OSError):  # no such file, or a file system without links: then it is a copy
-            if not image.samefile(kept):
+            # By content: in mode append, a picture of an earlier arrival may have had the same name.
+            if not image.samefile(kept) and sha256(image) == row["sha256"]:
                 os.link(kept, aside)
                 os.replace(aside, image)
     shutil.rmtree(last, ignore_errors=True)
