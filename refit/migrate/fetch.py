@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
+from refit import archive as archives
 from refit import web
-from refit.archive import DAMAGED, leads_out
+from refit.archive import DAMAGED, Damaged, Limits, Unsafe, leads_out
 from refit.migrate.secrets import Vault, shown
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -189,28 +190,12 @@ def texts_of_zip(data: IO[bytes], called: str) -> dict[str, str]:
 
 def unpack(archive: Path, folder: Path, called: str, limit: int) -> int:
     """Unpack a data set's zip below `folder`, at most `limit` bytes; gives the number of files."""
-    count, room = 0, min(limit, shutil.disk_usage(folder).free)
     try:
-        with zipfile.ZipFile(archive) as z:
-            for info, path in members(z, called, _MOST_FILES):
-                target = folder / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with z.open(info) as source, open(target, "xb") as f:
-                    while chunk := source.read(_CHUNK):
-                        room -= len(chunk)
-                        if room < 0:
-                            raise ImportFault(
-                                f"{called}: unpacks to more than {_size(limit)} or than there is room for"
-                            )
-                        f.write(chunk)
-                count += 1
-    except DAMAGED as exc:
+        return archives.unpack(archive, folder, Limits(min(limit, shutil.disk_usage(folder).free), _MOST_FILES))
+    except Unsafe as exc:
+        raise ImportFault(f"{called}: {exc}; not unpacked") from None
+    except Damaged as exc:
         raise ImportFault(f"{called}: a damaged zip ({exc}); download it again") from None
-    except FileExistsError as exc:
-        raise ImportFault(f"{called}: holds {Path(str(exc.filename)).name} twice; not unpacked") from None
-    if not count:
-        raise ImportFault(f"{called}: holds no files")
-    return count
 
 
 def data_set(fetcher: Fetcher, url: str, folder: Path, named_by: str, limit: int) -> int:

@@ -23,7 +23,7 @@ from obstore.store import S3Store
 from refit.data.remote.connection import Connection
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY, SECRET = "AKIAPLANTEDSECRET000", "planted+secret/of-the-tests"
+KEY, SECRET = "KEY-ID-PLANTED-BY-TESTS", "planted+secret/of-the-tests"
 
 
 def interpreter() -> Path:
