@@ -55,7 +55,7 @@ class Inbox:
     """What has to be known to look at an inbox: an `arrival.Rule`, and where it is noted what was taken.
 
     `path`: a folder, or a remote source's URL; `connection` is the name of Airflow's connection with its login, which
-    is asked for at each look and kept nowhere. `record`: the pipeline's folder in the workspace, or the Airflow
+    is kept in the trigger's memory alone. `record`: the pipeline's folder in the workspace, or the Airflow
     Variable "variable:<name>" where no process of Airflow sees the workspace.
     """
 
@@ -75,23 +75,21 @@ class Inbox:
             return arrival.last_taken(Path(self.record))
         return arrival.taken_of(Variable.get(name, default=None))
 
-    def listing(self, previous: arrival.Listing | None) -> arrival.Listing:
+    def listing(self, previous: arrival.Listing | None, login: RemoteLogin | None) -> arrival.Listing:
         """What lies there. Raises OSError for a folder, Refused or Broken for a remote source."""
         source = parse(self.path)
         if source.kind is Kind.FOLDER:
             return arrival.listing(self.path, previous, self)
         from refit.data import remote  # only where there is such a source
 
-        return remote.listing(
-            remote.connect(source, self.login(), Settings.from_env(), self.dvc_remote), previous, self
-        )
+        return remote.listing(remote.connect(source, login, Settings.from_env(), self.dvc_remote), previous, self)
 
     def login(self) -> RemoteLogin | None:
         """The login of a remote source, from Airflow's connections. Raises Refused where there is none of the name."""
         from refit.data.remote.connection import Connection as RemoteLogin
         from refit.data.remote.errors import Refused
 
-        if self.connection is None:
+        if self.connection is None or parse(self.path).kind is Kind.FOLDER:
             return None
         found = inputs.connection(self.connection)
         if found is None:
@@ -106,26 +104,29 @@ class Look(NamedTuple):
     ready: arrival.Readiness
     taken: arrival.Taken | None
     new_labels: int = 0
+    login: RemoteLogin | None = None
 
 
 def look(inbox: Inbox, before: Look | None = None) -> Look:
     """List an inbox. Raises OSError, or a StageError for a remote source, where it is there but cannot be read.
 
     What was taken is asked for anew unless the look before has shown this very data to be taken: a thousand inboxes
-    that lie still shall not ask Airflow's database every few seconds.
+    that lie still shall not ask Airflow's database every few seconds. For the same reason the login of the look before
+    is used again; it stays in this process.
     """
     previous = before.listing if before else None
-    listing = inbox.listing(previous)
+    login = before.login if before and before.login else inbox.login()
+    listing = inbox.listing(previous, login)
     ready = arrival.is_complete(listing, previous, inbox)
     known = before.taken if before else None
     if known is None or known.signature != listing.signature:
         known = inbox.taken()
-    return Look(listing, ready, known, inbox.new_labels)
+    return Look(listing, ready, known, inbox.new_labels, login)
 
 
 def decide(seen: Look, *, automatic: bool) -> tuple[Step, str]:
     """What a run should do, and why. A run by hand may use data that was taken before; others only new data."""
-    listing, ready, taken, wanted = seen
+    listing, ready, taken, wanted, _ = seen
     if not listing.files:
         if automatic:
             return Step.SKIP, f"nothing to take: {ready.reason}"
@@ -191,6 +192,7 @@ class DatasetArrivalTrigger(BaseEventTrigger):
                 step, reason = decide(seen, automatic=self.automatic)
             except (OSError, StageError) as exc:
                 reason = _unread(exc)
+                seen = seen._replace(login=None) if seen else None  # it may have been changed
             listing = seen.listing if seen else None
             words = re.sub(r"\d+", "", reason)  # not a line for each second that passes
             if words != told:

@@ -118,6 +118,27 @@ def test_access_denied_ends_a_run_and_not_the_watcher(
     assert SECRET not in caplog.text + "".join(capsys.readouterr())
 
 
+def test_the_login_is_asked_for_once_and_again_where_it_fails(
+    pipeline: Inbox, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = inputs.connection, []
+    monkeypatch.setattr(inputs, "connection", lambda name: asked.append(name) or real(name))
+    watcher = DatasetArrivalTrigger(pipeline.path, pipeline.record, "_SUCCESS", 0, 0.05, repeat=True, connection="lab")
+
+    async def run() -> None:
+        watching = asyncio.create_task(collect(watcher, 20, stop_after=1))
+        await asyncio.sleep(0.5)
+        assert asked == ["lab"]
+        s3.deny()
+        await asyncio.sleep(0.5)
+        assert len(asked) > 1
+        s3.deny(False)
+        s3.put("sets", {"a/x.jpg": b"1", "a/_SUCCESS": b""})
+        assert (await watching)[0]["files"] == 1
+
+    asyncio.run(run())
+
+
 def test_a_connection_that_airflow_does_not_have(pipeline: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inputs, "connection", lambda name: None)
     with pytest.raises(BadInput, match=r"Airflow has no connection lab, which dataset\.connection names"):
