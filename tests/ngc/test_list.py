@@ -59,5 +59,5 @@ def test_what_goes_wrong_is_one_line(
     ngc.refuse = (401, "Unauthorized")
     assert main(["ngc", "list", "x"]) == 1
     assert capsys.readouterr().err.startswith("error: 127.0.0.1:")
-    assert main(["ngc", "list", "x", "--in", "a/b/c"]) == 1
+    assert main(["ngc", "list", "x", "--in", "a/b/c"]) == 2
     assert capsys.readouterr().err == "error: --in a/b/c: write ORG or ORG/TEAM\n"
