@@ -25,6 +25,7 @@ from refit.data.snapshot import Snapshot
 from refit.postprocess import ModelInfo, decoder_for
 from refit.specs import read_document
 from tests.refit.runner_helpers import REPOSITORY, Bench
+from tests.tao.standin.files import HDF5
 
 EXAMPLES = sorted((REPOSITORY / "specs" / "examples").glob("*.yaml"))
 SHAPES = ("cross", "ring", "triangle")
@@ -69,8 +70,8 @@ def downloaded(request: dict[str, Any]) -> None:
     """What the stage `pretrained` leaves; NGC cannot be reached."""
     folder = Path(request["paths"]["stage"])
     (folder / "out" / "weights").mkdir(parents=True)
-    (folder / "out" / "weights" / "weights.hdf5").write_bytes(b"weights")
-    found = {"weights": {"path": "weights/weights.hdf5", "bytes": 7}}
+    (folder / "out" / "weights" / "weights.hdf5").write_bytes(HDF5)
+    found = {"weights": {"path": "weights/weights.hdf5", "bytes": len(HDF5)}}
     (folder / "result.json").write_text(
         json.dumps({"outcome": "succeeded", "key": request["key"], "outputs": found, "metrics": {}})
     )
