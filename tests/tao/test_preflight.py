@@ -781,3 +781,12 @@ def test_an_engine_that_is_judged_by_other_rules_than_its_model(profile: Profile
     assert any(line.startswith(place + what) for line in told), told
     assert any("stages.evaluate.iou: is 0.7, and evaluate_quantized takes 0.5" in line for line in told), told
     assert doubted(pipeline(more="    spec: a.txt\n  build_engine: false\n"), profile, {"a.txt": text}) == []
+
+
+def test_dssd_and_tiny_yolo_are_specs_of_ones_own(profile: Profile) -> None:
+    """NVIDIA's setup.py: dssd and yolo_v4_tiny are other names of the programs ssd and yolo_v4."""
+    dssd = own("ssd", profile, ("ssd_config {", "dssd_config {\n  pred_num_channels: 512"))
+    assert found(pipeline("ssd", "    spec: a.txt\n  prune: true\n"), profile, {"a.txt": dssd}, DATASET) == []
+    tiny = own("yolo_v4", profile, ('arch: "cspdarknet"', 'arch: "cspdarknet_tiny"'))
+    tiny = re.sub(r".*(small_anchor_shape|nlayers): .*\n", "", tiny)
+    assert found(pipeline("yolo_v4", "    spec: a.txt\n  prune: true\n"), profile, {"a.txt": tiny}, DATASET) == []
