@@ -176,7 +176,7 @@ def _put(
                 made.drop(path)
             continue
         made.put(path, filled)
-        for used in names_in(value) & set(source.keys):
+        for used in sorted(names_in(value) & set(source.keys)):
             origins[path] = source.keys[used]
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from refit import pipeline as pipelines
 from refit import plan as plans
+from refit.cli import GOOD, main
 from refit.cluster import load
 from refit.config import Settings
 from refit.data import synthetic
@@ -81,6 +82,11 @@ def downloaded(request: dict[str, Any]) -> None:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with Bench(tmp_path) as made:
         yield made
+
+
+def test_the_examples_validate_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", *map(str, EXAMPLES)]) == GOOD
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
