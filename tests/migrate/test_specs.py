@@ -149,6 +149,29 @@ def test_each_training_is_quantization_aware_as_its_spec_says(
     assert refit("validate", "new/cars.yaml").code == 0
 
 
+@pytest.mark.parametrize(
+    ("network", "old_text", "new_text"),
+    [
+        ("ssd", "ssd_config {", "dssd_config {\n  pred_num_channels: 512"),
+        ("yolo_v4", 'arch: "cspdarknet"\n  nlayers: 53', 'arch: "cspdarknet_tiny_3l"'),
+    ],
+)
+def test_dssd_and_tiny_yolo_are_imported_as_what_they_are_variants_of(
+    refit: Refit, tmp_path: Path, network: str, old_text: str, new_text: str
+) -> None:
+    text = networks.template(networks.folder(network), "train.txt")
+    assert old_text in text
+    classes = "".join(f'  target_class_mapping {{ key: "{name}" value: "{name}" }}\n' for name in ("car", "person"))
+    text = text.replace(old_text, new_text).replace("dataset_config {", f"dataset_config {{\n{classes}", 1)
+    (tmp_path / "train.txt").write_text(text)
+    told = refit("import", tmp_path / "train.txt", "--into", "new", "--name", "cars")
+    assert told.code == 0, told.text
+    made = pipeline(tmp_path / "new/cars.yaml")
+    assert made["network"]["name"] == network
+    assert "backbone" not in made["network"]
+    assert refit("validate", "new/cars.yaml").code == 0
+
+
 @pytest.mark.parametrize("network", networks.known())
 def test_the_network_is_told_by_content(refit: Refit, tmp_path: Path, network: str) -> None:
     facts = networks.load(network)
@@ -294,7 +317,6 @@ def test_a_misspelt_field_is_no_field_that_went_away(refit: Refit, tmp_path: Pat
         ("yolov3_config {\n  arch: \"resnet\"\n}\n", "YOLOv3, which Refit does not train"),
         ("train_config {\n  batch_size: 12\n}\nmodel {\n}\n", "TensorFlow's Object Detection API"),
         ("network_config {\n  feature_extractor: \"resnet:50\"\n}\n", "network_config is of TLT 1.0's FasterRCNN"),
-        ("yolov4_config {\n  arch: \"cspdarknet_tiny\"\n}\n", "YOLOv4-tiny"),
         ("item {\n  id: 1\n  name: \"car\"\n}\n", "a label map of TensorFlow: its names, for --classes: car"),
         ("filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,1,1,car,0,0,1,1\n", "the CSV of TensorFlow's Object"),
         ('{"cells": [], "nbformat": 4}', "a notebook: name the specs"),
