@@ -31,6 +31,7 @@ from refit import plan as plans
 from refit.command import BadSpec, StageError
 from refit.config import ConfigError, Settings
 from refit.data.commands import add_all
+from refit.doctor import lacking
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
@@ -89,11 +90,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
             problems += map(doc.told, faults)
             problems += _transforms(pipeline, profile, doc)
-            for problem in _missing(pipeline, profile, settings):
-                if problem.key.startswith("secrets."):  # whoever writes a pipeline may not be who hands out keys
-                    print(f"warning: {problem}", file=sys.stderr)
-                else:
-                    problems.append(problem)
+            problems += lacking(pipeline, profile, settings)
             if problems:
                 raise SpecError(problems)
         except SpecError as exc:
@@ -101,6 +98,8 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             for problem in exc.problems:
                 print(f"error: {problem}", file=sys.stderr)
         else:
+            for doubt in map(doc.told, toolkits.get(pipeline.toolkit).doubts(pipeline, profile)):
+                print(f"warning: {doubt}", file=sys.stderr)
             stages = [n.name for n in plans.skeleton(pipeline)]
             print(f"{file}: good; {len(stages)} stages: {', '.join(stages)}")
             if dataset:
@@ -151,32 +150,18 @@ def _told(dataset: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _missing(pipeline: Any, profile: cluster.Profile, settings: Settings) -> list[Problem]:
-    """What the stages' pods need and the cluster profile does not have, each told once."""
-    if not isinstance(profile, cluster.KubernetesProfile):
-        return []
-    from refit import doctor as doctors
-    from refit.runtime import pod as pods
-
-    file, found = settings.clusters / f"{pipeline.profile}.yaml", dict[str, Problem]()
-    for stage in doctors.stages_of([pipeline], profile):
-        try:
-            pods.stage_pod(stage, profile)
-        except pods.PodError as exc:
-            found.setdefault(exc.key, Problem(str(file), 0, exc.key, f"pipeline {pipeline.name}: {exc}"))
-    return list(found.values())
-
-
 def plan(args: argparse.Namespace, settings: Settings) -> int:
     """Show the stages of a pipeline file: command line, inputs, spec files; nothing is read but the file."""
     pipeline = pipelines.load(args.file)
     profile = cluster.of_pipeline(pipeline, settings)
     made = _plan(pipeline, profile, settings.workspace)
+    doc = read_document(args.file)
+    faults = [doc.told(fault) for fault in toolkits.get(pipeline.toolkit).preflight(pipeline, profile, None)]
     if args.json:
         for stage in made["stages"]:
             stage["key"] = stage["publish"] = None  # only a run, which sees the data, can know them
         print(json.dumps(made, indent=1))
-        return GOOD
+        return _refused(faults)
     changes = toolkits.get(pipeline.toolkit).changes(pipeline, profile)
     for stage in made["stages"]:
         print(f"{stage['index']:2d}. {stage['name']}: {stage['title']}  [{stage['environment']}]")
@@ -190,7 +175,14 @@ def plan(args: argparse.Namespace, settings: Settings) -> int:
             for name, text in stage["files"].items():
                 print(f"    {name}:")
                 print("".join(f"        {line}\n" for line in text.splitlines()), end="")
-    return GOOD
+    return _refused(faults)
+
+
+def _refused(problems: list[Problem]) -> int:
+    """Tell problems, where there are any: what validate would refuse."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return BAD_INPUT if problems else GOOD
 
 
 def _plan(pipeline: Any, profile: cluster.Profile, workspace: Path) -> dict[str, Any]:

@@ -42,6 +42,8 @@ SNAPSHOT = re.compile(r"^[0-9a-f]{64}(\.broken-[0-9a-f]+)?$")
 # Folders that the text of a plan names. By their last parts: a pod sees the workspace under another path.
 NAMED_RUN = re.compile(r'([^/"\\\s]+)/runs/([^/"\\\s]+)(?:/([^/"\\\s]+))?')
 NAMED_SNAPSHOT = re.compile(r'([^/"\\\s]+)/datasets/([0-9a-f]{64})')
+# In the spec of a stage `pretrained`.
+NAMED_WEIGHTS = re.compile(r"""\bmodel: ["']?([^\s"'\\:]+/[^\s"'\\:]+:[^\s"'\\]+)""")
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -61,7 +63,7 @@ class Rules:
 class Item:
     """What goes together: one folder, or many files of a kind. `bytes` are those that become free."""
 
-    kind: str  # run, stage, attempt, checkpoint, snapshot, object, key, trash
+    kind: str  # run, stage, attempt, checkpoint, snapshot, object, weights, key, trash
     name: str
     paths: tuple[Path, ...]
     bytes: int
@@ -212,12 +214,14 @@ class _Choice:
         for place, run in enumerate(runs):
             if why := self._why_kept(run, place, now - touched[run], released):
                 self.made.kept[run.name] = why
+        self.weights: set[str] = set()
         self.stages, self.snapshots = self._named()
         for folder in sorted((pipeline / TRASH).glob("*")):
             self._add("trash", folder.name, [folder], "left by a `refit gc` that was stopped")
         for run in reversed(runs):
             self._choose_of(run, now - touched[run])
         self._choose_snapshots()
+        self._choose_weights()
         self._choose_keys()
 
     def _add(self, kind: str, name: str, paths: Iterable[Path], why: str) -> None:
@@ -263,6 +267,7 @@ class _Choice:
                         if pipeline == self.pipeline.name and not (own and name == run.name):
                             stages.add((name, stage))
                     snapshots |= {s for pipeline, s in NAMED_SNAPSHOT.findall(text) if pipeline == self.pipeline.name}
+                    self.weights |= set(NAMED_WEIGHTS.findall(text)) if own else set()
         last = arrival.last_taken(self.pipeline)  # bind takes it where the inbox is empty
         if last is not None and last.fingerprint is not None:
             snapshots.add(last.fingerprint)
@@ -315,6 +320,16 @@ class _Choice:
                     return
         unused = [p for p in datasets.glob("objects/*/*") if p.name not in used and not self._being_written(p)]
         self._add("object", "images", sorted(unused), "no snapshot has them")
+
+    def _choose_weights(self) -> None:
+        """Downloads of NGC (refit/ngc/store.py) that no kept run begins with, and those that were never finished."""
+        for row in sorted((self.pipeline / "ngc").rglob("version.json")):
+            model = str((report.read_json(row) or {}).get("model"))
+            if model not in self.weights and self.now - row.stat().st_mtime > RECENT:
+                self._add("weights", model, [row.parent], "no kept run begins with it")
+        for part in sorted((self.pipeline / "ngc").rglob(".*.zip.part")):
+            if self.now - part.stat().st_mtime > RECENT:
+                self._add("weights", part.name, [part], "a download that was not finished")
 
     def _being_written(self, path: Path) -> bool:
         return path.name.startswith(".") and self.now - path.stat().st_mtime < RECENT
@@ -372,7 +387,7 @@ def _surplus(stage: Path) -> list[Path]:
     request, result = (report.read_json(stage / name) or {} for name in ("request.json", "result.json"))
     out = stage / "out"
     given = {out / output["path"] for output in result["outputs"].values()}
-    patterns = [o["path"] for o in request.get("outputs", ()) if o.get("pick") == "newest"]
+    patterns = [o["path"] for o in request.get("outputs", ()) if o.get("pick") in ("newest", "best")]
     return sorted({p for pattern in patterns for p in out.glob(pattern)} - given)
 
 
@@ -390,7 +405,7 @@ def _may_serve(record: Record) -> bool:
 
 def _take_away(found: Collection, trash: Path) -> None:
     """Rename the chosen folders into the trash, remove single files. A run that has come to life stays."""
-    order = ("key", "run", "stage", "attempt", "checkpoint", "snapshot", "object", "trash")
+    order = ("key", "run", "stage", "attempt", "checkpoint", "snapshot", "object", "weights", "trash")
     trash.mkdir(parents=True)
     alive = False
     for item in sorted(found.items, key=lambda item: order.index(item.kind)):
@@ -403,7 +418,7 @@ def _take_away(found: Collection, trash: Path) -> None:
             alive = True
             found.items.remove(item)
             found.notes.append(f"{item.name} stays: a stage of it was started just now; its data stays too")
-        elif item.kind == "snapshot" and not alive:
+        elif item.kind in ("snapshot", "weights") and not alive:
             _into(trash, item.paths[0])
         elif item.kind in ("key", "checkpoint") or (item.kind == "object" and not alive):
             for path in item.paths:

@@ -250,6 +250,24 @@ def attachments(doc: Document, folder: Path) -> dict[str, str]:
     return found
 
 
+# An entry of YAML or protobuf text whose name says that its value is a key, and that has one.
+_KEY = re.compile(
+    r"""^[^#\n]*?(?<!\w)["']?(\w*(?:enc|encryption|api|access)_?key|\w*(?:token|password))["']?[ \t]*:[ \t]*"""
+    r"""(?!null\b|~|\?\?\?|["']{2})["']?[^\s"'#,}]""",
+    re.MULTILINE,
+)
+
+
+def plain_keys(attached: Mapping[str, str]) -> list[Problem]:
+    """Keys in plain text in spec files: whoever may look at pods would see them, so none of these files goes to one."""
+    told = "a key stands here in plain text; take it out, revoke it, and name the secret that holds the new one"
+    return [
+        Problem(name, text.count("\n", 0, match.start(1)) + 1, match[1], told)
+        for name, text in attached.items()
+        for match in _KEY.finditer(text)
+    ]
+
+
 def from_document(
     doc: Document, name: str, overrides: dict[str, Any] | None = None, attached: Mapping[str, str] | None = None
 ) -> Any:

@@ -25,8 +25,8 @@ from refit import toolkits
 from refit.cluster import Profile
 from refit.config import Settings
 from refit.data.source import secret_name
-from refit.pipeline import Pipeline, Resources, attachments, peek_name
-from refit.specs import did_you_mean, parse_yaml
+from refit.pipeline import Pipeline, Resources, attachments, peek_name, plain_keys
+from refit.specs import SpecError, did_you_mean, parse_yaml
 from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
 from refit.toolkits.chain import NO_PROFILE
 
@@ -206,6 +206,8 @@ def bind_request(
     run = workspace / "runs" / run_folder(run_id)
     document = parse_yaml(text, str(pipeline_file))
     attached = attachments(document, pipeline_file.parent)
+    if problems := plain_keys(attached):
+        raise SpecError(problems)
     dataset = document.data.get("dataset")
     connection = dataset.get("connection") if isinstance(dataset, dict) and data is None else None
     secret = secret_name(connection) if isinstance(connection, str) else None
@@ -397,7 +399,7 @@ def _with_champion(stage: Stage, bound: Bound) -> Stage:
 
 def _dialect(stage: Stage) -> dict[str, Any]:
     """How the command's success and figures are told: only commands that are not Refit's own need it."""
-    said = {"success": stage.success, "metrics": stage.metrics, "classes": list(stage.classes)}
+    said = {"success": stage.success, "metrics": stage.metrics, "classes": dict(stage.classes)}
     return {name: value for name, value in said.items() if value}
 
 
@@ -464,7 +466,7 @@ def _request(
         "watch": dict(stage.watch) if stage.watch else None,
         "timeout_seconds": stage.resources.timeout_hours * 3600,
         "grace_seconds": stage.grace_seconds,
-        "resume": stage.resumes,
+        "resume": stage.resumes if isinstance(stage.resumes, bool) else dict(stage.resumes),
         "exit_codes": dict(stage.exit_codes),
         "resources": stage.resources.model_dump(exclude={"timeout_hours", "nodes"}),
         "publish": str(bound.workspace / "keys" / f"{keys[stage.name]}.json"),

@@ -72,7 +72,7 @@ ADVICE = {
 }
 EXIT_CODES = {"succeeded": 0, "bad_spec": 2, "bad_data": 2, "rejected": 2, "cancelled": 143}  # the others: 1
 
-FORMATS = ("any", "json", "jsonl", "onnx", "tfrecord", "pth", "png", "jpg")
+FORMATS = ("any", "json", "jsonl", "onnx", "tfrecord", "pth", "hdf5", "png", "jpg")
 COMPACT_BYTES = 4096  # what Kubernetes keeps of a termination message
 SUMMARY_BYTES = 2048
 RESERVE_BYTES = 64 * 1024  # kept free for result.json, so that a full disk can still be reported
@@ -341,6 +341,19 @@ def check_pth(path: str) -> str:
         return "is cut off, or is no PyTorch file"
 
 
+def check_hdf5(path: str) -> str:
+    """The end of the file as its superblock says it (HDF5's file format specification, III.A)."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head.startswith(b"\x89HDF\r\n\x1a\n") or len(head) < 64:
+        return "is no HDF5 file"
+    version = head[8]
+    # The sizes of an address, and where the base address stands; the end comes two addresses later.
+    width, at = (head[13], 24 if version == 0 else 28) if version < 2 else (head[9], 12)
+    end = int.from_bytes(head[at + 2 * width : at + 3 * width], "little")
+    return "is cut off" if os.path.getsize(path) < end else ""
+
+
 def check_png(path: str) -> str:
     return check_ends(path, b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82", "PNG")
 
@@ -363,6 +376,7 @@ CHECKS: Dict[str, Callable[[str], str]] = {
     "onnx": check_onnx,
     "tfrecord": check_tfrecord,
     "pth": check_pth,
+    "hdf5": check_hdf5,
     "png": check_png,
     "jpg": check_jpg,
 }
@@ -375,9 +389,12 @@ class Missing(Exception):
     """An expected output that is not there, or is not whole."""
 
 
-def find_output(out: str, spec: Json) -> str:
-    """The path of an expected output, checked for kind, size and wholeness. Raises Missing, or OSError."""
-    path = pick_output(out, spec)
+def find_output(out: str, spec: Json, figures: Mapping[int, float]) -> str:
+    """The path of an expected output, checked for kind, size and wholeness. Raises Missing, or OSError.
+
+    `figures`: epoch -> the figure by which the best checkpoint is the best.
+    """
+    path = pick_output(out, spec, figures)
     name = shown(os.path.relpath(path, out))
     least = spec.get("min_bytes", 1)
     if not os.path.realpath(path).startswith(os.path.join(os.path.realpath(out), "")):
@@ -408,7 +425,13 @@ def find_output(out: str, spec: Json) -> str:
     return path
 
 
-def pick_output(out: str, spec: Json) -> str:
+def epoch_of(path: str, spec: Json) -> Optional[int]:
+    """How many epochs were done when a checkpoint was saved, by the number in its name; `first` is its first one's."""
+    match = re.search(spec["epoch"], os.path.basename(path))
+    return int(match.group(1)) + 1 - int(spec.get("first", 1)) if match else None
+
+
+def pick_output(out: str, spec: Json, figures: Mapping[int, float]) -> str:
     """The one path that an output's `path` means; it may be a glob."""
     exact = os.path.join(out, native(spec["path"]))
     if os.path.lexists(exact):
@@ -416,7 +439,12 @@ def pick_output(out: str, spec: Json) -> str:
     found = sorted(glob.glob(os.path.join(glob.escape(out), native(spec["path"])), recursive=True))
     if not found:
         raise Missing("%s is missing" % spec["path"])
-    if len(found) > 1 and spec.get("pick") != "newest":
+    if spec.get("pick") == "best":
+        epochs = [(epoch_of(path, spec) or 0, os.stat(path).st_mtime, path) for path in found]
+        judged = [(figures[epoch], epoch, written, path) for epoch, written, path in epochs if epoch in figures]
+        if judged:
+            return max(judged)[-1]
+    elif len(found) > 1 and spec.get("pick") != "newest":
         names = ", ".join(shown(os.path.relpath(path, out)) for path in found[:3])
         raise Missing("%s matches %d paths (%s ...), one is expected" % (spec["path"], len(found), names))
     return max(found, key=lambda path: os.stat(path).st_mtime)
@@ -425,8 +453,17 @@ def pick_output(out: str, spec: Json) -> str:
 # --- secrets and output -----------------------------------------------------------------------------------------
 
 
+def password(address: str) -> Optional[str]:
+    """The password in an address, as it stands there."""
+    try:
+        return urllib.parse.urlsplit(address).password
+    except ValueError:
+        return None
+
+
 class Scrubber:
-    """Blots out the values of all REFIT_SECRET_* variables, also where a value is split over two reads.
+    """Blots out the values of all REFIT_SECRET_* variables and the password in a proxy's address, also where one is
+    split over two reads.
 
     A value is known in the forms it is likely to be printed in: as it is, as JSON text, percent-encoded, in base64,
     and line by line where it has several (a private key).
@@ -439,7 +476,9 @@ class Scrubber:
             if name.startswith("REFIT_SECRET_") and len(name) > len("REFIT_SECRET_")
         }
         self.weak = sorted(name for name, value in self.values.items() if 0 < len(value.strip()) < MIN_SECRET)
-        patterns = {form for value in self.values.values() for form in self._forms(value)}
+        proxies = [value for name, value in environment.items() if name.lower().endswith("_proxy")]
+        hidden = list(self.values.values()) + list(filter(None, map(password, proxies)))
+        patterns = {form for value in hidden for form in self._forms(value)}
         self.patterns = sorted(patterns, key=len, reverse=True)
         self.held = b""
 
@@ -638,7 +677,9 @@ NUMBER = (int, float)
 # What a shell takes as it is. TAO's commands put their words into a line for bash, unquoted
 # (nvidia_tao_tf1/cv/common/entrypoint/entrypoint.py, launch_job).
 WORD = re.compile(r"[A-Za-z0-9_./=:+,@%-]+")
-TOKEN = re.compile(r"\{(python|stage|out|specs|run|workspace|snapshot|input:[^{}]+|secret:[^{}]+)\}")
+TOKEN = re.compile(
+    r"\{(python|stage|out|specs|run|workspace|snapshot|checkpoint|next_epoch|input:[^{}]+|secret:[^{}]+)\}"
+)
 
 
 def field(data: Any, key: str, kind: Any, default: Any = REQUIRED, where: str = "request: ") -> Any:
@@ -679,6 +720,14 @@ def patterns(data: Any, key: str, where: str) -> List[Pattern[str]]:
         except (re.error, TypeError) as error:
             raise Fault("bad_spec", "%s%s: %.60r is no regular expression: %s" % (where, key, text, error)) from None
     return compiled
+
+
+def numbered(data: Json, where: str) -> None:
+    """Check `epoch` and `first`, which say where the epoch stands in a checkpoint's name."""
+    field(data, "epoch", str, where=where)
+    field(data, "first", int, 1, where)
+    if any(pattern.groups != 1 for pattern in patterns(data, "epoch", where)):
+        raise Fault("bad_spec", "%sepoch must have one group, the number" % where)
 
 
 def inside(path: str, where: str) -> str:
@@ -733,7 +782,7 @@ class Stage:
                 inside(path, name)
         self.success = Success(field(data, "success", dict, {}), self.status)
         self.action = field(data, "action", str, "")
-        classes = names(data, "classes", "request: ")
+        classes = texts(data, "classes", {})
         self.metrics = [
             Metric(name, field(entries, name, dict, where="request: metrics."), classes)
             for entries in [field(data, "metrics", dict, {})]
@@ -747,7 +796,31 @@ class Stage:
         for code, outcome in self.exit_codes.items():
             if outcome not in ADVICE:
                 raise Fault("bad_spec", "request: exit_codes.%s: %r is no outcome" % (code, outcome))
-        self.resume = field(data, "resume", bool, True)
+        resume = field(data, "resume", (bool, dict), True)
+        self.resume = bool(resume)
+        self.told = resume if isinstance(resume, dict) else {}  # what a command that goes on only where told is told
+        if self.told:
+            where = "request: resume."
+            inside(field(resume, "path", str, where=where), "resume.path")
+            numbered(resume, where)
+            if not names(resume, "argv", where) or field(resume, "format", str, "any", where) not in FORMATS:
+                raise Fault("bad_spec", "%sargv must not be empty, format one of %s" % (where, ", ".join(FORMATS)))
+            for name in texts(resume, "files", {}):
+                inside(name, "a name in resume.files")
+        self.going_on: Dict[str, str] = {}  # tokens that a start from a checkpoint has besides
+
+    def checkpoint(self) -> str:
+        """The newest whole checkpoint of an attempt that has ended early; "" where there is none."""
+        found = glob.glob(os.path.join(glob.escape(self.out), native(self.told["path"])), recursive=True)
+        check = CHECKS.get(self.told.get("format") or "any")
+        whole = [path for path in found if epoch_of(path, self.told) and not (check and check(path))]
+        return max(whole, key=lambda path: (epoch_of(path, self.told) or 0, os.stat(path).st_mtime), default="")
+
+    def go_on_from(self, checkpoint: str) -> None:
+        """Take the command and the specs that begin with a checkpoint."""
+        self.argv, self.files = list(self.told["argv"]), dict(self.told.get("files") or {})
+        epoch = epoch_of(checkpoint, self.told) or 0
+        self.going_on = {"checkpoint": shown(checkpoint), "next_epoch": str(epoch + 1)}
 
     @staticmethod
     def _check_output(output: Any) -> None:
@@ -761,8 +834,11 @@ class Stage:
             raise Fault("bad_spec", "%skind must be file or dir, it is %r" % (where, output["kind"]))
         if field(output, "format", str, "any", where) not in FORMATS:
             raise Fault("bad_spec", "%sformat must be one of %s" % (where, ", ".join(FORMATS)))
-        if field(output, "pick", str, "newest", where) != "newest":
-            raise Fault("bad_spec", "%spick can only be newest" % where)
+        if field(output, "pick", str, "newest", where) not in ("newest", "best"):
+            raise Fault("bad_spec", "%spick must be newest or best, it is %r" % (where, output["pick"]))
+        if output.get("pick") == "best":
+            field(output, "metric", str, where=where)
+            numbered(output, where)
 
 
 def load_request(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Json:
@@ -813,6 +889,7 @@ class Tokens:
         self.stage = stage
         self.secrets = secrets
         self.fixed = dict(stage.paths, python=shown(sys.executable), out=shown(stage.out), specs=shown(stage.specs))
+        self.fixed.update(stage.going_on)
         self.results = {
             name: self._read_input(name, folder, stage.input_keys.get(name)) for name, folder in stage.inputs.items()
         }
@@ -934,11 +1011,11 @@ class Metric:
     """Where one of Refit's metrics stands in what the toolkit says: an entry of `metrics` in the request.
 
     `kpi` and `classes` name figures in status.json, `log` is a pattern for a line of the log, `file` a JSON object
-    below out/. `classes`, `prefix` and a `log` of two groups give a figure for each class, under the class names of
-    the request: TAO writes some of them in lower case.
+    below out/. `classes`, `prefix` and a `log` of two groups give a figure for each class, under the names that the
+    request has for the command's: TAO writes some of them in lower case.
     """
 
-    def __init__(self, name: str, data: Json, classes: Sequence[str]) -> None:
+    def __init__(self, name: str, data: Json, classes: Mapping[str, str]) -> None:
         where = "request: metrics.%s." % name
         self.name = name
         self.kpi = names(data, "kpi", where)
@@ -950,7 +1027,7 @@ class Metric:
         self.mean = field(data, "mean", str, None, where)
         self.scale = float(field(data, "scale", NUMBER, 1.0, where))
         self.most = field(data, "most", NUMBER, None, where)
-        self.labels = {label.lower(): label for label in classes}
+        self.labels = {said.lower(): label for said, label in classes.items()}
         if self.file is not None:
             inside(self.file, "metrics.%s.file" % name)
             if not self.key and self.prefix is None:
@@ -1070,6 +1147,45 @@ def one_based(record: Json) -> Tuple[Optional[int], Optional[int]]:
     return int(epoch) + more, int(most) + more if most is not None and math.isfinite(most) else None
 
 
+class Epochs:
+    """One figure by the number of epochs that were done.
+
+    TF1's and PyTorch's loggers write it on the line that ends an epoch, or on a line before that (nvidia_tao_tf1/cv/
+    common/callbacks/loggers.py, detectnet_v2/tfhooks/validation_hook.py; nvidia_tao_pytorch/cv/rtdetr/model/
+    pl_rtdetr_model.py); TF2's on a line after it (nvidia_tao_tf2/cv/efficientdet/callback/eval_callback.py), and only
+    its epoch lines have `loss` at the top. All repeat it on later lines: only another value is another evaluation.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.by_epoch: Dict[int, float] = {}
+        self._value: Optional[float] = None
+        self._waiting: Optional[float] = None
+        self._epoch: Optional[int] = None
+        self._most: Optional[int] = None
+        self._comes_after = False
+
+    def add(self, record: Json, figures: Mapping[str, float]) -> None:
+        value = figures.get(self.name)
+        new = None if value == self._value else value
+        self._value = self._value if value is None else value
+        epoch, most = one_based(record)
+        if epoch is not None:
+            self._epoch, self._most, self._comes_after = epoch, most, "loss" in record
+            new = self._waiting if new is None else new
+            self._waiting = None
+        elif not self._comes_after:
+            self._waiting = self._waiting if new is None else new
+            return
+        if new is not None and self._epoch is not None:
+            self.by_epoch[self._epoch] = new
+
+    def end(self) -> None:
+        """DetectNet_v2 writes no line for the end of its last epoch."""
+        if self._waiting is not None and self._most is not None:
+            self.by_epoch[self._most] = self._waiting
+
+
 class Progress:
     """What status.json and the log say: metrics, the last epoch, the last status; and whether training went wrong.
 
@@ -1078,8 +1194,9 @@ class Progress:
     a figure and repeat it on every later line, so a repetition is neither a new loss nor another evaluation.
     """
 
-    def __init__(self, watch: Json, wanted: Sequence["Metric"] = ()) -> None:
+    def __init__(self, watch: Json, wanted: Sequence["Metric"] = (), by_epoch: str = "") -> None:
         self.wanted = wanted
+        self.epochs = Epochs(by_epoch)
         self.loss_factor = field(watch, "loss_factor", NUMBER, None, "request: watch.")
         self.zero_metric = field(watch, "zero_metric", str, None, "request: watch.")
         self.zero_evaluations = field(watch, "zero_evaluations", int, 5, "request: watch.")
@@ -1100,7 +1217,7 @@ class Progress:
     def add_old(self, record: Json) -> None:
         """A line from before this start."""
         self._before = max(self._before, one_based(record)[0] or 0)
-        self._figures(record)
+        self.epochs.add(record, self._figures(record))
 
     def add_line(self, text: str) -> None:
         """A line of the command's output."""
@@ -1109,6 +1226,7 @@ class Progress:
 
     def complete(self, out: str) -> None:
         """At the end of a success: the metrics that stand in files of `out`, means, and the order of the request."""
+        self.epochs.end()
         for metric in self.wanted:
             self.seen.update(self._take(metric.in_file(out)))
         for metric in self.wanted:
@@ -1148,6 +1266,7 @@ class Progress:
     def add(self, record: Json) -> Optional[str]:
         """A new line; gives the text to show when it begins a new epoch."""
         figures = self._figures(record)
+        self.epochs.add(record, figures)
         self.seen.update(figures)
         if isinstance(record.get("status"), str):
             self.status = record["status"].upper()
@@ -1670,11 +1789,16 @@ class Folder:
             self.attempt = int(max([1.0] + past)) + 1
         ended = (result or {}).get("outcome")
         used = os.path.isdir(self.stage.out) and bool(os.listdir(self.stage.out))
-        if not same or ended in ("succeeded", "diverged") or not self.stage.resume:
+        checkpoint = self.stage.checkpoint() if self.stage.told else ""
+        goes_on = bool(checkpoint) if self.stage.told else self.stage.resume
+        if not same or ended in ("succeeded", "diverged") or not goes_on:
             if used or before:
                 self._move_aside()
         else:
             self.resumed = used
+            if checkpoint:
+                self.stage.go_on_from(checkpoint)
+                self.say("refit: going on from %s" % shown(os.path.relpath(checkpoint, self.stage.out)))
         os.makedirs(self.stage.out, exist_ok=True)
         if os.path.exists(self.path("result.json")):
             # Whoever reads result.json while this attempt runs must not take the last one's for ours.
@@ -1794,7 +1918,8 @@ class Run:
         self.parent = parent
         self.folder = Folder(stage, output.say)
         self.command = Command()
-        self.progress = Progress(stage.watch, stage.metrics)
+        judged_by = next((output["metric"] for output in stage.outputs if output.get("metric")), "")
+        self.progress = Progress(stage.watch, stage.metrics, judged_by)
         self.status = StatusFile(os.path.join(stage.out, native(stage.status))) if stage.status else None
         self.memory = MemoryLimit()
         self.kills = (self.memory.kills(), self.memory.machine_kills())
@@ -2031,16 +2156,17 @@ class Run:
         failed = code != 0 or self.progress.status == "FAILURE"
         if failed:
             raise self._failure(code)
+        self.progress.complete(self.stage.out)
+        figures = self.progress.epochs.by_epoch
         found, wrong = {}, []
         for spec in self.stage.outputs:
             try:
-                found[spec["name"]] = find_output(self.stage.out, spec)
+                found[spec["name"]] = find_output(self.stage.out, spec, figures)
             except Missing as error:
                 wrong.append("%s: %s" % (spec["name"], error))
         doubts = self.stage.success.missing(self.progress, self.stage.status)
         if wrong:
             doubts.append("its outputs are not right: %s" % "; ".join(wrong))
-        self.progress.complete(self.stage.out)
         if self.stage.action.startswith("evaluate"):
             doubts += [m.absence() for m in self.stage.metrics if not m.is_among(self.progress.seen)]
         if doubts:
@@ -2056,7 +2182,20 @@ class Run:
         for name, path in found.items():
             size, digest = measure(path)
             outputs[name] = {"path": shown(os.path.relpath(path, self.stage.out)), "bytes": size, "sha256": digest}
+        for spec in self.stage.outputs:
+            if spec.get("pick") == "best":
+                taken = outputs[spec["name"]]
+                taken["picked"] = self._picked(spec, found[spec["name"]], figures)
+                self.output.say("refit: %s: %s: %s" % (spec["name"], taken["path"], taken["picked"]))
         return outputs
+
+    @staticmethod
+    def _picked(spec: Json, path: str, figures: Mapping[int, float]) -> str:
+        """Why it is this checkpoint, for a person."""
+        epoch = epoch_of(path, spec) or 0
+        if epoch not in figures:
+            return "the newest checkpoint: the training gave no %s by which one would be better" % spec["metric"]
+        return "epoch %s, whose %s of %.4f is the best of the checkpoints" % (epoch, spec["metric"], figures[epoch])
 
     def _failure(self, code: int) -> Fault:
         stated = self.progress.failure or self.output.error

@@ -15,9 +15,10 @@ from refit.config import Settings
 from refit.doctor import local, objects, pods
 from refit.doctor.finding import Finding, Level
 from refit.doctor.kubectl import Kubectl
-from refit.runtime.pod import PodStage
+from refit.runtime.pod import PodError, PodStage, stage_pod
+from refit.specs import Problem
 
-__all__ = ["Finding", "Level", "examine", "stages_of"]
+__all__ = ["Finding", "Level", "examine", "lacking", "stages_of"]
 
 
 def examine(
@@ -48,6 +49,19 @@ def examine(
         yield Finding(Level.NOTE, "pods", why)
     elif start_pods:
         yield from pods.examine(place, wait_seconds)
+
+
+def lacking(pipeline: Any, profile: Profile, settings: Settings) -> list[Problem]:
+    """What the pods of a pipeline's stages need and the cluster profile does not have, each told once."""
+    if not isinstance(profile, KubernetesProfile):
+        return []
+    file, found = settings.clusters / f"{pipeline.profile}.yaml", dict[str, Problem]()
+    for stage in stages_of([pipeline], profile):
+        try:
+            stage_pod(stage, profile)
+        except PodError as exc:
+            found.setdefault(exc.key, Problem(str(file), 0, exc.key, f"pipeline {pipeline.name}: {exc}"))
+    return list(found.values())
 
 
 def stages_of(pipelines: Iterable[Any], profile: KubernetesProfile) -> list[PodStage]:

@@ -285,14 +285,13 @@ class _Pipeline:
         out.note(1, "what is not named here is as the spec files have it; `refit plan --specs` shows what stages read")
         if "dataset_convert" in self.specs and "dataset_convert" in self.network.stages:
             out.put(1, "dataset_convert", {"spec": self.specs["dataset_convert"]}, self._from("dataset_convert"))
-        qat = self._agreed("qat")
-        self._training("train", qat)
+        self._training("train")
         wants_prune = "retrain" in self.specs or kubeflow is not None
         if wants_prune and "prune" in self.network.stages:
             where = "the prune command's -pth; it stands in no file, this is Refit's default"
             out.put(1, "prune", True if self.network.format == "yaml" else {"threshold": 0.1}, where)
             if "retrain" in self.specs:
-                self._training("retrain", qat)
+                self._training("retrain")
             elif "train" in self.specs:
                 out.put(
                     1, "retrain", {"spec": self.specs["train"]}, "no spec of a retraining was named: the training's"
@@ -305,6 +304,8 @@ class _Pipeline:
         why = "Refit's default"
         if kubeflow and kubeflow.precision:
             engine, why = {"precision": kubeflow.precision.value}, f"{kubeflow.precision.where} data_type"
+        last: Role = "retrain" if "retrain" in self.specs else "train"  # the training that makes the engine's model
+        qat = said(self.old.specs[last], "qat") if last in self.specs else None
         if qat and qat.value is True and engine["precision"] == "int8":
             engine["int8"] = "qat"
             why += f"; trained for it ({qat.where})"
@@ -320,7 +321,7 @@ class _Pipeline:
         self.out.put(1, "augment", found, f"{self._from('augment')}; in TAO's data services now")
         self.made.notes += notes
 
-    def _training(self, role: Role, qat: Said | None) -> None:
+    def _training(self, role: Role) -> None:
         if role not in self.specs:
             return
         out, spec = self.out, self.old.specs[role]
@@ -330,7 +331,10 @@ class _Pipeline:
         if epochs and isinstance(epochs.value, int) and not isinstance(epochs.value, bool) and epochs.value > 0:
             out.put(2, "epochs", epochs.value, f"{epochs.where} {epochs.path}; wins over the spec")
         own = said(spec, "qat")
-        if qat and qat.value is True and own:
+        before = said(self.old.specs["train"], "qat") if role == "retrain" and "train" in self.specs else None
+        if own and own.value is False and before and before.value is True:
+            out.put(2, "qat", False, f"{own.where} {own.path}; else it would be as in the training")
+        if own and own.value is True:
             out.put(2, "qat", True, f"{own.where} {own.path}")
             self.made.warnings.append(
                 f"{own.where}: {own.path}: quantization-aware training is on: INT8 takes its scales, no calibration "

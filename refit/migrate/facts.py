@@ -30,7 +30,6 @@ EQUAL: tuple[tuple[Fact, str], ...] = (
     ("mapping", "the mapping of classes"),
     ("boxes", "the boxes that count in the evaluation"),
     ("iou", "the overlap that counts as found"),
-    ("qat", "quantization-aware training"),
 )
 _KEYS = ("enc_key", "encryption_key", "key")
 _RESUMES = ("resume_model_path", "resume_from_model", "resume_training_checkpoint_path")

@@ -27,13 +27,14 @@ Kind = Literal["spec", "kubeflow", "mounts"]
 _OWNERS = {
     "yolov4_config": "yolo_v4",
     "ssd_config": "ssd",
+    "dssd_config": "ssd",
     "cost_function_config": "detectnet_v2",
     "bbox_rasterizer_config": "detectnet_v2",
     "inferencer_config": "detectnet_v2",
     "bbox_handler_config": "detectnet_v2",
 }
 _UNBUILT = {
-    "dssd_config": "DSSD", "retinanet_config": "RetinaNet", "yolov3_config": "YOLOv3", "maskrcnn_config": "Mask R-CNN",
+    "retinanet_config": "RetinaNet", "yolov3_config": "YOLOv3", "maskrcnn_config": "Mask R-CNN",
     "efficientdet_config": "EfficientDet of TensorFlow 1", "lpr_config": "LPRNet", "unet_config": "UNet",
     "train_config": "an image classifier, or of TensorFlow's Object Detection API",
 }  # fmt: skip
@@ -125,7 +126,7 @@ def backbone(spec: Tree, facts: Network) -> str | None:
         if isinstance(value, str) and value.startswith("${backbone.")
     }
     for name, own in facts.backbones.items():
-        agrees = all(spec.value(path, own[key] or None) == (own[key] or None) for path, key in places.items())
+        agrees = all(spec.value(path, own.get(key)) == own.get(key) for path, key in places.items())
         if agrees and any(spec.has(path) for path in places):
             return name
     return None
@@ -152,8 +153,6 @@ def _prototxt(spec: Tree) -> tuple[str, Role | None]:
         return "faster_rcnn", None
     for top in tops:
         if top in _OWNERS:
-            if top == "yolov4_config" and "tiny" in str(spec.value("yolov4_config.arch", "")):
-                raise ImportFault(f"{spec.file}: is of YOLOv4-tiny, which Refit does not train; {_trains()}")
             return _OWNERS[top], "inference" if "inferencer_config" in tops else None
     raise ImportFault(f"{spec.file}: no spec that import knows (it has {_some(tops)}); {_trains()}")
 

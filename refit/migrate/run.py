@@ -19,6 +19,7 @@ from urllib.parse import urljoin
 from refit import cluster, toolkits
 from refit import pipeline as pipelines
 from refit.config import ConfigError, Settings
+from refit.doctor import lacking
 from refit.files import sync_folder
 from refit.migrate import compose, fetch, kubeflow, mounts, recognise
 from refit.migrate.cli import ROLES, Role
@@ -412,7 +413,8 @@ def _judge(path: Path, made: Made, settings: Settings) -> tuple[list[str], list[
                 if seen.get(spot, "-> left out").endswith("-> left out"):
                     seen[spot] = line
         faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, None)
-        return list(seen.values()), [str(doc.told(fault)) for fault in faults]
+        problems = [*map(doc.told, faults), *lacking(pipeline, profile, settings)]
+        return list(seen.values()), list(map(str, problems))
     except SpecError as exc:
         return [], [str(p) for p in exc.problems]
 

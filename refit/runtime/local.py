@@ -29,6 +29,13 @@ RUNNER = REPOSITORY / "refit" / "runner.py"
 # What a stage may know of the process that starts it. Everything else stays behind: Airflow's own settings hold
 # database passwords and tokens.
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+# The way out to NGC and to data on a server. A proxy's login may stand in it: the runner blots it out of all that it
+# prints (Scrubber), as it does secrets.
+WAY_OUT = (
+    *(f"{s}_proxy" for s in ("http", "https", "all", "no")),
+    *(f"{s}_PROXY" for s in ("HTTP", "HTTPS", "ALL", "NO")),
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
 OWN = ("REFIT_REQUEST", "REFIT_TERMINATION_LOG", "REFIT_ATTEMPT_ID")  # between one runner and its starter
 SECRET = "REFIT_SECRET_"  # noqa: S105 - the beginning of a variable's name
 TAIL_LINES = 20
@@ -58,7 +65,7 @@ class StageProcess:
 
     plan, stage: a plan.json and the name of a stage in it; or request: the stage itself (docs/contracts.md).
     python: the interpreter of the stage's environment.
-    env: variables for the runner and the command, beside those of KEPT and REFIT_*.
+    env: variables for the runner and the command, beside those of KEPT, WAY_OUT and REFIT_*.
     on_line: gets each line of the output without its line end, always in the thread that called `run`.
     """
 
@@ -181,7 +188,8 @@ class StageProcess:
         env = {
             name: value
             for name, value in os.environ.items()
-            if name in KEPT or (name.startswith("REFIT_") and not name.startswith(SECRET) and name not in OWN)
+            if name in (*KEPT, *WAY_OUT)
+            or (name.startswith("REFIT_") and not name.startswith(SECRET) and name not in OWN)
         }
         names = self._request.get("secrets") or []
         home = Path(self._env.get("REFIT_HOME") or os.environ.get("REFIT_HOME") or REPOSITORY / ".refit")

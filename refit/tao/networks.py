@@ -32,10 +32,10 @@ ImageKind = Literal["tf1", "tf2", "pyt", "deploy", "data_services"]
 
 
 Role = Literal[
-    "key", "width", "height", "channels", "extension", "mapping", "classes", "num_classes", "epochs", "batch_size",
+    "width", "height", "channels", "extension", "mapping", "classes", "num_classes", "epochs", "batch_size",
     "evaluation_batch_size", "evaluate_every", "evaluate_from", "warmup", "qat", "boxes", "iou", "judging",
-    "clustering", "start", "outputs", "resizes", "image_type",
-    "means", "scales",
+    "clustering", "start", "resizes", "image_type", "means",
+    "scales", "precision",
 ]  # fmt: skip
 
 
@@ -45,11 +45,14 @@ class Input(Spec):
     width: int = Field(gt=0, description="default of network.input_width, pixels")
     height: int = Field(gt=0)
     multiple_of: int = Field(1, gt=0, description="width and height must be a multiple of it")
+    least: int = Field(1, gt=0, description="the shortest side that its spec loader takes")
     channels: list[Literal[1, 3]] = Field([3], min_length=1)
 
     def misfit(self, side: int, name: str) -> str:
         """What is wrong with a width or height of the network `name`, "" where nothing is."""
         step = self.multiple_of
+        if side < self.least:
+            return f"{side} is too short, {name} needs at least {self.least}"
         near = max(step, round(side / step) * step)
         return f"{side} is no multiple of {step}, which {name} needs; use {near}" if side % step else ""
 
@@ -86,6 +89,15 @@ class OutputFact(Spec):
     kind: Literal["file", "dir"] = "file"
     min_bytes: int = 1
     pick: Literal["newest"] | None = None
+
+
+class Checkpoints(Spec):
+    """Models that a training saves, each with the number of its epoch in its name."""
+
+    path: str
+    epoch: str = Field(description="regular expression with one group, the number")
+    first: Literal[0, 1] = Field(1, description="the number of the first epoch")
+    format: Literal["any", "hdf5", "pth"] = "any"
 
 
 class Success(Spec):
@@ -127,10 +139,26 @@ class StageFact(Spec):
     status: str = Field("status.json", description="the status file, in out/")
     success: Success = Success()
     metrics: dict[str, Metric] = Field(default_factory=dict)
-    resumes: bool = Field(False, description="goes on from what an ended attempt has left")
+    fixed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="regular expression of a path -> what this command takes in its place, whatever its spec says",
+    )
+    resumes: Literal["no", "itself", "told"] = Field(
+        "no",
+        description="goes on from what an ended attempt has left: by itself; told: where the command line or the specs "
+        "name one of `checkpoints` as ${resumed}",
+    )
+    checkpoints: Checkpoints | None = Field(None, description="what a training saves on its way")
+
     since: str | None = Field(None, description="the first TAO release that has it")
     gpu: bool = True
     multi_gpu: bool = False
+
+    @model_validator(mode="after")
+    def _told(self) -> StageFact:
+        if self.resumes == "told" and self.checkpoints is None:
+            raise ValueError("resumes: told needs checkpoints")
+        return self
 
 
 class Network(Spec):

@@ -55,8 +55,8 @@ _MADE_FROM = {
 }
 # Those that no key of the pipeline decides: the run, its data, the network's own name.
 _OF_THE_RUN = {
-    "network.name", "split", "data", "calibration", "model", "checkpoint", "onnx", "engine", "pruned",
-    "retraining", "train_images", "val_images", "split_root", "split_annotations",
+    "network.name", "split", "data", "calibration", "model", "saved", "onnx", "engine", "pruned", "resumed",
+    "next_epoch", "retraining", "train_images", "val_images", "split_root", "split_annotations",
 }  # fmt: skip
 _SPEC_OF = {"convert": "dataset_convert"}
 
@@ -126,6 +126,7 @@ def _order() -> Iterator[str]:
 def _facts(name: str, facts: Network) -> str:
     size, step = facts.input, facts.input.multiple_of
     sides = f", sides a multiple of {step}" if step > 1 else ""
+    sides += f", sides of at least {size.least}" if size.least > 1 else ""
     weights = [f"`{b}`{'' if f.get('ngc') else ' (no weights known on NGC)'}" for b, f in facts.backbones.items()]
     ids = "" if facts.data.form == "kitti" else f", category ids from {facts.data.first_id}"
     rows = {

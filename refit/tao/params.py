@@ -31,6 +31,16 @@ def _secret_name(value: Any) -> Any:
 SecretName = Annotated[str, BeforeValidator(_secret_name), WithJsonSchema({"type": "string", "pattern": _NAMED})]
 
 
+def _release_text(value: Any) -> Any:
+    """YAML reads an unquoted 7.1 as a number."""
+    if isinstance(value, int | float):
+        raise ValueError(f'must be a release of three numbers, in quotes: "7.1.0"; it is {value}')
+    return value
+
+
+Release = Annotated[str, BeforeValidator(_release_text), WithJsonSchema({"type": "string"})]
+
+
 class Adjustable(Spec):
     """A stage whose command reads a spec file."""
 
@@ -89,7 +99,9 @@ class NetworkParams(Spec):
     key_secret: SecretName | None = Field(
         None, description="secret of the cluster profile that encrypts and opens models (-k); null: none"
     )
-    release: str | None = Field(None, description="TAO release in specs/tao/releases.yaml; null: the family's default")
+    release: Release | None = Field(
+        None, description="TAO release in specs/tao/releases.yaml; null: the family's default"
+    )
     images: dict[Literal["tf1", "tf2", "pyt", "deploy", "data_services"], str] = Field(
         default_factory=dict, description="a tag, or a whole image name, in place of the release's"
     )
@@ -133,6 +145,15 @@ class TrainAugmentation(Spec):
 
 
 class TrainParams(Adjustable):
+    instead: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("lr", "base_lr", "max_learning_rate"), "use learning_rate"),
+        **dict.fromkeys(("gpus", "num_gpus"), "use resources.stages.train.gpus"),
+        **dict.fromkeys(("checkpoint_interval", "save_every"), "use checkpoint_every"),
+        **dict.fromkeys(("validation_interval", "validate_every"), "use evaluate_every"),
+        "enable_qat": "use qat",
+        "use_amp": "use amp",
+    }
+
     epochs: int | None = Field(None, ge=1, le=100_000)
     batch_size: int | None = Field(None, ge=1, le=4096, description="of one GPU")
     learning_rate: float | None = Field(None, gt=0, le=10, description="the largest of the schedule")
@@ -152,6 +173,9 @@ class TrainParams(Adjustable):
     checkpoint_every: int | None = Field(None, ge=1, description="epochs")
     evaluate_every: int | None = Field(None, ge=1, description="epochs")
     workers: int | None = Field(None, ge=0, le=256)
+    checkpoint: Literal["best", "last"] = Field(
+        "best", description="which is the result: the best by gates.quality.metric on the val split, or the last"
+    )
     amp: bool = Field(False, description="mixed precision")
     qat: bool = Field(False, description="quantization-aware training; INT8 then needs no calibration images")
 

@@ -43,6 +43,21 @@ def faults(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault
             yield fault
 
 
+def doubts(chain: TaoChain) -> Iterator[Fault]:
+    """What is no fault and may mislead: an evaluation that does not judge by its spec, before a gate that compares it
+    with one that does. Of specs without faults."""
+    for work, spec in chain.works():
+        look = Look(chain, work, spec)
+        for pattern, taken in chain.fact(work.action).fixed.items():
+            for path, scalar in spec.tree.leaves():
+                if re.fullmatch(pattern, path) and not _same(scalar.value, taken):
+                    text = (
+                        f"is {tree.shown(scalar)}, and {work.stage} takes {taken} whatever it is: gate_quantized would "
+                        f"compare unlike figures; say {taken}, or give gates.quality.max_drop_quantized room for it"
+                    )
+                    yield look.told(path, text)
+
+
 def _all(chain: TaoChain, dataset: Mapping[str, Any] | None) -> Iterator[Fault]:
     from refit.tao import schema
 
@@ -86,6 +101,11 @@ class Look:
     def roles(self) -> Mapping[Role, list[str]]:
         return self.spec.facts.roles
 
+    @cached_property
+    def as_written(self) -> tree.Tree:
+        """The user's own spec, before anything was set in it."""
+        return tree.parse(self.chain.p.attached[self.spec.own], self.spec.tree.form, self.spec.own)
+
     def found(self, role: Role) -> list[tuple[str, Any]]:
         """(path, value) of each place of a role that is in the spec."""
         return [(p, self.spec.tree.value(p)) for p in self.roles.get(role, ()) if self.spec.tree.has(p)]
@@ -95,8 +115,16 @@ class Look:
         template is the pipeline's too, in its choice of the network."""
         key = render.origin(self.spec, path) or (None if self.spec.own else ("network",))
         if key is not None:
-            return key, f"{message}{_WHERE}{self.work.stage}: {path})"
+            return key, f"{message}{self._replaced(key, path)}{_WHERE}{self.work.stage}: {path})"
         return self.spec.tree.problem(path, message)
+
+    def _replaced(self, key: Key, path: str) -> str:
+        """What helps where `set` gave a whole block, and only a part of it was meant."""
+        given = getattr(self.chain.p.stages, str(key[1])).set.get(key[3]) if key[2:3] == ("set",) else None
+        if not isinstance(given, dict) or path == key[3]:
+            return ""
+        name, value = next(iter(given.items()))
+        return f"; set replaces the whole of {key[3]}: to change one value of it, {key[3]}.{name}: {value}"
 
 
 def _stranger(look: Look) -> Problem | None:
@@ -106,7 +134,7 @@ def _stranger(look: Look) -> Problem | None:
     name, action = look.chain.p.network.name, look.work.action
     if not look.spec.own or action == "augment":
         return None
-    read = tree.parse(look.chain.p.attached[look.spec.own], look.spec.tree.form, look.spec.own)
+    read = look.as_written
 
     def unknown(network: str) -> Problem | None:
         return next((p for p in schema.check(network, action, read) if p.message.startswith("unknown key")), None)
@@ -132,12 +160,13 @@ def _alone(look: Look) -> Iterator[Fault]:
     yield from _classes(look)
     yield from _validation(look)
     yield from _qat(look)
+    yield from _precision(look)
     yield from _paths(look)
 
 
 def _key(look: Look) -> Iterator[Fault]:
-    for path, value in look.found("key"):
-        if value:
+    for path, scalar in look.spec.tree.leaves():
+        if scalar.value == render.KEY:
             yield look.told(
                 path,
                 "an encryption key stands here in plain text; take it out, revoke it, and name the secret that holds "
@@ -277,15 +306,34 @@ def _qat(look: Look) -> Iterator[Fault]:
             )
 
 
+def _precision(look: Look) -> Iterator[Fault]:
+    """The pipeline says it, because calibration, Q/DQ and the engine's record go by it; no spec may say another."""
+    engine = look.chain.p.stages.build_engine
+    if look.work.action != "build_engine" or engine is None:
+        return
+    key = "stages.build_engine.precision"
+    for path in look.roles.get("precision", ()):
+        made = str(look.spec.tree.value(path)).upper()
+        if made != look.chain.precision_of_spec:
+            yield look.told(path, f"is {made}, and the engine is to be {engine.precision} ({key}); leave it to that")
+        elif look.spec.own and "precision" not in engine.model_fields_set:
+            said = str(look.as_written.value(path, made))
+            if said.upper() not in (made, engine.precision.upper()):
+                text = f"is {said} here, and the pipeline says nothing, which is {engine.precision}; say which: {key}"
+                yield look.as_written.problem(path, text)
+
+
 def _paths(look: Look) -> Iterator[Fault]:
-    """Places of another machine, and outputs that are there already."""
-    outputs = set(look.roles.get("outputs", ()))
+    """Places of another machine, and outputs that Refit would not find."""
+    outputs = {p: v for p, v in look.spec.facts.control.items() if isinstance(v, str) and v.startswith("{out}")}
     for path, scalar in look.spec.tree.leaves():
         value = scalar.value
-        if not isinstance(value, str) or not value.startswith("/"):
+        if outputs.get(path, value) != value:
+            there = isinstance(value, str) and value.startswith("/") and os.path.lexists(value)
+            why = " is there already, and would be overwritten or refused" if there else " is an output"
+            yield look.told(path, f"{value}{why}; Refit looks for it in the stage's own folder: leave it to Refit")
+        elif not isinstance(value, str) or not value.startswith("/"):
             continue
-        if path in outputs and os.path.lexists(value):
-            yield look.told(path, f"{value} is there already, and would be overwritten or refused; leave it to Refit")
         elif fault := _unseen(look.chain, value):
             begins = look.work.begins and names_in(look.spec.facts.control.get(path)) & render.KEPT
             other = ", or take it out and name it in network.pretrained" if begins else ""

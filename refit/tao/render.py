@@ -8,6 +8,7 @@ user's `set`. In a spec of the user's own, `set` touches only what the pipeline 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,10 @@ BEGINNINGS = ("pretrained", "pretrained_backbone", "pretrained_model", "start", 
 KEPT = {*BEGINNINGS} - {"pruned"}
 
 
-# In the place of an encryption key that stands in a spec in plain text: preflight refuses it, and nothing prints it.
+# In the place of a key that stands in a spec in plain text: preflight refuses it, and nothing prints it. By its name,
+# in the specs of networks that know no key as well.
 KEY = "(a key)"
+KEY_NAMES = re.compile(r"(?:^|\.)(?:\w*(?:enc|encryption|api|access)_?key|\w*(?:token|password))$")
 
 
 class SetError(SpecError):
@@ -69,6 +72,7 @@ class Source:
         set_keys: the pipeline's key of each.
         omit: paths that the command does not read.
         begins: a training that may begin where the user's own spec says.
+        resumes: one that goes on from a checkpoint, and begins nowhere else, whatever `set` says.
     """
 
     scope: Mapping[str, Any]
@@ -78,6 +82,7 @@ class Source:
     set_keys: Mapping[str, Key] = field(default_factory=dict)
     omit: tuple[str, ...] = ()
     begins: bool = False
+    resumes: bool = False
 
 
 def words(fact: StageFact, scope: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,7 +111,7 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     else:
         made = tree.parse(source.own[1], form, source.own[0])
         wanted = {p: v for p, v in facts.set.items() if names_in(v) & set(source.keys)}
-    _mask(made, facts)
+    _mask(made)
     before = copy.deepcopy(made) if source.own else None
     origins: dict[str, Key] = {}
     _put(made, wanted, source, origins)
@@ -118,8 +123,13 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
             made.put(path, value)
         except KeyError as exc:
             raise SetError(source.set_keys[path], str(exc.args[0])) from None
+        for inner in [p for p in origins if p.startswith((f"{path}.", f"{path}["))]:
+            del origins[inner]
         origins[path] = source.set_keys[path]
-    _mask(made, facts)
+    for path, value in facts.control.items():
+        if source.resumes and names_in(value) & {*BEGINNINGS} and fill(value, source.scope) is None:
+            made.drop(path)
+    _mask(made)
     if source.own is None:
         _within_the_training(made, facts, origins)
     for path in source.omit:
@@ -137,11 +147,10 @@ def spec(name: str, facts: SpecFile, folder: Path, source: Source) -> Rendered:
     )
 
 
-def _mask(made: tree.Tree, facts: SpecFile) -> None:
-    for path in facts.roles.get("key", ()):
-        for node in made.nodes(path):
-            if isinstance(node, tree.Scalar) and node.value:
-                node.value, node.raw = KEY, ""
+def _mask(made: tree.Tree) -> None:
+    for path, leaf in made.leaves():
+        if leaf.value and KEY_NAMES.search(path):
+            leaf.value, leaf.raw = KEY, ""
 
 
 def _within_the_training(made: tree.Tree, facts: SpecFile, origins: Mapping[str, Key]) -> None:
@@ -167,7 +176,7 @@ def _put(
                 made.drop(path)
             continue
         made.put(path, filled)
-        for used in names_in(value) & set(source.keys):
+        for used in sorted(names_in(value) & set(source.keys)):
             origins[path] = source.keys[used]
 
 

@@ -30,6 +30,7 @@ class Output:
     kind: str = "file"
     min_bytes: int = 1
     pick: str | None = None
+    best: Mapping[str, Any] = field(default_factory=dict)  # with pick "best": metric, epoch, first
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -39,6 +40,7 @@ class Output:
             "format": self.format,
             "min_bytes": self.min_bytes,
             **({"pick": self.pick} if self.pick else {}),
+            **self.best,
         }
 
 
@@ -48,7 +50,8 @@ class Stage:
 
     `inputs` are the stages whose outputs it reads, `after` those that must merely have ended well before it.
     `files` are specs to write: text, or a mapping that becomes YAML.
-    `status` is the status file in out/; `success`, `metrics` and `classes` say how to read a command that is not ours.
+    `status` is the status file in out/; `success`, `metrics` and `classes` (its name of a class -> the pipeline's) say
+    how to read a command that is not ours.
     `code` names the packages of `refit` whose source decides the result (part of the key); none where the command is
     not Refit's: what is to be found in its results is part of the key then.
     """
@@ -71,12 +74,14 @@ class Stage:
     status: str = "status.json"
     success: Mapping[str, Any] | None = None
     metrics: Mapping[str, Any] | None = None
-    classes: tuple[str, ...] = ()
+    classes: Mapping[str, str] = field(default_factory=dict)
     reads_snapshot: bool = False
     image: str | None = None
     exit_codes: Mapping[str, str] = field(default_factory=lambda: dict(OUR_EXIT_CODES))
     grace_seconds: float = 20
-    resumes: bool = True  # False: what a killed attempt left is moved aside, because the command cannot go on from it
+    # False: what a killed attempt left is moved aside, because the command cannot go on from it. A mapping: it goes on
+    # where it is told to, by this command and these specs (docs/contracts.md, "resume").
+    resumes: bool | Mapping[str, Any] = True
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -131,6 +136,9 @@ class Toolkit(Protocol):
     ) -> Iterable[Problem | tuple[Key, str]]:
         """What can be known before anything runs: of the specs that the stages will get, and, with a `dataset` (the
         snapshot's dataset.json), between them and the data. A fault of the pipeline file is (key, message)."""
+
+    def doubts(self, pipeline: Any, profile: Profile) -> Iterable[Problem | tuple[Key, str]]:
+        """What is no fault and may mislead, in the same form."""
 
 
 def spec_text(spec: str | Mapping[str, Any]) -> str:

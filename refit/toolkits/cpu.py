@@ -128,6 +128,9 @@ class CpuToolkit:
     def changes(self, pipeline: CpuPipeline, profile: Profile) -> Mapping[str, Sequence[str]]:
         return {}
 
+    def doubts(self, pipeline: CpuPipeline, profile: Profile) -> Iterator[tuple[Key, str]]:
+        return iter(())
+
     def preflight(
         self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None
     ) -> Iterator[tuple[Key, str]]:

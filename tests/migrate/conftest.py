@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from refit import cli
+from tests.refit.runner_helpers import REPOSITORY
 
 
 @dataclass
@@ -27,6 +29,12 @@ class Called:
 @pytest.fixture
 def refit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Called]:
     monkeypatch.setenv("REFIT_HOME", str(tmp_path / "home"))
+    clusters = tmp_path / "clusters"
+    clusters.mkdir()
+    profile = yaml.safe_load((REPOSITORY / "specs" / "clusters" / "kubernetes.yaml").read_text())
+    profile["secrets"] |= {name: {"name": "tao", "key": "key"} for name in ("TAO_KEY", "NGC_API_KEY")}
+    (clusters / "kubernetes.yaml").write_text(yaml.safe_dump(profile))
+    monkeypatch.setenv("REFIT_CLUSTERS", str(clusters))
     monkeypatch.chdir(tmp_path)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

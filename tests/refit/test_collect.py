@@ -210,6 +210,33 @@ def test_checkpoints_go_that_a_finished_stage_did_not_give_as_its_result(place: 
     assert [p.name for p in folder.glob("out/*.hdf5")] == ["epoch_3.hdf5"]
 
 
+def test_weights_of_ngc_go_that_no_kept_run_begins_with(place: Place) -> None:
+    """The text of a plan names them in the spec of its stage `pretrained`."""
+    place.bind("r1")
+    plan = run_of(place) / "plan.json"
+    made = json.loads(plan.read_text())
+    made["stages"][0]["files"]["download.yaml"] = "model: nvidia/tao/pretrained_ssd:resnet18\npath: null\n"
+    plan.write_text(json.dumps(made))
+    ngc = place.workspace / "ngc"
+    for model in ("nvidia/tao/pretrained_ssd:resnet18", "nvidia/tao/pretrained_ssd:resnet34", "nvidia/vgg:16", "a/b:1"):
+        folder = ngc / model.replace(":", "/")
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "weights.hdf5").write_bytes(b"0" * 100)
+        (folder / "version.json").write_text(json.dumps({"schema": 1, "model": model}))
+    (ngc / "nvidia" / "tao" / "pretrained_ssd" / ".resnet50.zip.part").write_bytes(b"0" * 10)
+    age(ngc, 2)
+    os.utime(ngc / "a" / "b" / "1" / "version.json")  # a download of just now, whose run may be binding
+    found = collect.collect(place.workspace, Rules())
+    gone = ["nvidia/tao/pretrained_ssd:resnet34", "nvidia/vgg:16", ".resnet50.zip.part"]
+    assert kinds(found) == {"weights": gone}
+    left = sorted(str(p.parent.relative_to(ngc)) for p in ngc.rglob("version.json"))
+    assert left == ["a/b/1", "nvidia/tao/pretrained_ssd/resnet18"]
+    assert not list(ngc.rglob("*.part"))
+    age(plan.parent, 40)
+    found = collect.collect(place.workspace, NOTHING)
+    assert "nvidia/tao/pretrained_ssd:resnet18" in kinds(found)["weights"]
+
+
 def test_a_model_that_another_pipeline_starts_from_stays(place: Place) -> None:
     place.bind("old")
     folder = finish(place) / "02-train"

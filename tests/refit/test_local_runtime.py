@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from refit.outcome import Outcome, Result
-from refit.runtime.local import REPOSITORY, EnvironmentMissing, StageProcess, interpreter
+from refit.runtime.local import REPOSITORY, WAY_OUT, EnvironmentMissing, StageProcess, interpreter
 from tests.refit.runner_helpers import Bench, alive, read_number, wait_for
 
 PYTHON = Path(sys.executable)
@@ -106,6 +106,21 @@ def test_an_old_result_is_not_taken_for_the_answer(bench: Bench) -> None:
 # --- environment ----------------------------------------------------------------------------------------------------
 
 
+def test_the_way_to_ngc_behind_a_proxy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both spellings, as curl and Python's urllib have them; its password is in no line that the stage prints."""
+    address = "http://me:a-pass-word@proxy.example:3128"
+    named = {"HTTPS_PROXY": address, "https_proxy": address, "NO_PROXY": ".svc", "SSL_CERT_FILE": "/etc/ca.pem"}
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    code = "json.dump(dict(os.environ), open(path('env.json'), 'w')); say(os.environ['HTTPS_PROXY'])"
+    result, lines = run(bench.request(code))
+    assert result.outcome == "succeeded"
+    seen = json.loads((bench.out / "env.json").read_text())
+    assert {name: seen.get(name) for name in named} == named
+    assert "http://me:***@proxy.example:3128" in lines
+    assert not [line for line in lines if "a-pass-word" in line]
+
+
 def test_the_stage_sees_a_clean_environment(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "DATABASE_URL", "AWS_TOKEN", "PYTHONSTARTUP", "REFIT_REQUEST"):
         monkeypatch.setenv(name, "secret stuff")
@@ -117,7 +132,7 @@ def test_the_stage_sees_a_clean_environment(bench: Bench, monkeypatch: pytest.Mo
     env = json.loads((bench.out / "env.json").read_text())
     assert env.keys() <= {
         "PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "CUDA_VISIBLE_DEVICES", "EXTRA", "PYTHONPATH",
-        "PYTHONUNBUFFERED", *(name for name in env if name.startswith("REFIT_")),
+        "PYTHONUNBUFFERED", *WAY_OUT, *(name for name in env if name.startswith("REFIT_")),
     }  # fmt: skip
     assert (env["PYTHONPATH"], env["REFIT_WORKSPACE"], env["REFIT_HOME"], env["EXTRA"]) == (
         str(REPOSITORY),

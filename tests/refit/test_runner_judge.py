@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from refit.runner import CHECKS, MemoryLimit, Missing, describe_exit, find_output
+from refit.runner import CHECKS, MemoryLimit, Missing, check_hdf5, describe_exit, find_output
 from tests.refit.runner_helpers import Bench
 
 
@@ -99,7 +99,7 @@ def test_a_summary_too_large_or_broken_is_left_out(bench: Bench) -> None:
 
 
 def find(out: Path, **spec: Any) -> str:
-    return str(Path(find_output(str(out), {"name": "x", **spec})).relative_to(out))
+    return str(Path(find_output(str(out), {"name": "x", **spec}, {})).relative_to(out))
 
 
 def why(out: Path, **spec: Any) -> str:
@@ -163,6 +163,13 @@ def tfrecord() -> bytes:
     return b"".join(struct.pack("<Q", n) + bytes(4) + bytes(n) + bytes(4) for n in (5, 0, 200))
 
 
+def hdf5(version: int, addresses: int) -> bytes:
+    """A superblock of that version, whose addresses of 8 bytes begin there: base, another, the end; and 100 bytes."""
+    head = b"\x89HDF\r\n\x1a\n" + bytes([version])
+    head += bytes([0, 0, 0, 0, 8, 8]) if version < 2 else bytes([8, 8, 0])
+    return (head.ljust(addresses + 16, b"\0") + struct.pack("<Q", 196)).ljust(196, b"\0")
+
+
 def png() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -185,9 +192,21 @@ def samples(folder: Path) -> dict[str, bytes]:
         "onnx": onnx(),
         "tfrecord": tfrecord(),
         "pth": pth(folder / "sample.zip"),
+        "hdf5": hdf5(0, 24),
         "png": png(),
         "jpg": b"\xff\xd8\xff\xe0" + bytes(100) + b"\xff\xd9",
     }
+
+
+@pytest.mark.parametrize(("version", "addresses"), [(0, 24), (1, 28), (2, 12), (3, 12)])
+def test_every_version_of_hdf5s_superblock_says_where_the_file_ends(
+    tmp_path: Path, version: int, addresses: int
+) -> None:
+    path = tmp_path / "model.hdf5"
+    path.write_bytes(hdf5(version, addresses))
+    assert check_hdf5(str(path)) == ""
+    path.write_bytes(hdf5(version, addresses)[:-1])
+    assert check_hdf5(str(path)) == "is cut off"
 
 
 @pytest.mark.parametrize("kind", sorted(CHECKS))

@@ -36,7 +36,7 @@ MODEL = [{"name": "model", "path": "train/model_epoch_*.pth", "pick": "newest", 
 HDF5 = [{"name": "model", "path": "weights/model.hdf5", "min_bytes": 1000}]
 TF1 = {"status": "SUCCESS", "denied_by": ["Execution status: FAIL"]}  # TF1 ends with SUCCESS ...
 FINISHED = {"message": "finished successfully", "denied_by": ["Execution status: FAIL"]}  # ... TF2, PyTorch, deploy not
-CLASSES = ["RBC", "WBC", "Platelets"]
+CLASSES = {"rbc": "RBC", "wbc": "WBC", "platelets": "Platelets"}
 
 
 @pytest.fixture
@@ -355,9 +355,9 @@ def test_an_evaluation_without_its_metric_is_none(bench: Bench) -> None:
 
 
 def test_a_class_that_the_request_does_not_know_is_left_out() -> None:
-    progress = progress_of({"AP50": {"classes": ["average_precision"]}}, classes=["RBC"])
-    progress.add({"categorical": {"average_precision": {"rbc": 0.5, "dontcare": 0.1}}})
-    assert progress.metrics == {"AP50/RBC": 0.5}
+    progress = progress_of({"AP50": {"classes": ["average_precision"]}}, classes={"red_cell": "Red Cell"})
+    progress.add({"categorical": {"average_precision": {"Red_Cell": 0.5, "dontcare": 0.1}}})
+    assert progress.metrics == {"AP50/Red Cell": 0.5}
 
 
 def test_a_limit_holds_for_any_metric(bench: Bench) -> None:
@@ -369,7 +369,7 @@ def test_a_limit_holds_for_any_metric(bench: Bench) -> None:
 # --- epochs, losses and the watches in TAO's lines --------------------------------------------------------------------
 
 
-def progress_of(metrics: dict[str, Any], classes: list[str] | None = None, **watch: Any) -> Progress:
+def progress_of(metrics: dict[str, Any], classes: dict[str, str] | None = None, **watch: Any) -> Progress:
     stage = Stage(
         {
             "schema": 1,
@@ -377,7 +377,7 @@ def progress_of(metrics: dict[str, Any], classes: list[str] | None = None, **wat
             "argv": ["x"],
             "paths": {"stage": "/s"},
             "metrics": metrics,
-            "classes": classes or [],
+            "classes": classes or {},
         }
     )
     return Progress(watch, stage.metrics)
@@ -493,7 +493,7 @@ def test_the_zero_watch_counts_epoch_lines_where_these_report() -> None:
         ({"metrics": {"m": {"log": "no group"}}}, "request: metrics.m.log must have a group"),
         ({"metrics": {"m": {"file": "a.json"}}}, "request: metrics.m.key or prefix must say what in a.json is meant"),
         ({"metrics": {"m": {"file": "../a.json", "key": "k"}}}, "request: metrics.m.file must be a relative path"),
-        ({"classes": [1]}, "request: classes must be texts, they are [1]"),
+        ({"classes": ["a"]}, "request: classes must be object, it is ['a']"),
     ],
 )
 def test_a_wrong_rule_is_named(bench: Bench, changes: dict[str, Any], reason: str) -> None:

@@ -271,7 +271,7 @@ def test_a_spec_of_ones_own_decides_size_and_classes(profile: KubernetesProfile,
     made = stages(profile, network, first="train: {spec: my.txt}", attached={"my.txt": text})
     assert sidecar(made)["classes"] == ["thing"]
     assert (sidecar(made)["input"]["width"], sidecar(made)["input"]["height"]) == (320, 320)
-    assert made["evaluate_trained"].classes == ("thing",)
+    assert made["evaluate_trained"].classes == {"thing": "thing"}
     convert = parse(str(made["dataset_convert_train"].files["convert.txt"]), "prototxt", "x")
     assert convert.keys("target_class_mapping") in ([], ["car", "traffic_light"])
 

@@ -16,6 +16,7 @@ import pytest
 
 from refit import pipeline as pipelines
 from refit import plan as plans
+from refit.cli import GOOD, main
 from refit.cluster import load
 from refit.config import Settings
 from refit.data import synthetic
@@ -25,6 +26,7 @@ from refit.data.snapshot import Snapshot
 from refit.postprocess import ModelInfo, decoder_for
 from refit.specs import read_document
 from tests.refit.runner_helpers import REPOSITORY, Bench
+from tests.tao.standin.files import HDF5
 
 EXAMPLES = sorted((REPOSITORY / "specs" / "examples").glob("*.yaml"))
 SHAPES = ("cross", "ring", "triangle")
@@ -69,8 +71,8 @@ def downloaded(request: dict[str, Any]) -> None:
     """What the stage `pretrained` leaves; NGC cannot be reached."""
     folder = Path(request["paths"]["stage"])
     (folder / "out" / "weights").mkdir(parents=True)
-    (folder / "out" / "weights" / "weights.hdf5").write_bytes(b"weights")
-    found = {"weights": {"path": "weights/weights.hdf5", "bytes": 7}}
+    (folder / "out" / "weights" / "weights.hdf5").write_bytes(HDF5)
+    found = {"weights": {"path": "weights/weights.hdf5", "bytes": len(HDF5)}}
     (folder / "result.json").write_text(
         json.dumps({"outcome": "succeeded", "key": request["key"], "outputs": found, "metrics": {}})
     )
@@ -80,6 +82,11 @@ def downloaded(request: dict[str, Any]) -> None:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     with Bench(tmp_path) as made:
         yield made
+
+
+def test_the_examples_validate_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", *map(str, EXAMPLES)]) == GOOD
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -73,13 +74,20 @@ def _questions() -> Iterator[tuple[str, Question]]:
         for stage in stages:
             if stage.environment.startswith("tao_"):
                 yield f"{name}-{stage.name}", _question(stage, outputs)
+            if not isinstance(stage.resumes, bool):  # how a killed training goes on
+                told = replace(stage, argv=tuple(stage.resumes["argv"]), files=stage.resumes["files"])
+                checkpoint = re.sub(r"\*+", "3", str(stage.resumes["path"]))
+                tokens = {"checkpoint": f"/job/out/{checkpoint}", "next_epoch": "4"}
+                yield f"{name}-{stage.name}-resumed", _question(told, outputs, tokens)
 
 
-def _question(stage: Stage, outputs: dict[str, str]) -> Question:
+def _question(stage: Stage, outputs: dict[str, str], tokens: Mapping[str, str] | None = None) -> Question:
     """The stage as the runner would start it, with folders of no machine for its tokens."""
 
     def place(token: re.Match[str]) -> str:
         kind, name = token[1], token[2] or ""
+        if tokens and kind in tokens:
+            return tokens[kind]
         folder = f"/job/{kind}/{name.partition('.')[0]}".rstrip("/")
         return f"{folder}/{outputs[name]}" if name in outputs else folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -465,18 +466,23 @@ def test_a_retraining_spec_of_ones_own_names_the_pruned_model_of_another_machine
 
 
 @pytest.mark.parametrize("where", ["spec", "set"])
-def test_a_key_in_plain_text_is_never_printed(where: str, tmp_path: Any, capsys: Any, profile: Profile) -> None:
+@pytest.mark.parametrize("network", ["faster_rcnn", "ssd"])  # whose spec may hold a key, and whose may not
+def test_a_key_in_plain_text_is_never_printed(
+    network: str, where: str, tmp_path: Any, capsys: Any, profile: Profile
+) -> None:
     from refit.cli import main
 
     key = 'enc_key: "my_own_key"\n'
-    (tmp_path / "my.txt").write_text(own("faster_rcnn", profile) + (key if where == "spec" else ""))
+    (tmp_path / "my.txt").write_text(own(network, profile) + (key if where == "spec" else ""))
     block = "    spec: my.txt\n" + ("    set: {enc_key: my_own_key}\n" if where == "set" else "")
     file = tmp_path / "cars.yaml"
-    file.write_text(pipeline("faster_rcnn", block))
+    file.write_text(pipeline(network, block))
     commands = (["validate", str(file)], ["plan", "--specs", str(file)], ["pod", str(file), "train"])
     codes = [main(command) for command in commands]
+    if where == "spec":  # in `set` it stands in the pipeline file itself, which bind's pod takes along
+        codes.append(main(["pod", str(file), "bind"]))
     out, err = capsys.readouterr()
-    assert codes[0] != 0
+    assert codes == [2, 2, 0, *([2] if where == "spec" else [])]
     assert "an encryption key stands here in plain text" in out + err
     assert 'enc_key: "(a key)"' in out
     assert "my_own_key" not in out + err
@@ -667,3 +673,120 @@ def test_many_differences_are_counted_and_a_float_of_32_bits_is_none(profile: Pr
     told = found(pipeline(more=more), profile, {"a.txt": first, "b.txt": other})
     assert len(told) == 5
     assert any("2 more differences from a.txt; make them equal" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("network", "path"),
+    [
+        ("rtdetr", "gen_trt_engine.trt_engine"),
+        ("rtdetr", "results_dir"),
+        ("efficientdet_tf2", "export.onnx_file"),
+        ("faster_rcnn", "inference_config.detection_image_output_dir"),
+    ],
+)
+def test_an_output_where_refit_does_not_look_for_it(network: str, path: str, profile: Profile) -> None:
+    told = found(pipeline(network, f"    set: {{{path}: /workspace/cars/yard}}\n"), profile)
+    assert told
+    for line in told:
+        assert line.startswith(f"cars.yaml:12: stages.train.set.{path}: /workspace/cars/yard is an output; Refit looks")
+
+
+def precise(network: str, said: str, profile: Profile) -> str:
+    """A spec of one's own with that precision of the engine."""
+    text = own(network, profile, stage="build_engine")
+    return re.sub(r"data_type: \S+", f"data_type: {said}", text)
+
+
+@pytest.mark.parametrize("network", ["rtdetr", "efficientdet_tf2"])
+def test_the_engines_precision_is_said_once(network: str, profile: Profile) -> None:
+    spelt = str.lower if network == "efficientdet_tf2" else str.upper
+    half, whole = spelt("fp16"), spelt("fp32")
+    text = precise(network, half, profile)
+    block = "  build_engine: {spec: my.yaml}\n"
+    place = f"my.yaml:{line_of(text, 'data_type')}: gen_trt_engine.tensorrt.data_type: "
+    assert found(pipeline(network, block), profile, {"my.yaml": text}) == [
+        f"{place}is {half} here, and the pipeline says nothing, which is int8; say which: stages.build_engine.precision"
+    ]
+    for named in ("fp16", "int8"):  # what the pipeline says wins, as all that it names
+        given = pipeline(network, block.replace("my.yaml", f"my.yaml, precision: {named}"))
+        assert found(given, profile, {"my.yaml": text}) == []
+    set_ = pipeline(network, f"  build_engine: {{set: {{gen_trt_engine.tensorrt.data_type: {whole}}}}}\n")
+    (told,) = found(set_, profile)
+    assert "is FP32, and the engine is to be int8 (stages.build_engine.precision); leave it to that" in told
+    without = re.sub(r".*data_type: .*\n", "", text)
+    doc = parse_yaml(pipeline(network, block), "cars.yaml")
+    made = pipelines.from_document(doc, "cars", attached={"my.yaml": without})
+    spec = next(s for name, _, s in TaoChain(made, profile).specs() if name == "build_engine")
+    assert str(spec.tree.value("gen_trt_engine.tensorrt.data_type")).lower() == "int8"
+
+
+def test_set_that_replaces_a_block_is_told_what_else_to_write(profile: Profile) -> None:
+    told = found(pipeline(more="    set: {training_config: {num_epochs: 3}}\n"), profile)
+    hint = "set replaces the whole of training_config: to change one value of it, training_config.num_epochs: 3"
+    assert told
+    assert all(hint in line for line in told)
+
+
+def test_faster_rcnn_takes_sides_that_its_stride_does_not_divide(profile: Profile) -> None:
+    """As NVIDIA's default_spec_voc0712.txt has them."""
+    sized = pipeline("faster_rcnn").replace("faster_rcnn\n", "faster_rcnn\n  input_width: 1000\n  input_height: HIGH\n")
+    assert found(sized.replace("HIGH", "600"), profile) == []
+    assert found(sized.replace("HIGH", "96"), profile) == [
+        "cars.yaml:9: network.input_height: 96 is too short, faster_rcnn needs at least 160"
+    ]
+
+
+NEAR = [
+    ("network: {name: FasterRCNN}", "network.name: there is no network 'FasterRCNN'; did you mean 'faster_rcnn'?"),
+    ("network: {name: RT-DETR}", "network.name: there is no network 'RT-DETR'; did you mean 'rtdetr'?"),
+    (
+        "network: {name: rtdetr, release: 7.1}",
+        'network.release: must be a release of three numbers, in quotes: "7.1.0"',
+    ),
+    ("network: {name: rtdetr, images: {pyt: 5.0.0-tf1.15.5}}", "is TAO's image of kind tf1"),
+    ("network: {name: rtdetr}\nstages: {prune: true}", "stages.prune: rtdetr has no prune"),
+    ("network: {name: ssd}\nstages: {retrain: {epochs: 3}}", "add stages.prune, or take retrain out"),
+    ("network: {name: ssd}\nstages: {train: {lr: 0.1}}", "stages.train.lr: unknown key; use learning_rate"),
+    ("network: {name: ssd}\nstages: {train: {num_gpus: 2}}", "unknown key; use resources.stages.train.gpus"),
+    ("network: {name: ssd}\nstages: {build_engine: {int8: qdq}}", "ssd has no way 'qdq' to INT8; it has ptq"),
+]
+
+
+@pytest.mark.parametrize(("blocks", "message"), NEAR, ids=lambda v: str(v)[:40])
+def test_what_people_write_in_their_first_file_is_one_fault_that_says_what_to_write(
+    blocks: str, message: str, profile: Profile
+) -> None:
+    told = found(f"dataset: {{source: inbox/cars, classes: [car]}}\ntoolkit: tao\n{blocks}\n{GPU}", profile)
+    assert len(told) == 1, told
+    assert message in told[0]
+
+
+def doubted(text: str, profile: Profile, attached: dict[str, str] | None = None) -> list[str]:
+    doc = parse_yaml(text, "cars.yaml")
+    made = pipelines.from_document(doc, "cars", attached=attached)
+    return [str(doc.told(doubt)) for doubt in TOOLKIT.doubts(made, profile)]
+
+
+@pytest.mark.parametrize("network", networks.known())
+def test_of_refits_own_specs_nothing_is_doubted(network: str, profile: Profile) -> None:
+    assert doubted(pipeline(network), profile) == []
+
+
+def test_an_engine_that_is_judged_by_other_rules_than_its_model(profile: Profile) -> None:
+    """The deploy image's evaluation of DetectNet_v2 reads none of these places."""
+    text = own("detectnet_v2", profile, ("average_precision_mode: SAMPLE", "average_precision_mode: INTEGRATE"))
+    told = doubted(pipeline(more="    spec: a.txt\n  evaluate: {iou: 0.7}\n"), profile, {"a.txt": text})
+    place = f"a.txt:{line_of(text, 'INTEGRATE')}: evaluation_config.average_precision_mode: "
+    what = "is INTEGRATE, and evaluate_quantized takes SAMPLE whatever it is: gate_quantized would compare unlike"
+    assert any(line.startswith(place + what) for line in told), told
+    assert any("stages.evaluate.iou: is 0.7, and evaluate_quantized takes 0.5" in line for line in told), told
+    assert doubted(pipeline(more="    spec: a.txt\n  build_engine: false\n"), profile, {"a.txt": text}) == []
+
+
+def test_dssd_and_tiny_yolo_are_specs_of_ones_own(profile: Profile) -> None:
+    """NVIDIA's setup.py: dssd and yolo_v4_tiny are other names of the programs ssd and yolo_v4."""
+    dssd = own("ssd", profile, ("ssd_config {", "dssd_config {\n  pred_num_channels: 512"))
+    assert found(pipeline("ssd", "    spec: a.txt\n  prune: true\n"), profile, {"a.txt": dssd}, DATASET) == []
+    tiny = own("yolo_v4", profile, ('arch: "cspdarknet"', 'arch: "cspdarknet_tiny"'))
+    tiny = re.sub(r".*(small_anchor_shape|nlayers): .*\n", "", tiny)
+    assert found(pipeline("yolo_v4", "    spec: a.txt\n  prune: true\n"), profile, {"a.txt": tiny}, DATASET) == []

@@ -45,6 +45,9 @@ REFUSED = {
         "quantize.default_activation_dtype",
         "dataset.num_classes",
     },
+    "tao_tensorflow1_backend/detectnet_v2/inferencer_spec_caffe.prototxt": {
+        "inferencer_config.tensorrt_config.calibrator_config.batch_size"
+    },
     "tao_tensorflow1_backend/faster_rcnn/default_spec_vgg19_bs2.txt": {"evaluation_config.labels_dump_ir"},
     "tao_tensorflow2_backend/efficientdet_tf2/inference.yaml": {"inference.output_dir"},
     "tao_tensorflow2_backend/efficientdet_tf2/prune.yaml": {"prune.output_path"},

@@ -57,7 +57,7 @@ FIELDS = {
             label_directory_path: "{data}/val/labels" image_directory_path: "{data}/val/images" }} }}
         augmentation_config {{ output_width: 96 output_height: 64 output_channel: 3 }}
         ssd_config {{ arch: "resnet" nlayers: 18 }} nms_config {{ top_k: 10 }}
-        training_config {{ {start_field}: "{start}" num_epochs: {epochs} }}
+        training_config {{ num_epochs: {epochs} }}
     """,
     "yolo_v4": """
         dataset_config {{ data_sources {{ SOURCES }} validation_data_sources {{ VALIDATION }} MAPPING }}
@@ -162,7 +162,7 @@ class Container:
                 outputs=[
                     {"name": str(i), "path": path, "pick": "newest"} | _kind(path) for i, path in enumerate(outputs)
                 ],
-                classes=list(CLASSES),
+                classes={name.lower(): name for name in CLASSES},
                 resume=False,
                 **more,
             )
@@ -204,6 +204,7 @@ class Container:
 
     def tf1_train(self, program: str, name: str = "train", **spec: Any) -> dict[str, Any]:
         argv = [program, "train", "-e", "{spec}", "-r", "{out}", "--gpus", "1"]
+        argv += ["-m", spec["start"]] if program == "ssd" and "start" in spec else []
         text = self.tf1_spec(program, **spec)
         found = {"mAP50": {"kpi": ["mean average precision"], "scale": 0.01 if program == "detectnet_v2" else 1}}
         return self.good(name, argv, [CHECKPOINTS[program]], spec=text, success=TF1, metrics=found)
@@ -574,11 +575,12 @@ def test_training_without_records_or_with_a_missing_model(container: Container) 
     assert (done.outcome, done.result["exit_code"]) == ("toolkit_error", 255)
     assert done.reason == "No TFRecords with images found in none/part-fold*"
     container.convert("ssd")
-    done = container.run("model", argv, [], spec=container.tf1_spec("ssd", start="/none.hdf5"), success=TF1)
+    spec = container.tf1_spec("ssd")
+    done = container.run("model", [*argv, "-m", "/none.hdf5"], [], spec=spec, success=TF1)
     assert done.reason == "pretrained model /none.hdf5 does not exist"
     bad = container.root / "bad.hdf5"
     bad.write_bytes(b"cut off")
-    done = container.run("bad", argv, [], spec=container.tf1_spec("ssd", start=bad, pruned="true"), success=TF1)
+    done = container.run("bad", [*argv, "-m", str(bad)], [], spec=spec, success=TF1)
     assert done.reason.startswith("Unable to open file (file signature not found)")
 
 

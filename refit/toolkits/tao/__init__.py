@@ -60,5 +60,8 @@ class TaoToolkit:
     ) -> Iterator[Problem | tuple[Key, str]]:
         yield from preflight.faults(TaoChain(pipeline, profile, dataset), dataset)
 
+    def doubts(self, pipeline: TaoPipeline, profile: Profile) -> Iterator[Problem | tuple[Key, str]]:
+        yield from preflight.doubts(TaoChain(pipeline, profile))
+
 
 TOOLKIT = TaoToolkit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from refit.engine.gpu import recording
 from refit.pipeline import Resources
 from refit.specs import Key, SpecError
 from refit.tao import networks, render, tree
-from refit.tao.networks import StageFact
+from refit.tao.networks import OutputFact, StageFact
 from refit.tao.params import flat, given
 from refit.toolkits.base import Output, Stage
 from refit.toolkits.chain import Chain
@@ -196,6 +197,14 @@ class TaoChain(Chain):
             return "qdq"
         return "ptq" if "ptq" in self.facts.int8 else next(iter(self.facts.int8), None)
 
+    @property
+    def precision_of_spec(self) -> str | None:
+        """What the builder's spec says; a model with Q/DQ nodes says it itself, TensorRT takes no flag beside them."""
+        engine = self.p.stages.build_engine
+        if engine is None:
+            return None
+        return "FP32" if self.way_to_int8 == "qdq" else engine.precision.upper()
+
     def kind(self, model: str | None) -> str:
         """What a stage's `model` is: a checkpoint, an ONNX file or an engine."""
         if model in self.engines:
@@ -266,10 +275,7 @@ class TaoChain(Chain):
             image=networks.image(self.p.network, fact.image),
             argv=tuple(recording(argv, "{out}/gpu.csv")) if work.action == "build_engine" else argv,
             files=_Specs(self, work),
-            outputs=tuple(
-                Output(o.name, str(networks.fill(o.path, values)), o.format, o.kind, o.min_bytes, o.pick)
-                for o in fact.outputs
-            ),
+            outputs=tuple(self._output(o, work, values) for o in fact.outputs),
             resources=self.wanted(work).model_copy(update={"gpu_type": gpu} if gpu else {}),
             code=(),  # argv, the image and the specs are all that there is
             inputs=inputs,
@@ -279,12 +285,35 @@ class TaoChain(Chain):
             success=fact.success.model_dump(exclude_defaults=True) or None,
             metrics={n: networks.fill(m.model_dump(exclude_defaults=True), values) for n, m in fact.metrics.items()}
             or None,
-            classes=tuple(self.targets(work.trained)),
+            classes={name: self.shown.get(name, name) for name in self.targets(work.trained)},
             exit_codes={},
             env={"TELEMETRY_OPT_OUT": "yes"},
             grace_seconds=60,
-            resumes=fact.resumes,
+            resumes=self._told(work) if fact.resumes == "told" else fact.resumes == "itself",
             watch=self._watch if work.trains else None,
+        )
+
+    def _output(self, fact: OutputFact, work: Work, values: Mapping[str, Any]) -> Output:
+        path = str(networks.fill(fact.path, values))
+        checkpoints = self.fact(work.action).checkpoints
+        if not (work.trains and checkpoints and getattr(self.p.stages, work.trained).checkpoint == "best"):
+            return Output(fact.name, path, fact.format, fact.kind, fact.min_bytes, fact.pick)
+        metric = self.p.gates.quality.metric
+        wanted = {"metric": metric, "epoch": checkpoints.epoch, "first": checkpoints.first}
+        return Output(fact.name, checkpoints.path, checkpoints.format, "file", fact.min_bytes, "best", wanted)
+
+    def _told(self, work: Work) -> Lazy:
+        """How a training is started that goes on from a checkpoint, for the runner (docs/contracts.md, "resume")."""
+        again = replace(work, resumed=True)
+        fact = self.fact(work.action)
+        checkpoints = fact.checkpoints
+        assert checkpoints is not None
+        return Lazy(
+            lambda: {
+                **checkpoints.model_dump(),
+                "argv": list(render.words(fact, scope(self, again))),
+                "files": dict(_Specs(self, again)),
+            }
         )
 
     @property
@@ -345,6 +374,7 @@ class TaoChain(Chain):
             set_keys=set_keys,
             omit=tuple(self.fact(work.action).omit),
             begins=work.begins,
+            resumes=work.resumed,
         )
 
     def _keys(self, owner: str) -> dict[str, Key]:

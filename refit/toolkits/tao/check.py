@@ -6,7 +6,9 @@ use is a fault, with the way to set it by its path.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from refit.data.prepare.names import written
@@ -29,7 +31,7 @@ _NEEDS = {"prune": "prune", "retrain": "prune", "quantize": "quantize", "distill
 _ALIASES = {"class_weights": "class_weight", "workspace_gib": "workspace_mib"}
 # Parameters that Refit itself uses, and those that have a fault of their own (qat).
 _OURS = {
-    **{training: {"qat"} for training in TRAININGS},
+    **{training: {"qat", "checkpoint"} for training in TRAININGS},
     "quantize": {"images"},
     "build_engine": {"precision", "int8", "gpu_types"},
 }
@@ -38,7 +40,9 @@ _OURS = {
 def faults(pipeline: TaoPipeline) -> Iterator[Fault]:
     known = networks.known()
     if pipeline.network.name not in known:
-        hint = did_you_mean(pipeline.network.name, list(known)) or f"; there is {', '.join(known)}"
+        plain = {name.replace("_", ""): name for name in known}  # FasterRCNN, rt-detr
+        near = get_close_matches(re.sub("[_-]", "", pipeline.network.name.casefold()), plain, n=1)
+        hint = f"; did you mean '{plain[near[0]]}'?" if near else f"; there is {', '.join(known)}"
         yield ("network", "name"), f"there is no network {pipeline.network.name!r}{hint}"
         return
     found = [*_network(pipeline.network, pipeline.facts), *_stages(pipeline, pipeline.facts)]
@@ -82,6 +86,7 @@ def _network(network: NetworkParams, facts: Network) -> Iterator[Fault]:
     if network.key_secret and not facts.encrypted:
         yield ("network", "key_secret"), f"{network.name} has no encrypted models; leave it out"
     yield from _release(network, facts)
+    yield from _images(network)
     yield from _pretrained(network, facts)
 
 
@@ -90,6 +95,16 @@ def _release(network: NetworkParams, facts: Network) -> Iterator[Fault]:
     if network.release is not None and network.release not in known:
         hint = did_you_mean(network.release, known) or f"; use one of {', '.join(known)}"
         yield ("network", "release"), f"TAO {network.release} has no image for {network.name}{hint}"
+
+
+def _images(network: NetworkParams) -> Iterator[Fault]:
+    """A tag of TAO's own that belongs to another kind of image: it lacks the command."""
+    tags = {tag: kind for release in networks.releases().releases.values() for kind, tag in release.images.items()}
+    for kind, named in network.images.items():
+        other = tags.get(named.rpartition(":")[2], kind)
+        if other != kind:
+            text = f"{named} is TAO's image of kind {other}, which has no command of {kind}'s; name one of {kind}"
+            yield ("network", "images", kind), text
 
 
 def _pretrained(network: NetworkParams, facts: Network) -> Iterator[Fault]:
@@ -122,10 +137,12 @@ def _stages(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
 def _there(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
     """Stages that the network, or its release, does not have."""
     name, release = pipeline.network.name, networks.release_of(pipeline.network)
+    without: set[str] = set()
     for block, action in _NEEDS.items():
-        if getattr(pipeline.stages, block) is None:
+        if getattr(pipeline.stages, block) is None or action in without:  # prune brings a retrain that nobody wrote
             continue
         if action not in facts.stages:
+            without.add(action)
             yield ("stages", block), f"{name} has no {action}; it has {', '.join(facts.stages)}. Leave {block} out"
         elif (since := facts.stages[action].since) and networks.number(release) < networks.number(since):
             newer = [r for r in networks.releases().releases if networks.number(r) >= networks.number(since)]
@@ -137,7 +154,7 @@ def _together(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
     """Stages that do not go together."""
     stages = pipeline.stages
     if stages.retrain is not None and stages.prune is None:
-        yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
+        yield ("stages", "retrain"), "there is nothing to retrain without prune; add stages.prune, or take retrain out"
     if stages.distill is not None and stages.train.model_fields_set:
         yield ("stages", "train"), "distill trains in its place, by its own parameters; say it there"
     if stages.build_engine is None and facts.plugins and pipeline.release is not None:
@@ -263,7 +280,7 @@ def _way_to_int8(pipeline: TaoPipeline, facts: Network, engine: BuildEngineParam
         yield key, "qat needs a model that was trained for it; set stages.train.qat: true"
     if last.qat and engine.int8 in ("ptq", "qdq"):
         yield key, f"the model is trained with qat: true, which {engine.int8} would throw away; use qat or auto"
-    if engine.int8 == "qdq" and pipeline.stages.quantize is None:
+    if engine.int8 == "qdq" and "qdq" in facts.int8 and pipeline.stages.quantize is None:
         yield key, "qdq needs the stage quantize; add stages.quantize"
     if engine.int8 == "ptq" and pipeline.stages.quantize is not None:
         yield key, "quantize writes the scales into the model, which ptq would calibrate again; use qdq or auto"

@@ -23,6 +23,7 @@ class Work:
         trained: the block whose parameters stand in the training's spec: train, retrain or distill.
         model: the stage whose `model` it works on.
         split: of the data, for dataset_convert.
+        resumed: a training that is told to go on from a checkpoint.
     """
 
     stage: str
@@ -30,6 +31,7 @@ class Work:
     trained: str = "train"
     model: str | None = None
     split: str = "train"
+    resumed: bool = False
 
     @property
     def trains(self) -> bool:
@@ -45,7 +47,7 @@ class Work:
     @property
     def begins(self) -> bool:
         """Whether it is a training that may begin with weights of the user's choice: a retraining has the pruned."""
-        return self.trains and self.stage != "retrain"
+        return self.trains and self.stage != "retrain" and not self.resumed
 
 
 def scope(chain: TaoChain, work: Work) -> dict[str, Any]:
@@ -141,6 +143,7 @@ def _model(chain: TaoChain, work: Work) -> dict[str, Any]:
     pruned = "{input:prune.model}" if retraining else None
     weights = "{input:pretrained.weights}" if given and not retraining else None
     whole = chain.backbone.get("weights", "backbone") if isinstance(given, bool) else given.weights
+    checkpoint = "{checkpoint}" if work.resumed else None  # the runner's
     begins = {
         "pruned": pruned,
         "pretrained": weights,
@@ -148,14 +151,18 @@ def _model(chain: TaoChain, work: Work) -> dict[str, Any]:
         "pretrained_model": weights if whole == "model" else None,
         "start": pruned or weights,
     }
+    if work.resumed:
+        begins = {**dict.fromkeys(BEGINNINGS), "start": checkpoint}
     return {
         "model": token,
         # One spec may serve commands of which each reads its own of these.
-        "checkpoint": token if kind == "checkpoint" else None,
+        "saved": token if kind == "checkpoint" else None,
         "onnx": token if kind == "onnx" else None,
         "engine": token if kind == "engine" else None,
         "export_quantized": work.model == "quantize" and kind == "checkpoint",
         "retraining": retraining,
+        "resumed": checkpoint,
+        "next_epoch": "{next_epoch}" if work.resumed else None,
         # The others do not have the stages that bring them as inputs.
         **(begins if work.trains else dict.fromkeys(BEGINNINGS)),
     }
@@ -165,8 +172,7 @@ def _engine(chain: TaoChain) -> dict[str, Any]:
     engine, way = chain.p.stages.build_engine or BuildEngineParams(), chain.way_to_int8
     return {
         "precision": engine.precision,
-        # A model with Q/DQ nodes says its precision itself; TensorRT takes no flag beside them.
-        "precision_upper": "FP32" if way == "qdq" else engine.precision.upper(),
+        "precision_upper": chain.precision_of_spec,
         "int8_ptq": way == "ptq",
         "int8_qat": way == "qat",
         "workspace_mib": engine.workspace_gib * 1024,

@@ -17,6 +17,7 @@ from typing import Any
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp")
 HDF5 = b"\x89HDF\r\n\x1a\n"
+SUPERBLOCK = 96  # bytes of version 0
 PADDING = 4096
 
 
@@ -35,6 +36,7 @@ class Model:
     retrained: bool = True  # False between prune and retrain
     qat: bool = False
     ids: int = 0  # category ids that there are room for, where that is not the number of classes
+    peak: int = 0  # the epoch from which on it gets worse; 0: never
 
     @property
     def parameters(self) -> int:
@@ -42,7 +44,8 @@ class Model:
 
     def average_precisions(self) -> dict[str, float]:
         """AP50 by class: it grows with the epochs, falls with pruning until retrained, 0 for what the data has not."""
-        quality = 0.95 * (1 - 0.4 ** (self.epochs + 1)) * (1.0 if self.retrained else 0.5)
+        epochs = max(0, 2 * self.peak - self.epochs) if self.peak and self.epochs > self.peak else self.epochs
+        quality = 0.95 * (1 - 0.4 ** (epochs + 1)) * (1.0 if self.retrained else 0.5)
         known = {name.lower() for name in self.objects}
         return {name: round(quality * (1 - _noise(name)), 4) if name.lower() in known else 0.0 for name in self.classes}
 
@@ -54,14 +57,18 @@ class Model:
         return round(10 * 0.5**self.epochs + 0.1, 6)
 
     def after(self, epochs: int) -> Model:
-        return replace(self, epochs=epochs, retrained=True)
+        peak = int(os.environ.get("REFIT_STANDIN_PEAK") or 0)
+        return replace(self, epochs=epochs, retrained=True, peak=peak)
 
     def write(self, path: Path) -> None:
         """An `.hdf5` begins as HDF5 does; the others are zip archives, as torch's and EFF's are."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(asdict(self)).encode()
         if path.suffix == ".hdf5":
-            path.write_bytes(HDF5 + text + b"\n" + b"\0" * PADDING)
+            head = HDF5 + bytes([0, 0, 0, 0, 0, 8, 8]) + bytes(9 + 16)
+            end = SUPERBLOCK + len(text) + 1 + PADDING
+            head += end.to_bytes(8, "little")
+            path.write_bytes(head.ljust(SUPERBLOCK, b"\0") + text + b"\n" + b"\0" * PADDING)
             return
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(zipfile.ZipInfo("model.json"), text)
@@ -73,7 +80,7 @@ class Model:
         data = Path(path).read_bytes()
         try:
             if data.startswith(HDF5):
-                text = data[len(HDF5) :].partition(b"\n")[0]
+                text = data[SUPERBLOCK:].partition(b"\n")[0]
             else:
                 text = zipfile.ZipFile(io.BytesIO(data)).read("model.json")
             found = json.loads(text)
@@ -82,6 +89,12 @@ class Model:
         if found["program"] != program:
             raise OSError(f"{path}: a model of {found['program']}, not of {program}")
         return cls(**{**found, "classes": tuple(found["classes"]), "objects": tuple(found["objects"])})
+
+
+def is_other_hdf5(path: str) -> bool:
+    """Whether a file begins as HDF5 does and is no pretend model: pretrained weights."""
+    data = Path(path).read_bytes()
+    return data.startswith(HDF5) and not data[SUPERBLOCK:].startswith(b"{")
 
 
 def _noise(name: str) -> float:

@@ -132,6 +132,7 @@ class Facts:
     validates: int
     qat: bool
     start: str
+    resumed: str  # a checkpoint to go on from
     prunes: bool  # `start` must be a pruned model
     rows: int
     arch: str
@@ -203,6 +204,7 @@ def facts(program: str, path: str) -> Facts:
                 "training_config.pretrained_weights",
             )
         ),
+        resumed=str(first("training_config.resume_model_path", "training_config.resume_from_model")),
         prunes=bool(pruned or first("model_config.load_graph", default=False)),
         rows=int(first("nms_config.top_k", "inference_config.rcnn_nms_max_boxes", default=200)),
         arch=f"{first(f'{model}.arch')}{layers or ''}".replace(":", "_"),
@@ -306,14 +308,12 @@ class Task:
             self.program, spec.classes, look(spec.training), spec.width, spec.height, spec.channels, qat=spec.qat
         )
         look(spec.validation)
-        done = 0
-        if spec.start:
-            if not os.path.exists(spec.start):
-                raise FileNotFoundError(f"pretrained model {spec.start} does not exist")
-            if spec.prunes:
-                started = Model.read(spec.start, self.program)
-                if started.classes != spec.classes:
-                    raise OSError(f"{spec.start}: a model of {started.classes}, the spec has {spec.classes}")
+        done, start = self._beginning(spec)
+        if start:
+            if not os.path.exists(start):
+                raise FileNotFoundError(f"pretrained model {start} does not exist")
+            started = self._whole_model(start, spec)
+            if started:
                 model = replace(model, kept=started.kept)
         if self.program == "detectnet_v2":
             kept = [int(p.stem.rpartition("-")[2]) for p in out.glob("model.epoch-*.hdf5")]
@@ -321,7 +321,10 @@ class Task:
         if self.lie == 6:
             return
         seconds = float(os.environ.get("REFIT_STANDIN_EPOCH_SECONDS") or 0)
+        killed = int(os.environ.get("REFIT_STANDIN_KILLED_AFTER") or 0)
         for epoch in range(done + 1, spec.epochs + 1):
+            if killed and epoch == killed + 1 > done + 1:
+                os.kill(os.getpid(), 9)
             time.sleep(seconds)
             model = model.after(epoch)
             validated = epoch % spec.validates == 0 or epoch == spec.epochs
@@ -337,6 +340,30 @@ class Task:
             self.status.write("Model saved.")
         else:
             self.status.write("Training loop complete.")
+
+    def _beginning(self, spec: Facts) -> tuple[int, str]:
+        """(epochs that are done, the model to start from); only SSD is told both by flags, and reads no spec for it."""
+        if self.program == "ssd":
+            begins = self.args.resume_model_weights or ""
+            return (self.args.initial_epoch - 1 if begins else 0), begins
+        if not spec.resumed:
+            return 0, spec.start
+        pattern = r"\.epoch_(\d+)\.hdf5$" if self.program == "faster_rcnn" else r"_(\d+)\.hdf5$"
+        found = re.search(pattern, spec.resumed)
+        if not found:
+            raise ValueError("Cannot parse the checkpoint path. Did you rename it?")
+        return int(found[1]), spec.resumed
+
+    def _whole_model(self, path: str, spec: Facts) -> Model | None:
+        """A pruned or an unfinished model, which decides how large this one is; None for pretrained weights."""
+        if self.program != "ssd" and not (spec.prunes or spec.resumed):
+            return None
+        if self.program == "ssd" and self.args.initial_epoch == 1 and files.is_other_hdf5(path):
+            return None
+        started = Model.read(path, self.program)
+        if started.classes != spec.classes:
+            raise OSError(f"{path}: a model of {started.classes}, the spec has {spec.classes}")
+        return started
 
     def _checkpoint(self, spec: Facts, epoch: int) -> str:
         return {
