@@ -190,7 +190,7 @@ def signature(tree: Tree) -> str:
 
 def _digest(rows: Iterable[FileInfo], *, ctime: bool) -> str:
     digest = hashlib.sha256()
-    for f in sorted(rows, key=lambda f: f.path):
+    for f in sorted(rows):
         digest.update(
             f"{f.path}\0{f.size}\0{f.tag or f.mtime_ns}\0{f.ctime_ns if ctime else ''}\n".encode(
                 "utf-8", "surrogateescape"

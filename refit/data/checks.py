@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from refit.data.codes import CODES
 from refit.data.faults import Fault, fault
 from refit.data.model import Box, Labelled, Labels, Sample
+from refit.data.samples import Samples
 from refit.specs import did_you_mean
 
 _VISIBLE = 0.5  # a box of which less lies in the image is not trusted
@@ -67,6 +68,9 @@ def boxes(labels: Labels, file: str, width: int, height: int, classes: Classes) 
         if cls is None:
             message = f"{o.label!r} is left out"
             faults.append(fault("excluded_class", file, message, line=o.line, at=o.at, value=o.label, objects=1))
+            continue
+        if 0 <= o.x1 <= o.x2 - MIN_SIDE and 0 <= o.y1 <= o.y2 - MIN_SIDE and o.x2 <= width and o.y2 <= height:
+            good.append(Box(cls, o.x1, o.y1, o.x2, o.y2, o.difficult, o.truncated, o.occluded))
             continue
         box, found = _inside(o, cls, file, width, height)
         if box is not None:
@@ -139,7 +143,7 @@ def whole(
     if len(samples) < 2:
         what = {0: "no usable image", 1: "only one usable image"}[len(samples)]
         yield fault("too_few_images", "", f"{what}: it cannot be split")
-    objects = Counter(o.cls for s in samples for o in s.objects)
+    objects = class_counts(samples)
     if samples and not objects:
         yield fault("no_objects", "", f"zero objects in {len(samples)} images")
     totals = {"objects": declared - ignored, "images": len(samples) + lost["images"]}
@@ -151,6 +155,13 @@ def whole(
         for name in classes.names or ():
             if not objects[name]:
                 yield fault("class_without_objects", "", f"class {name!r} has no objects", value=name)
+
+
+def class_counts(samples: Sequence[Sample]) -> Counter[str]:
+    """How many objects each class has."""
+    if isinstance(samples, Samples):
+        return samples.class_counts()
+    return Counter(o.cls for s in samples for o in s.objects)
 
 
 def duplicates(samples: Sequence[Sample], split: Mapping[str, str]) -> Iterator[Fault]:

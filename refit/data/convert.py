@@ -154,7 +154,7 @@ def write(source: Source, out: Path, to: str, *, copy: bool = False, progress: P
                 _images(source, staging / writer.image_dir, copy, progress)
             sync_folder(staging)
         if source.examined is not None:
-            unchanged(source.examined.tree)
+            unchanged(source.examined.tree, source.examined.recalled)
         os.rename(staging, out)
         sync_folder(out.parent)
     except Changed as exc:

@@ -20,6 +20,7 @@ from refit.data.faults import Fault, fault
 from refit.data.formats.base import Changed, read_whole
 from refit.data.model import Sample
 from refit.data.names import of_images, of_samples
+from refit.data.samples import Samples
 from refit.data.settings import Split
 from refit.data.text import NotText, decode
 from refit.specs import did_you_mean
@@ -39,11 +40,13 @@ class Block:
     part: str = ""
 
 
-def assign(examined: Examination, split: Split) -> tuple[list[Sample], list[Fault]]:
+def assign(examined: Examination, split: Split) -> tuple[Sequence[Sample], list[Fault]]:
     """The samples with their groups, and what is wrong with those. Raises Changed."""
     by = split.group
     faults: list[Fault] = []
     find: Callable[[Sample], tuple[str, ...]]
+    if by is None and isinstance(examined.samples, Samples):
+        return examined.samples, faults  # fresh from `examine`: no groups, and packed
     if by is None:
         return [replace(s, groups=()) if s.groups else s for s in examined.samples], faults
     if isinstance(by, str):

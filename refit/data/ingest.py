@@ -1,7 +1,8 @@
 """Take a data set in: read, check, split, and publish it as an immutable snapshot.
 
-Nothing is written before the data is known to be good, but for the list of faults of a data set that is refused. The
-source is only read; that it stayed as it was is checked at the end of reading and again before the snapshot appears.
+Nothing is written before the data is known to be good, but for the list of faults of a data set that is refused, and
+what was found out about each file, for the next time (`refit.data.memory`). The source is only read; that it stayed as
+it was is checked at the end of reading and again before the snapshot appears.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refit.data import append, checks, diff, evaluation, groups, snapshot, split
+from refit.data import append, checks, diff, evaluation, groups, provenance, snapshot, split
 from refit.data.arrival import signature
 from refit.data.examine import Examination, Known, Progress, changed, examine, ordered, unchanged
 from refit.data.faults import BadData, Fault, graded
 from refit.data.formats.base import Changed, read_whole
+from refit.data.memory import FILE, Memory
 from refit.data.model import Sample
+from refit.data.samples import Samples
 from refit.data.settings import DatasetSettings, GroupBy
 from refit.data.snapshot import Snapshot
 
@@ -53,8 +56,9 @@ def ingest(
     store = snapshot.Store(datasets)
     base = append.last(Path(workspace))
     folder = Path(workspace) / evaluation.FOLDER
+    remembered = Memory(datasets / FILE, (settings.classes, settings.class_map))
     try:
-        examined = _examine(source, settings, store.holds, progress, base, leave)
+        examined = _examine(source, settings, store.holds, remembered, progress, base, leave)
         before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
         while True:
             memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
@@ -62,7 +66,7 @@ def ingest(
             if any(f.severity == "error" for f in divided.faults):
                 raise BadData(str(source), divided.faults)
             _fill(store, examined, divided.samples)
-            unchanged(examined.tree)
+            unchanged(examined.tree, examined.recalled)
             with snapshot.no_space(datasets):
                 if settings.split.evaluation == "fresh" or evaluation.record(
                     folder, memory, divided.samples, divided.parts, divided.why
@@ -89,7 +93,7 @@ def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[
     Raises BadData as `ingest` does.
     """
     _, divided = _alone(Path(source), settings, lambda sha256, suffix, size: False, None)
-    rows = [s.as_json(divided.parts[s.file]) for s in divided.samples]
+    rows = snapshot.rows(divided.samples, divided.parts)
     return snapshot.facts(rows, settings.classes, divided.faults), divided.faults
 
 
@@ -121,7 +125,7 @@ def _alone(
     source: Path, settings: DatasetSettings, known: Known, progress: Progress | None
 ) -> tuple[Examination, Divided]:
     """The data set in `source` without what was taken before. Raises BadData."""
-    examined = _examine(source, settings, known, progress)
+    examined = _examine(source, settings, known, progress=progress)
     divided = divide(examined, settings)
     if any(f.severity == "error" for f in divided.faults):
         raise BadData(str(source), divided.faults)
@@ -132,7 +136,8 @@ def _examine(
     source: Path,
     settings: DatasetSettings,
     known: Known,
-    progress: Progress | None,
+    memory: Memory | None = None,
+    progress: Progress | None = None,
     base: append.Base | None = None,
     leave: Iterable[str] = (),
 ) -> Examination:
@@ -152,6 +157,7 @@ def _examine(
             severity=settings.severity,
             leave=[str(PurePosixPath(p)) for p in beside],
             known=known,
+            memory=memory,
             progress=progress,
         )
     except BadData as exc:
@@ -167,7 +173,7 @@ class Divided:
     `evaluation` is what dataset.json says of the evaluation set, `why` the ledger: how it came to be.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     parts: dict[str, str]
     faults: list[Fault]
     evaluation: dict[str, Any]
@@ -206,7 +212,7 @@ def divide(
             faults += evaluation.across(samples, parts, memory)
     except Changed as exc:
         raise changed(examined.tree.root, str(exc)) from None
-    samples = [s for s in samples if s.file in parts]
+    samples = _among(samples, parts)
     if not any(f.code in ("too_few_images", "no_objects", "list_missing") for f in [*examined.faults, *faults]):
         faults += split.check(samples, parts, names, settings.classes)
     faults += checks.duplicates(samples, parts)
@@ -243,6 +249,11 @@ def _changes(base: append.Base | None, taken: Snapshot, divided: Divided) -> dic
         return diff.compare(base.rows(), now).counts()
     except (OSError, ValueError, KeyError):  # a run that takes a whole data set needs no older one
         return {}
+
+
+def _among(samples: Sequence[Sample], parts: Mapping[str, str]) -> Sequence[Sample]:
+    places = [at for at, s in enumerate(samples) if s.file in parts]
+    return samples.choose(places) if isinstance(samples, Samples) else [samples[at] for at in places]
 
 
 def _fill(store: snapshot.Store, examined: Examination, samples: Sequence[Sample]) -> None:
@@ -295,6 +306,7 @@ def _provenance(examined: Examination, settings: DatasetSettings, base: append.B
         "image_dir": examined.layout.image_dir,
         "label_dir": examined.layout.label_dir,
         "signature": signature(examined.tree),
+        **provenance.of(examined.tree.root),
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings.model_dump(mode="json"),
     }

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 from refit.data.faults import Fault
 
+# What is no data of an image: where it goes, where it came from, and what its split went by.
+_BESIDE = frozenset({"split", "source", "name", "tags", "groups"})
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
-@dataclass(frozen=True, slots=True)
+
+# Objects and boxes are never changed; they are not `frozen`, because that takes five times as long to make.
+@dataclass(slots=True, unsafe_hash=True)
 class Labelled:
     """An object as its label file says it, not yet checked: the box may be inverted, outside, or of an unknown class.
 
@@ -66,6 +73,14 @@ def pixel(value: float) -> float:
     return round(value, 6)
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Labels that fill a file of their own, which is opened where its image is (in another process, or never where
+    both are known). `parse` takes the file's bytes and its name; it is pickled."""
+
+    parse: Callable[[bytes, str], Labels]
+
+
 @dataclass(slots=True)
 class Item:
     """An image with its labels, as a reader gives it; `image` None: labels whose image cannot be used.
@@ -78,12 +93,12 @@ class Item:
     name: str
     image: str | None
     label: str
-    labels: Labels
+    labels: Labels | Unread
     part: str | None = None
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Box:
     """An object of a snapshot: inside its image, of positive area, of a class of the pipeline."""
 
@@ -133,6 +148,10 @@ class Sample:
     tags: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
+    def digest(self) -> str:
+        """sha256 over all that counts of the image: its line without what is beside the data."""
+        return row_digest(self.as_json(""))
+
     def as_json(self, split: str) -> dict[str, Any]:
         """The line of annotations.jsonl (docs/contracts.md); what a split goes by is left out where it says no more."""
         row: dict[str, Any] = {
@@ -151,3 +170,8 @@ class Sample:
         if self.groups:
             row["groups"] = list(self.groups)
         return row
+
+
+def row_digest(row: Mapping[str, Any]) -> str:
+    """`Sample.digest` of a line of annotations.jsonl."""
+    return sha256(_canonical({k: v for k, v in row.items() if k not in _BESIDE}).encode()).hexdigest()

@@ -17,15 +17,16 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from refit import files
 from refit.data.faults import Fault, NoSpace, counts
-from refit.data.model import Sample
+from refit.data.model import Sample, row_digest
+from refit.data.samples import Samples, flat
 
-SCHEMA = 1
-NOT_DATA = frozenset({"source", "name", "tags", "groups"})  # where an image came from, and what its split went by
+SCHEMA = 2  # 1 had another fingerprint
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_SECONDS = 24 * 3600
 
@@ -79,20 +80,20 @@ class Store:
 
 
 def fingerprint(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """sha256 over the class list and the rows of annotations.jsonl, by file name, without what is NOT_DATA.
+    """The fingerprint of lines of annotations.jsonl, in any order."""
+    found = sorted((str(row["file"]), str(row["split"]), row_digest(row)) for row in rows)
+    return fingerprint_of(((split, digest) for _, split, digest in found), classes)
+
+
+def fingerprint_of(images: Iterable[tuple[str, str]], classes: Sequence[str]) -> str:
+    """sha256 over the class list, then over the split and the digest (`Sample.digest`) of each image, by file name.
 
     It covers name, content, size, objects and split of each image, and nothing of the machine or the day.
     """
-    digest = hashlib.sha256(_canonical(list(classes)))
-    for row in sorted(rows, key=lambda r: str(r["file"])):
-        digest.update(_canonical({k: v for k, v in row.items() if k not in NOT_DATA}))
-    return digest.hexdigest()
-
-
-def _canonical(value: Any) -> bytes:
-    return (
-        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False) + "\n"
-    ).encode()
+    found = hashlib.sha256(json.dumps(list(classes), separators=(",", ":")).encode() + b"\n")
+    for split, digest in images:
+        found.update(f"{digest} {split}\n".encode())
+    return found.hexdigest()
 
 
 def publish(
@@ -108,8 +109,8 @@ def publish(
 
     A whole one with the same fingerprint is kept as it is; a broken one is moved aside. Raises NoSpace, OSError.
     """
-    rows = [s.as_json(split[s.file]) for s in sorted(samples, key=lambda s: s.file)]
-    name = fingerprint(rows, classes)
+    samples = by_file(samples)
+    name = fingerprint_of(digests(samples, split), classes)
     final = datasets / name
     there = _usable(final)
     if there is None:
@@ -117,13 +118,29 @@ def publish(
         try:
             with no_space(datasets):
                 about = {"evaluation": dict(evaluation), "provenance": dict(provenance)}
-                _write(staging, datasets, name, rows, samples, classes, faults, about)
+                _write(staging, datasets, name, samples, split, classes, faults, about)
             there = _rename(staging, final)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     else:
         there = replace(there, reused=True)
     return replace(there, faults=tuple(faults))
+
+
+def by_file(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The same in the order of their names in a snapshot."""
+    if all(a.file <= b.file for a, b in pairwise(samples)):
+        return samples
+    names = [s.file for s in samples]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return samples.choose(order) if isinstance(samples, Samples) else [samples[at] for at in order]
+
+
+def digests(samples: Sequence[Sample], split: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Split and digest of each, as `fingerprint_of` takes them."""
+    if isinstance(samples, Samples):
+        return ((split[flat(name)], samples.digest(at)) for at, name in enumerate(samples.names()))
+    return ((split[s.file], s.digest()) for s in samples)
 
 
 def open_snapshot(path: Path) -> Snapshot:
@@ -149,10 +166,10 @@ def verify(path: Path) -> str:
     """A light check of a snapshot: labels by the fingerprint, images by being there. Gives what is wrong, or ""."""
     try:
         snapshot = open_snapshot(path)
-        rows = list(read_annotations(path))
-        if snapshot.fingerprint != path.name or fingerprint(rows, snapshot.classes) != snapshot.fingerprint:
+        images = ((row["split"], row_digest(row)) for row in read_annotations(path))
+        if snapshot.fingerprint != path.name or fingerprint_of(images, snapshot.classes) != snapshot.fingerprint:
             return "its labels do not give its fingerprint"
-        for row in rows:
+        for row in read_annotations(path):
             if os.stat(path / "images" / row["file"]).st_size == 0:
                 return f"images/{row['file']} is empty"
     except (OSError, ValueError, KeyError, TypeError) as exc:
@@ -197,8 +214,8 @@ def _write(
     staging: Path,
     datasets: Path,
     name: str,
-    rows: Sequence[Mapping[str, Any]],
     samples: Sequence[Sample],
+    split: Mapping[str, str],
     classes: Sequence[str],
     faults: Sequence[Fault],
     more: Mapping[str, Any],
@@ -207,34 +224,37 @@ def _write(
     (staging / "images").mkdir(parents=True)
     for s in samples:
         files.link_or_copy(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
-    write_lines(staging / "annotations.jsonl", rows)
+    write_lines(staging / "annotations.jsonl", rows(samples, split))
     write_lines(staging / "issues.jsonl", (f.as_json() for f in faults))
-    about = {"schema": SCHEMA, "fingerprint": name, **facts(rows, classes, faults), **more}
+    about = {"schema": SCHEMA, "fingerprint": name, **facts(rows(samples, split), classes, faults), **more}
     files.write_json(staging / "dataset.json", about)
     files.sync_folder(staging / "images")
 
 
-def facts(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], faults: Sequence[Fault]) -> dict[str, Any]:
-    """What dataset.json says of the images and objects of these rows of annotations.jsonl."""
-    splits = Counter(str(r["split"]) for r in rows)
-    objects = Counter(str(o["class"]) for r in rows for o in r["objects"])
+def rows(samples: Iterable[Sample], split: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Their lines of annotations.jsonl."""
+    return (s.as_json(split[s.file]) for s in samples)
+
+
+def facts(rows: Iterable[Mapping[str, Any]], classes: Sequence[str], faults: Sequence[Fault]) -> dict[str, Any]:
+    """What dataset.json says of the images and objects of these lines of annotations.jsonl; `images` is what all have
+    in common: how many of each ending, and the smallest and largest sides, pixels."""
+    splits, objects, endings = Counter[str](), Counter[str](), Counter[str]()
+    sides: dict[str, list[int]] = {"width": [], "height": []}
+    for row in rows:
+        splits[str(row["split"])] += 1
+        objects.update(str(o["class"]) for o in row["objects"])
+        endings[PurePosixPath(str(row["file"])).suffix.lower()] += 1
+        for name, found in sides.items():
+            value = int(row[name])
+            found[:] = [min(*found, value), max(*found, value)] if found else [value, value]
     return {
         "classes": list(classes),
         "splits": dict(sorted(splits.items(), key=lambda kv: (kv[0] != "train", kv[0] != "val", kv[0]))),
         "objects": {c: objects[c] for c in classes},
-        "images": _image_facts(rows),
+        "images": {"extensions": dict(endings.most_common()), **sides},
         "issues": counts(faults),
     }
-
-
-def _image_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all images have in common: how many of each ending, and the smallest and largest sides, pixels."""
-    endings = Counter(PurePosixPath(str(r["file"])).suffix.lower() for r in rows)
-    facts: dict[str, Any] = {"extensions": dict(endings.most_common())}
-    for side in ("width", "height"):
-        sides = [int(r[side]) for r in rows]
-        facts[side] = [min(sides), max(sides)] if sides else []
-    return facts
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 _PARTIAL = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".swp", "~")
 _MOST_NAME = 255  # bytes of a file's name in the file systems of Linux
+RECENT_NS = 2 * 10**9  # what changed so short a time ago may change again and keep its times
 _FOREIGN = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A regular file: path below the root with '/', size in bytes, times in nanoseconds.
+class FileInfo(NamedTuple):
+    """A regular file: path below the root with '/', size in bytes, times in nanoseconds, number in its file system.
 
     `tag` is the validator of an object or a URL (ETag, or what stands for it), "" for a file of a folder. Where there
     is one, it and not the time says whether the content is still the same.
@@ -34,6 +38,71 @@ class FileInfo:
     mtime_ns: int
     ctime_ns: int
     tag: str = ""
+    inode: int = 0
+
+
+class Files(Mapping[str, FileInfo]):
+    """Files by path, sorted by it; some 120 bytes each, where a dict of `FileInfo` takes 400."""
+
+    def __init__(self, rows: Iterable[FileInfo] = ()) -> None:
+        self.paths: list[str] = []
+        self._numbers = tuple(array(code) for code in "qqqQ")
+        self._tags: dict[str, str] = {}
+        for row in sorted(rows):
+            self._add(row)
+
+    def _add(self, info: FileInfo) -> None:
+        self.paths.append(info[0])
+        if info.tag:
+            self._tags[info.path] = info.tag
+        numbers = info.size, info.mtime_ns, info.ctime_ns, info.inode
+        for column, number in zip(self._numbers, numbers, strict=True):
+            column.append(number)
+
+    def _sort(self) -> None:
+        order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
+        self.paths = [self.paths[i] for i in order]
+        self._numbers = tuple(array(c.typecode, map(c.__getitem__, order)) for c in self._numbers)
+
+    def find(self, path: str) -> int:
+        """The place of a path in the order, -1 where there is no such file."""
+        at = bisect_left(self.paths, path)
+        return at if at < len(self.paths) and self.paths[at] == path else -1
+
+    def __getitem__(self, path: str) -> FileInfo:
+        at = self.find(path)
+        if at < 0:
+            raise KeyError(path)
+        return self.at(at)
+
+    def at(self, place: int) -> FileInfo:
+        path = self.paths[place]
+        size, mtime, ctime, inode = [c[place] for c in self._numbers]
+        return FileInfo(path, size, mtime, ctime, self._tags.get(path, ""), inode)
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and self.find(path) >= 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def values(self) -> ValuesView[FileInfo]:
+        return _Infos(self)
+
+    def infos(self) -> Iterator[FileInfo]:
+        return map(self.at, range(len(self.paths)))
+
+
+class _Infos(ValuesView[FileInfo]):
+    """The values without a search for each."""
+
+    _mapping: Files
+
+    def __iter__(self) -> Iterator[FileInfo]:
+        return self._mapping.infos()
 
 
 @dataclass(slots=True)
@@ -41,15 +110,29 @@ class Tree:
     """A folder's data files sorted by path, what was seen but is no data, and what was not followed (with why)."""
 
     root: Path
-    files: dict[str, FileInfo] = field(default_factory=dict)
+    files: Files = field(default_factory=Files)
     temporary: list[FileInfo] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
+    listed: dict[str, int] = field(default_factory=dict)  # each folder, "" for the root -> its mtime_ns before that
+    listed_at_ns: int = 0
 
     def below(self, folder: str) -> Iterator[FileInfo]:
         """The data files of a folder ("." for the root) and its subfolders, sorted."""
-        prefix = "" if folder in ("", ".") else folder.strip("/") + "/"
-        return (f for path, f in self.files.items() if path.startswith(prefix))
+        return map(self.files.at, self.places(folder))
+
+    def paths(self, folder: str) -> list[str]:
+        """The paths of `below`."""
+        found = self.places(folder)
+        return self.files.paths[found.start : found.stop]
+
+    def places(self, folder: str) -> range:
+        """The places of those files in `files.paths`."""
+        if folder in ("", "."):
+            return range(len(self.files))
+        prefix = folder.strip("/")
+        # "0" is the character after "/"
+        return range(bisect_left(self.files.paths, prefix + "/"), bisect_left(self.files.paths, prefix + "0"))
 
 
 def is_temporary(name: str) -> bool:
@@ -62,6 +145,7 @@ def of_objects(root: Path, objects: Iterable[FileInfo]) -> Tree:
     are in `skipped`, with why."""
     tree = Tree(root)
     rows = {f.path: f for f in objects if f.path and not (f.path.endswith("/") and not f.size)}
+    good = []
     above = {str(parent) for path in rows for parent in PurePosixPath(path).parents}
     for path, f in sorted(rows.items()):
         parts = path.split("/")
@@ -72,39 +156,58 @@ def of_objects(root: Path, objects: Iterable[FileInfo]) -> Tree:
         elif any(map(is_temporary, parts)):
             tree.temporary.append(f)
         else:
-            tree.files[path] = f
+            good.append(f)
+    tree.files = Files(good)
     return tree
 
 
 def scan(root: Path) -> Tree:
     """List a folder. What vanishes meanwhile is left out. Raises OSError when the root itself cannot be listed."""
     real = os.path.realpath(root)
-    tree = Tree(Path(root))
-    found: list[FileInfo] = []
+    tree = Tree(Path(root), listed_at_ns=time.time_ns())
     todo = [""]
     while todo:
         folder = todo.pop()
+        at = os.path.join(real, folder)
         try:
-            with os.scandir(os.path.join(real, folder)) as entries:
+            tree.listed[folder] = os.stat(at).st_mtime_ns
+            with os.scandir(at) as entries:
                 for entry in entries:
-                    _visit(entry, folder, real, tree, found, todo)
+                    _visit(entry, f"{folder}/{entry.name}" if folder else entry.name, real, tree, todo)
         except OSError as exc:
             if not folder:
                 raise
             if not isinstance(exc, FileNotFoundError):
                 tree.skipped[folder] = f"cannot be listed: {exc.strerror}"
-    tree.files = {f.path: f for f in sorted(found, key=lambda f: f.path)}
-    tree.temporary.sort(key=lambda f: f.path)
+    tree.files._sort()
+    tree.temporary.sort()
     tree.folders.sort()
     return tree
 
 
-def _visit(entry: os.DirEntry[str], folder: str, real: str, tree: Tree, found: list[FileInfo], todo: list[str]) -> None:
-    path = f"{folder}/{entry.name}" if folder else entry.name
+def as_listed(tree: Tree, recalled: bytes | bytearray) -> bool:
+    """Whether a folder is as it was listed; False where that takes another `scan` to tell.
+
+    `recalled` holds 1 at the place of each file that was not opened: of these it is enough that none came or went.
+    """
+    for folder, mtime in tree.listed.items():
+        # A folder that changed just before it was listed could change again without another mtime.
+        if mtime > tree.listed_at_ns - RECENT_NS or os.stat(tree.root / folder).st_mtime_ns != mtime:
+            return False
+    root = os.fspath(tree.root)
+    for info, skip in zip(tree.files.infos(), recalled, strict=True):
+        if not skip:
+            status = os.stat(f"{root}/{info.path}")
+            if (status.st_size, status.st_mtime_ns) != (info.size, info.mtime_ns):
+                return False
+    return True
+
+
+def _visit(entry: os.DirEntry[str], path: str, real: str, tree: Tree, todo: list[str]) -> None:
     try:
         status = entry.stat(follow_symlinks=False)
         if is_temporary(entry.name):
-            tree.temporary.append(FileInfo(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+            tree.temporary.append(_info(path, status))
             return
         if stat.S_ISLNK(status.st_mode):
             target = os.path.realpath(entry.path)
@@ -126,6 +229,10 @@ def _visit(entry: os.DirEntry[str], folder: str, real: str, tree: Tree, found: l
         todo.append(path)
         tree.folders.append(path)
     elif stat.S_ISREG(status.st_mode):
-        found.append(FileInfo(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+        tree.files._add(_info(path, status))
     else:
         tree.skipped[path] = "not a plain file"
+
+
+def _info(path: str, status: os.stat_result) -> FileInfo:
+    return FileInfo(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode=status.st_ino)

@@ -112,7 +112,7 @@ class SnapshotBuilder:
 
     def save(self) -> Path:
         splits = {s: sum(r["split"] == s for r in self.rows) for s in {r["split"] for r in self.rows}}
-        about = {"schema": 1, "fingerprint": "a" * 64, "classes": self.classes, "splits": splits}
+        about = {"schema": 2, "fingerprint": "a" * 64, "classes": self.classes, "splits": splits}
         about |= {"objects": {}, "issues": {"zero_area": 2}}
         (self.folder / "dataset.json").write_text(json.dumps(about))
         (self.folder / "annotations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in self.rows))

@@ -90,3 +90,43 @@ def test_building_the_parsers_needs_no_numpy() -> None:
 
 def test_each_format_of_a_pipeline_file_is_read_and_written() -> None:
     assert set(FORMATS) == set(READERS) == set(WRITERS)
+
+
+def test_each_format_of_a_pipeline_file_has_a_reader() -> None:
+    assert set(FORMATS) == set(READERS)
+
+
+def test_snapshot_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, workspace = kitti_set(tmp_path / "set"), tmp_path / "ws/plates"
+    assert main(["snapshot", str(root), str(workspace), "--classes", "car, cat,dog"]) == 0
+    out, err = capsys.readouterr()
+    path = workspace / "datasets" / out.strip()
+    assert (path / "dataset.json").exists()
+    assert f"made: {path}" in err
+    file = tmp_path / "plates.yaml"
+    file.write_text(f"dataset:\n  source: {root}\n  classes: [car, cat, dog]\ntoolkit: cpu\n")
+    assert main(["snapshot", str(root), str(workspace), "--pipeline", str(file), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["path"], made["reused"], made["objects"]) == (str(path), True, {"car": 4, "cat": 4, "dog": 4})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--classes", "car"], "2 x unknown_class"),
+        (["--classes", "car,car"], "classes holds car twice"),
+        (["--pipeline", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_snapshot_of_what_cannot_be_taken(tmp_path: Path, arguments, says: str, capsys) -> None:
+    root = kitti_set(tmp_path / "set", images=3)
+    assert main(["snapshot", str(root), str(tmp_path / "ws"), *arguments]) == 2
+    assert says in capsys.readouterr().err
+    assert not list((tmp_path / "ws").glob("datasets/[0-9a-f]*"))
+
+
+def test_check_without_decoding_does_not_see_what_only_a_decode_shows(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "images/004.jpg").write_bytes(encoded(4)[:-200])
+    assert main(["check", str(root)]) == 2
+    assert main(["check", str(root), "--no-decode"]) == 0

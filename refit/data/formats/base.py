@@ -165,23 +165,40 @@ def inside(path: str, record: int, offset: int, size: int) -> str:
     return f"{path}#{record}@{offset}+{size}"
 
 
+def holder(tree: Tree, path: str) -> str:
+    """The file that a path means: itself, or the one that an image lies `inside`."""
+    found = None if path in tree.files else _INSIDE.fullmatch(path)
+    return found[1] if found else path
+
+
+def _read(descriptor: int, length: int) -> bytes:
+    """So many bytes, or what there is."""
+    data = os.read(descriptor, length)
+    while len(data) < length and (more := os.read(descriptor, length - len(data))):
+        data += more
+    return data
+
+
 def read_whole(tree: Tree, path: str) -> bytes:
     """A file's bytes, of the size that was listed, or an image's `inside` one. Raises Changed, and OSError for other
     troubles."""
-    part = _INSIDE.fullmatch(path) if path not in tree.files else None
-    file = part[1] if part else path
+    file = holder(tree, path)
     listed = tree.files[file].size
     try:
-        with open(os.path.join(tree.root, file), "rb") as f:
-            if part is None:
-                data = f.read(listed + 1)
-                size = len(data)
-            else:
-                f.seek(int(part[2]))
-                data = f.read(int(part[3]))
-                size = os.fstat(f.fileno()).st_size
+        descriptor = os.open(f"{tree.root}/{file}", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Changed(f"{file} is gone") from None
+    try:
+        if file == path:
+            data = _read(descriptor, listed + 1)
+            size = len(data)
+        else:
+            offset, length = map(int, _INSIDE.fullmatch(path).group(2, 3))  # type: ignore[union-attr]
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            data = _read(descriptor, length)
+            size = os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
     if size != listed:
         raise Changed(f"{file} had {listed} bytes when it was listed, and has another size now")
     return data
@@ -205,11 +222,16 @@ def lost(label: str, labels: Labels, why: Fault) -> Item:
 
 
 def suffix_of(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
+    """The ending of a path in lower case, with its dot, as pathlib has it."""
+    before, dot, end = path.rpartition(".")
+    return dot + end.lower() if end and before and before[-1] != "/" and "/" not in end else ""
 
 
 def stem_of(path: str, folder: str) -> str:
-    return str(PurePosixPath(path).relative_to(folder).with_suffix(""))
+    """The path below a folder ("." for the source) without its ending."""
+    before, _, end = path.rpartition(".")
+    stem = before if end and before and before[-1] != "/" and "/" not in end else path
+    return stem if folder == "." else stem[len(folder) + 1 :]
 
 
 def normal(folder: str) -> str:

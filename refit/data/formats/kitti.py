@@ -9,6 +9,7 @@ an occlusion other than 0 for "difficult".
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -22,12 +23,19 @@ from refit.data.text import NotText, decode, finite, number
 
 SUFFIX = ".txt"
 _COLUMNS = (15, 16)
-_DONT_CARE = "dontcare"
 _NO_3D = " ".join(["0.00"] * 7)
+_DONT_CARE = b"dontcare"
+_OCCLUDED = (0, 1, 2, 3)
+# What tools write: lines of 15 plain numbers and names, which need no look at each word.
+_PLAIN = re.compile(rb"(?:[A-Za-z][!-~]*+(?: -?+[0-9]{1,15}+(?:\.[0-9]{1,15}+)?+){14}+\r?+\n)++")
 
 
 def parse(data: bytes, file: str) -> Labels:
     """The objects of a label file; `file` is its name in faults. An empty file is an image without objects."""
+    if _PLAIN.fullmatch(data):
+        labels = _plain(data)
+        if labels is not None:
+            return labels
     try:
         text = decode(data)
     except NotText as exc:
@@ -48,10 +56,27 @@ def parse(data: bytes, file: str) -> Labels:
     return labels
 
 
+def _plain(data: bytes) -> Labels | None:
+    """The objects of a file that matches `_PLAIN`; None where one of them is not learnt or a column is shifted."""
+    words = data.decode().split()
+    y2 = list(map(float, words[7::15]))
+    if _DONT_CARE in data.lower() or not any(y2):
+        return None
+    names, truncated, occluded = words[::15], map(float, words[1::15]), map(float, words[2::15])
+    sides = (map(float, words[column::15]) for column in (4, 5, 6))
+    objects = [
+        Labelled(at, name, x1, y1, x2, y2, False, t if 0 <= t <= 1 else None, int(o) if o in _OCCLUDED else None)
+        for at, name, t, o, x1, y1, x2, y2 in zip(
+            range(1, len(names) + 1), names, truncated, occluded, *sides, y2, strict=True
+        )
+    ]
+    return Labels(len(objects), objects)
+
+
 def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] | None:
     """Add one line to `labels`; returns its numbers (columns 2 to 15) when it is an object."""
     name, shown = words[0], " ".join(words)[:120]
-    if name.lower() == _DONT_CARE:
+    if name.lower().encode() == _DONT_CARE:
         labels.faults.append(fault("dont_care", file, "a DontCare region", line=at, objects=1))
         return None
     if len(words) not in _COLUMNS:
@@ -72,7 +97,7 @@ def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] |
         labels.faults.append(fault("not_finite", file, message, line=at, value=shown, objects=1))
         return None
     truncated = row[0] if 0 <= row[0] <= 1 else None
-    occluded = int(row[1]) if row[1] in (0, 1, 2, 3) else None
+    occluded = int(row[1]) if row[1] in _OCCLUDED else None
     labels.objects.append(Labelled(at, name, *box, truncated=truncated, occluded=occluded))
     return row
 
@@ -158,7 +183,7 @@ def _called(classes: Sequence[str]) -> dict[str, str]:
     faults = []
     for cls in classes:
         name = "_".join(cls.split())
-        if not name or name.lower() == _DONT_CARE or name in called.values():
+        if not name or name.lower().encode() == _DONT_CARE or name in called.values():
             why = "another class has this name" if name in called.values() else "this is no class in KITTI's labels"
             faults.append(fault("bad_class_name", "", f"class {cls!r} would be written {name!r}: {why}", value=cls))
         called[cls] = name

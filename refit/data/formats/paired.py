@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from heapq import merge
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import PurePosixPath
 
 from refit.data.faults import Fault, fault
@@ -19,9 +22,11 @@ from refit.data.formats.base import (
     suffix_of,
 )
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
-from refit.data.model import Item, Labels
+from refit.data.model import Item, Labels, Unread
 from refit.data.tree import Tree
 from refit.specs import did_you_mean
+
+_PICTURES = SUFFIXES.keys() | OTHER_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,10 @@ class PairedReader:
         return bool(images and labels) and self.looks(tree, (f for d in labels for f in self.label_files(tree, d)))
 
     def label_files(self, tree: Tree, folder: str) -> Iterator[str]:
-        return (f.path for f in tree.below(folder) if suffix_of(f.path) == self.suffix and self.is_label(f.path))
+        paths = tree.files.paths
+        return (
+            paths[at] for at in tree.places(folder) if suffix_of(paths[at]) == self.suffix and self.is_label(paths[at])
+        )
 
     def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout:
         """The folders, as given or as found; both must exist, and only one of each kind. Raises BadData."""
@@ -73,34 +81,54 @@ class PairedReader:
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]:
         """Every image and every label file once; `leave` names files below the source that are neither (lists)."""
-        labels: dict[str, str] = {}
-        for path in self.label_files(tree, layout.label_dir):
-            if path in leave:
-                continue
-            key = self.key(path, layout.label_dir)
-            if key in labels:  # a.txt and a.TXT
-                yield self._twice(tree, path, labels[key])
-            else:
-                labels[key] = path
-        images: dict[str, list[str]] = {}
-        for f in tree.below(layout.image_dir):
-            suffix = suffix_of(f.path)
-            if suffix in SUFFIXES:
-                images.setdefault(self.key(f.path, layout.image_dir), []).append(f.path)
-            elif suffix in OTHER_SUFFIXES:
-                yield from self._unsupported(tree, f.path, labels.pop(self.key(f.path, layout.image_dir), None))
-        pictures = SUFFIXES.keys() | OTHER_SUFFIXES
-        read = {f.path for f in tree.below(layout.image_dir) if suffix_of(f.path) in pictures}
-        yield from ignored(tree, {*read, *self.label_files(tree, layout.label_dir), *leave})
-        for key in sorted(images.keys() | labels.keys()):
-            yield from self._pair(tree, layout, images.get(key, []), labels.get(key))
+        read = {*self._image_files(tree, layout.image_dir), *self.label_files(tree, layout.label_dir), *leave}
+        yield from ignored(tree, read)
+        read.clear()
+        streams = (
+            self._by_key(layout.image_dir, False, lambda: self._image_files(tree, layout.image_dir)),
+            self._by_key(layout.label_dir, True, lambda: self._labels_but(tree, layout.label_dir, leave)),
+        )
+        for _, group in groupby(merge(*streams), key=itemgetter(0)):
+            yield from self._together(tree, layout, list(group))
+
+    def _image_files(self, tree: Tree, folder: str) -> Iterator[str]:
+        paths = tree.files.paths
+        return (paths[at] for at in tree.places(folder) if suffix_of(paths[at]) in _PICTURES)
+
+    def _labels_but(self, tree: Tree, folder: str, leave: Collection[str]) -> Iterator[str]:
+        return (path for path in self.label_files(tree, folder) if path not in leave)
+
+    def _by_key(self, folder: str, labels: bool, files: Callable[[], Iterator[str]]) -> Iterator[tuple[str, bool, str]]:
+        """(key, labels, path) of files of a folder by key; those of one key by path.
+
+        A listing is nearly always in this order already ("a-b.jpg" before "a.jpg" is not): then no list of it is made.
+        """
+        listed = files()
+        if any(a > b for a, b in pairwise(self.key(path, folder) for path in files())):
+            listed = iter(sorted(listed, key=lambda path: self.key(path, folder)))
+        return ((self.key(path, folder), labels, path) for path in listed)
+
+    def _together(self, tree: Tree, layout: Layout, group: list[tuple[str, bool, str]]) -> Iterator[Item | Fault]:
+        """The images and label files of one key, as `_by_key` gives them."""
+        images = [path for _, is_label, path in group if not is_label]
+        labels = [path for _, is_label, path in group if is_label]
+        for other in labels[1:]:  # a.txt and a.TXT
+            yield self._twice(tree, other, labels[0])
+        label = labels[0] if labels else None
+        for image in images[:]:
+            if suffix_of(image) not in SUFFIXES:
+                images.remove(image)
+                yield from self._unsupported(tree, image, label)
+                label = None
+        if images or label is not None:
+            yield from self._pair(tree, layout, images, label)
 
     def _pair(self, tree: Tree, layout: Layout, images: list[str], label: str | None) -> Iterator[Item | Fault]:
         if len(images) == 1 and label is not None:
-            name = str(PurePosixPath(images[0]).relative_to(layout.image_dir))
-            yield Item(name, images[0], label, self._labels(tree, label), self.part(images[0]))
+            name = images[0] if layout.image_dir == "." else images[0][len(layout.image_dir) + 1 :]
+            yield Item(name, images[0], label, Unread(self.parse), self.part(images[0]))
         elif len(images) == 1 and self.background:
-            name = str(PurePosixPath(images[0]).relative_to(layout.image_dir))
+            name = images[0] if layout.image_dir == "." else images[0][len(layout.image_dir) + 1 :]
             yield Item(name, images[0], images[0], Labels(), self.part(images[0]))
         elif len(images) == 1:
             expected = PurePosixPath(layout.label_dir) / PurePosixPath(images[0]).relative_to(layout.image_dir)
@@ -139,8 +167,7 @@ class PairedReader:
         """The folders that hold images, and those that hold labels, among the given or the known names."""
         images = [image_dir] if image_dir is not None else list(self.image_dirs)
         labels = [label_dir] if label_dir is not None else list(self.label_dirs)
-        known = SUFFIXES.keys() | OTHER_SUFFIXES
         return (
-            [d for d in map(normal, images) if any(suffix_of(f.path) in known for f in tree.below(d))],
+            [d for d in map(normal, images) if any(self._image_files(tree, d))],
             [d for d in map(normal, labels) if any(self.label_files(tree, d))],
         )

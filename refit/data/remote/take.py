@@ -32,7 +32,7 @@ from refit.data.remote.fetch import RESERVE, Fetch
 from refit.data.settings import Dataset
 from refit.data.snapshot import Store, no_space, read_annotations
 from refit.data.source import Source, is_archive
-from refit.data.tree import FileInfo, Tree, scan
+from refit.data.tree import FileInfo, Files, Tree, scan
 from refit.files import link_or_copy, sha256, sync_folder, write_json
 from refit.status import StatusWriter
 
@@ -87,8 +87,7 @@ def _fetched(
 ) -> Path:
     own.mkdir(exist_ok=True)
     tree, named = remote.files()
-    for name in beside:
-        tree.files.pop(name, None)
+    tree.files = Files(f for f in tree.files.values() if f.path not in beside)
     if listing.manifest is not None:
         named = listing.manifest.files
     _link(tree, named, own.parent / LAST, own / "files")

@@ -1,0 +1,103 @@
+"""The same function for many batches of work, on all cores.
+
+Processes and not threads: what is done for an image between opening and decoding it is Python, and one process does
+one thing in Python at a time. They are forked before there is much in memory: what a fork shares with its parent is
+held twice as soon as the parent touches it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_MANY = 600  # files; reading fewer takes no longer than to start processes
+_PR_SET_PDEATHSIG = 1
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def many(root: Path) -> bool:
+    """Whether a folder holds enough to share out; it is listed only so far."""
+    left, todo = _MANY, [os.fspath(root)]
+    try:
+        while todo:
+            with os.scandir(todo.pop()) as entries:
+                for entry in entries:
+                    left -= 1
+                    if left < 0:
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+    except OSError:
+        pass  # whoever lists it in earnest says what is wrong
+    return False
+
+
+class Team(Generic[T, R]):
+    """Processes that do `function`, which may be a closure; without them, `each` does it here.
+
+    Batches and results are pickled. What the function changes in its process is lost.
+    """
+
+    def __init__(self, function: Callable[[T], R], processes: bool) -> None:
+        self._function = function
+        self._pool: ProcessPoolExecutor | None = None
+        if processes and cores() > 1:
+            context = multiprocessing.get_context("fork")
+            self._pool = ProcessPoolExecutor(min(16, cores()), context, _begin, (function, os.getpid()))
+            self._pool.submit(os.getpid).result()  # forks all of them
+
+    def __enter__(self) -> Team[T, R]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def each(self, batches: Iterable[T]) -> Iterator[R]:
+        """map() in order, a few batches ahead; the first exception ends it."""
+        if self._pool is None:
+            yield from map(self._function, batches)
+            return
+        waiting: deque[Future[R]] = deque()
+        for batch in batches:
+            waiting.append(self._pool.submit(_do, batch))
+            if len(waiting) > 3 * cores():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+class _Worker:
+    """What this process does, where it is a worker."""
+
+    function: Callable[[Any], Any]
+
+
+def _begin(function: Callable[[Any], Any], parent: int) -> None:
+    _Worker.function = staticmethod(function)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on: it ends the pool
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that call
+        os._exit(1)
+
+
+def _do(batch: Any) -> Any:
+    return _Worker.function(batch)

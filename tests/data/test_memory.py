@@ -1,0 +1,161 @@
+"""What is remembered of files is used where they are the same, and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set  # isort: skip
+
+from refit.data import examine as examining
+from refit.data import images, tree
+from refit.data.checks import Classes
+from refit.data.examine import Examination, examine
+from refit.data.faults import BadData
+from refit.data.ingest import ingest
+from refit.data.memory import FILE, Memory
+from refit.data.settings import DatasetSettings
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as settled as soon as they are written."""
+    monkeypatch.setattr(tree, "RECENT_NS", 0)
+    monkeypatch.setattr("refit.data.memory.RECENT_NS", 0)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that an examination opens."""
+    found: list[str] = []
+    read = examining.read_whole
+
+    def seen(tree: tree.Tree, path: str) -> bytes:
+        found.append(path)
+        return read(tree, path)
+
+    monkeypatch.setattr(examining, "read_whole", seen)
+    return found
+
+
+def _look(root: Path, classes: tuple[str, ...] = CLASSES) -> Examination:
+    return examine(root, classes=Classes(classes), memory=Memory(root.parent / FILE, classes), max_bad_labels=1)
+
+
+def _same(a: Examination, b: Examination) -> bool:
+    return (list(a.samples), a.faults, a.declared) == (list(b.samples), b.faults, b.declared)
+
+
+def test_nothing_new_opens_nothing(tmp_path: Path, opened: list[str]) -> None:
+    root = kitti_set(tmp_path / "set", images=300)
+    (root / "labels/003.txt").write_text(f"{kitti_line(x1=30, x2=3)}\n{kitti_line(x2=200)}\n{kitti_line('DontCare')}\n")
+    first = _look(root)
+    assert len({f.code for f in first.faults}) == 3
+    opened.clear()
+    again = _look(root)
+    assert opened == []
+    assert _same(again, first)
+    assert again.samples.digest(3) == first.samples[3].digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "files"),
+    [
+        (lambda root: (root / "labels/003.txt").write_text(kitti_line("cat")), ["labels/003.txt"]),
+        (lambda root: (root / "images/003.jpg").write_bytes(encoded(99)), ["labels/003.txt", "images/003.jpg"]),
+        (
+            lambda root: os.rename(root / "images/003.jpg", root / "images/003.jpeg"),
+            ["labels/003.txt", "images/003.jpeg"],
+        ),
+        (lambda root: os.utime(root / "images/003.jpg"), ["labels/003.txt", "images/003.jpg"]),
+    ],
+)
+def test_what_changed_is_read_again(tmp_path: Path, opened: list[str], change, files: list[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    _look(root)
+    change(root)
+    opened.clear()
+    again = _look(root)
+    assert opened == files
+    assert _same(again, examine(root, classes=Classes(CLASSES), max_bad_labels=1))
+
+
+def test_a_file_that_hides_its_change_behind_its_mtime(tmp_path: Path) -> None:
+    """What `rsync -t` and `cp -p` do: other bytes, as many of them, with the old time."""
+    root = kitti_set(tmp_path / "set")
+    _look(root)
+    path = root / "labels/003.txt"
+    before = path.stat()
+    path.write_text(path.read_text().replace("25.00", "26.00"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert _look(root).samples[3].objects[0].x2 == 26
+
+
+def test_a_corrected_label_does_not_decode_its_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kitti_set(tmp_path / "set")
+    _look(root)
+    (root / "labels/003.txt").write_text(kitti_line("cat", x1=1))
+    monkeypatch.setattr(images, "verify", lambda *_: pytest.fail("decoded"))
+    assert _look(root).samples[3].objects[0].x1 == 1
+
+
+def test_other_classes_other_results(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    _look(root)
+    assert {f.code for f in _look(root, ("car", "cat")).faults} == {"unknown_class"}
+
+
+def test_a_file_of_a_moment_ago_is_not_trusted(
+    tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = kitti_set(tmp_path / "set")
+    monkeypatch.setattr("refit.data.memory.RECENT_NS", 60 * 10**9)
+    _look(root)
+    opened.clear()
+    _look(root)
+    assert len(opened) == 24
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d[:40] + b"x" + d[41:], lambda d: b"", lambda d: b"\0" * 64]
+)
+def test_a_damaged_memory_is_none(tmp_path: Path, opened: list[str], damage) -> None:
+    root = kitti_set(tmp_path / "set")
+    first = _look(root)
+    path = tmp_path / FILE
+    path.write_bytes(damage(path.read_bytes()))
+    opened.clear()
+    assert _same(_look(root), first)
+    assert len(opened) == 24
+
+
+def test_without_decoding_nothing_is_remembered(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    examine(root, memory=Memory(tmp_path / FILE, None), decode=False)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_store_that_was_emptied_is_filled_again(tmp_path: Path) -> None:
+    """`refit gc` takes images that no snapshot has; that they are remembered as whole does not make them be there."""
+    root = kitti_set(tmp_path / "set")
+    first = ingest(root, SETTINGS, tmp_path / "ws")
+    for path in (tmp_path / "ws/datasets").rglob("*.jpg"):
+        path.unlink()
+    again = ingest(root, SETTINGS, tmp_path / "ws")
+    assert (again.fingerprint, again.reused) == (first.fingerprint, False)
+    assert (again.path / "images/003.jpg").read_bytes() == (root / "images/003.jpg").read_bytes()
+
+
+def test_a_run_after_a_mended_label_reads_that_label(tmp_path: Path, opened: list[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "labels/003.txt").write_text(kitti_line("horse"))
+    settings = DatasetSettings(classes=list(CLASSES))
+    with pytest.raises(BadData):
+        ingest(root, settings, tmp_path / "ws")
+    (root / "labels/003.txt").write_text(kitti_line("cat"))
+    opened.clear()
+    assert dict(ingest(root, settings, tmp_path / "ws").objects) == {"car": 3, "cat": 5, "dog": 4}
+    assert opened == ["labels/003.txt"]

@@ -1,0 +1,180 @@
+"""Packed samples are those that were put in; many processes find what one finds."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set  # isort: skip
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refit.data import shares, work
+from refit.data.checks import Classes
+from refit.data.examine import Share, examine, judge, look_at
+from refit.data.faults import BadData
+from refit.data.formats import kitti
+from refit.data.ingest import ingest
+from refit.data.model import Box, Sample
+from refit.data.samples import Samples, flat
+
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=8)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+boxes = st.builds(
+    Box, texts, numbers, numbers, numbers, numbers, st.booleans(), st.none() | numbers, st.none() | st.integers(0, 3)
+)
+samples = st.lists(
+    st.builds(
+        lambda name, folder, objects, size: Sample(
+            flat(name), name, f"{folder}{name}", f"{abs(hash(name)):064x}", size, 1 + size, 2 + size, tuple(objects)
+        ),
+        texts,
+        st.sampled_from(["", "images/", "other#"]),
+        st.lists(boxes, max_size=4),
+        st.integers(0, 2**40),
+    ),
+    max_size=8,
+)
+
+
+def _packed(rows: list[Sample]) -> Samples:
+    made = Samples()
+    for row in rows:
+        made.append(row)
+    return made
+
+
+@given(samples, samples, st.data())
+def test_what_goes_in_comes_out(first: list[Sample], second: list[Sample], data: st.DataObject) -> None:
+    made, other = _packed(first), _packed(second)
+    start = data.draw(st.integers(0, len(second)))
+    stop = data.draw(st.integers(start, len(second)))
+    made.extend(other, start, stop)
+    expected = first + second[start:stop]
+    for copy in (made, pickle.loads(pickle.dumps(made)), Samples.of_state(made.state())):
+        assert list(copy) == expected
+        assert [copy.digest(i) for i in range(len(copy))] == [s.digest() for s in expected]
+        assert list(copy.names()) == [s.name for s in expected]
+    counted = [o.cls for s in expected for o in s.objects]
+    assert made.class_counts() == {cls: counted.count(cls) for cls in counted}
+    chosen = data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=5)) if expected else []
+    some = made.choose(chosen)
+    assert list(some) == [expected[i] for i in chosen]
+    assert some.class_counts().total() == sum(len(expected[i].objects) for i in chosen)
+    assert list(some.sorted()) == sorted((expected[i] for i in chosen), key=lambda s: s.name)
+    assert list(made[1:]) == expected[1:]
+
+
+plain = st.decimals(-2000, 2000, places=2).map(str)
+lines = st.tuples(
+    st.one_of(st.sampled_from([*CLASSES, "DontCare", "a_b", "Car*", "x:y"]), texts),
+    st.lists(plain, min_size=14, max_size=15),
+).map(lambda t: " ".join([t[0], *t[1]]))
+
+
+@settings(max_examples=300)
+@given(st.lists(lines, max_size=4), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
+def test_plain_label_files_are_read_as_all_others(rows: list[str], end: str, ended: bool) -> None:
+    """The way for files of nothing but plain lines gives what the way for all files gives."""
+    data = (end.join(rows) + end * ended).encode()
+    quick = kitti.parse(data, "a.txt")
+    slow = kitti.parse(data + b"\n \n", "a.txt")  # blank lines say nothing, and are not plain
+    assert quick == slow
+
+
+def test_many_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = kitti_set(tmp_path / "set", images=400)
+    (root / "images/017.jpg").write_bytes(encoded(17)[:300])
+    (root / "labels/350.txt").write_text(kitti_line(x1=30, x2=3))
+    monkeypatch.setattr(work, "cores", lambda: 1)
+    alone = examine(root)
+    monkeypatch.setattr(work, "cores", lambda: 3)
+    together = examine(root)
+    assert list(together.samples) == list(alone.samples)
+    assert together.faults == alone.faults
+    assert {f.code for f in alone.faults} >= {"image_truncated", "inverted"}
+
+
+def test_what_a_process_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "cores", lambda: 2)
+    with work.Team(lambda n: 12 // n, True) as team:
+        assert list(team.each(range(1, 60))) == [12 // n for n in range(1, 60)]
+        with pytest.raises(ZeroDivisionError):
+            list(team.each([1, 2, 0, 3]))
+
+
+def test_the_fingerprint_knows_no_order_locale_or_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that other locales sort in another way, listed by the disk in any order, in files of any mode."""
+    root = kitti_set(tmp_path / "set")
+    for i, name in enumerate(["Ä", "z", "a", "é", "ß"]):
+        for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+            os.rename(root / kind / f"{i:03}.{suffix}", root / kind / f"{name}.{suffix}")
+    first = ingest(root, SETTINGS, tmp_path / "ws")
+    scandir = os.scandir
+
+    class Shuffled:
+        def __init__(self, path: str) -> None:
+            with scandir(path) as entries:
+                self.entries = list(entries)
+            random.Random(7).shuffle(self.entries)
+
+        def __enter__(self) -> Shuffled:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def __iter__(self):
+            return iter(self.entries)
+
+    monkeypatch.setattr(os, "scandir", Shuffled)
+    monkeypatch.setenv("LC_ALL", "sv_SE.UTF-8")
+    before = os.umask(0o077)
+    try:
+        second = ingest(root, SETTINGS, tmp_path / "other")
+    finally:
+        os.umask(before)
+    assert second.fingerprint == first.fingerprint
+    assert (second.path / "annotations.jsonl").read_bytes() == (first.path / "annotations.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_shares_together_are_the_whole(tmp_path: Path, count: int) -> None:
+    root = kitti_set(tmp_path / "set", images=40)
+    (root / "images/017.jpg").write_bytes(encoded(17)[:300])
+    (root / "labels/030.txt").write_text(kitti_line(x1=30, x2=3))
+    (root / "labels/orphan.txt").write_text(kitti_line())
+    (root / "images/sub").mkdir()
+    (root / "labels/sub").mkdir()
+    for name in ("sub/a", "sub__a"):  # one name in a snapshot
+        (root / f"images/{name}.png").write_bytes(encoded(99, ".png"))
+        (root / f"labels/{name}.txt").write_text(kitti_line())
+    os.symlink("/nowhere", root / "images/link.jpg")
+    whole = examine(root, classes=Classes(CLASSES))
+    parts = [tmp_path / f"{i}" for i in range(count)]
+    sizes = []
+    for i, path in enumerate(parts):
+        looked = look_at(root, Classes(CLASSES), share=Share(i, count))
+        sizes.append(len(looked.found.samples))
+        shares.write(looked, path)
+    merged = judge(shares.merge(root, parts[::-1]), Classes(CLASSES), 0.01)
+    assert list(merged.samples) == list(whole.samples)
+    assert (merged.faults, merged.declared) == (whole.faults, whole.declared)
+    assert {f.code for f in whole.faults} >= {"image_truncated", "inverted", "duplicate_name", "not_followed"}
+    assert max(sizes) < 41 / count + 12
+
+
+def test_shares_of_a_folder_that_changed_are_not_put_together(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    shares.write(look_at(root, Classes(), share=Share(0, 2)), tmp_path / "0")
+    (root / "labels/003.txt").write_text("")
+    shares.write(look_at(root, Classes(), share=Share(1, 2)), tmp_path / "1")
+    with pytest.raises(BadData, match="still being copied"):
+        shares.merge(root, [tmp_path / "0", tmp_path / "1"])
+    (tmp_path / "0").write_bytes(b"x" * 99)
+    with pytest.raises(ValueError, match="damaged"):
+        shares.merge(root, [tmp_path / "0"])
