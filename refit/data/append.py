@@ -140,6 +140,7 @@ def _samples(base: Base, store: snapshot.Store) -> Iterator[tuple[Sample, str]]:
                 objects=tuple(map(_box, row["objects"])),
                 tags=tuple(row.get("tags", ())),
                 groups=tuple(row.get("groups", ())),
+                look=bytes.fromhex(row.get("look", "")),
             ),
             row["split"],
         )

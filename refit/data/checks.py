@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from refit.data import doubts
 from refit.data.codes import CODES
 from refit.data.faults import Fault, fault
 from refit.data.model import Box, Labelled, Labels, Sample
@@ -55,6 +56,7 @@ def boxes(labels: Labels, file: str, width: int, height: int, classes: Classes) 
     The number of boxes and the objects in the faults add up to `len(labels.objects)`.
     """
     good: list[Box] = []
+    lines: list[int] = []
     faults: list[Fault] = []
     for o in labels.objects:
         try:
@@ -71,13 +73,15 @@ def boxes(labels: Labels, file: str, width: int, height: int, classes: Classes) 
             continue
         if 0 <= o.x1 <= o.x2 - MIN_SIDE and 0 <= o.y1 <= o.y2 - MIN_SIDE and o.x2 <= width and o.y2 <= height:
             good.append(Box(cls, o.x1, o.y1, o.x2, o.y2, o.difficult, o.truncated, o.occluded))
+            lines.append(o.line)
             continue
         box, found = _inside(o, cls, file, width, height)
         if box is not None:
             good.append(box)
+            lines.append(o.line)
         if found is not None:
             faults.append(found)
-    return good, faults
+    return good, [*faults, *doubts.of_boxes(good, lines, file, width, height)]
 
 
 def _inside(o: Labelled, cls: str, file: str, width: int, height: int) -> tuple[Box | None, Fault | None]:
@@ -162,18 +166,3 @@ def class_counts(samples: Sequence[Sample]) -> Counter[str]:
     if isinstance(samples, Samples):
         return samples.class_counts()
     return Counter(o.cls for s in samples for o in s.objects)
-
-
-def duplicates(samples: Sequence[Sample], split: Mapping[str, str]) -> Iterator[Fault]:
-    """Pictures that are there more than once, byte for byte; `split` gives each sample's part by its `file`."""
-    first: dict[str, Sample] = {}
-    for sample in samples:
-        other = first.setdefault(sample.sha256, sample)
-        if other is sample:
-            continue
-        parts = split[other.file], split[sample.file]
-        if parts[0] != parts[1]:
-            message = f"the same picture as {other.source}: one is in {parts[1]}, the other in {parts[0]}"
-            yield fault("duplicate_across_splits", sample.source, message)
-        else:
-            yield fault("duplicate_image", sample.source, f"the same picture as {other.source}")

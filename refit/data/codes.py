@@ -3,7 +3,8 @@
 Standard library only: pipeline files name these codes (`dataset.severity`), and Airflow reads them while parsing.
 
 - `error` stops the run;
-- `warning` costs an object or an image, or changes one; too many of them stop the run (`max_bad_labels`);
+- `warning` costs an object or an image, changes one, or harms what is learnt or measured; too many lost objects or
+  images stop the run (`max_bad_labels`);
 - `info` is counted, so that nothing is left out in silence.
 """
 
@@ -77,6 +78,25 @@ CODES: dict[str, Code] = {
     "bad_class_name": Code(
         "error", "give the class another name (dataset.class_map, convert --map OLD=NEW)", fixed=True
     ),
+    "near_duplicate_image": Code("info", "a picture that looks the same counts several times"),
+    "near_duplicate_across_splits": Code(
+        "warning", "take one of them out, or split by video or camera: it flatters the evaluation"
+    ),
+    "rare_class": Code("info", "add images of the class, or expect little of it"),
+    "class_imbalance": Code("info", "add images of the rare class, or take out some that hold the frequent one alone"),
+    "mixed_colour": Code("info", "nothing to do where the camera in use gives both"),
+    "name_case_collision": Code(
+        "warning", "rename one of them: on Windows, macOS and some shares one file would replace the other"
+    ),
+    "name_not_ascii": Code("info", "nothing to do here; some other tools cannot open such names"),
+    "small_for_network": Code("info", "train with a larger input or a finer stride, or cut the images into tiles"),
+    "enlarged_for_network": Code("info", "a smaller input is faster and shows the network as much"),
+    "aspect_differs": Code("info", "give the network's input the proportions of the images"),
+    "drift_class_mix": Code("warning", "see the report: is the change meant? the evaluation compares with the past"),
+    "drift_box_size": Code("warning", "see the report: another camera, zoom, or way of labelling?"),
+    "drift_box_aspect": Code("warning", "see the report: another camera or way of labelling?"),
+    "drift_objects_per_image": Code("warning", "see the report: are objects not labelled, or scenes of another kind?"),
+    "drift_brightness": Code("warning", "see the report: another light or camera?"),
     # images
     "image_without_label": Code(
         "error", "add its label file (an empty one for an image without objects), or remove it"
@@ -85,6 +105,12 @@ CODES: dict[str, Code] = {
     "image_unreadable": Code("error", "replace the file, or remove it and its label"),
     "image_unsupported": Code("error", "convert it to jpg or png"),
     "image_damaged": Code("warning", "look at it: it can be decoded, but some of its bytes are wrong"),
+    "exif_orientation": Code(
+        "warning", "turn the pixels and remove the tag, or make sure that the boxes are those of the image as stored"
+    ),
+    "cmyk_image": Code("warning", "convert it to RGB: not every reader gives it the same colours"),
+    "deep_image": Code("warning", "convert it to 8 bits as you want it seen: some readers cut the upper values off"),
+    "alpha_channel": Code("info", "its transparency is passed over"),
     "wrong_suffix": Code("info", "rename the file: other tools trust its ending"),
     "duplicate_name": Code("error", "rename or remove all but one: they would share one label"),
     "bad_name": Code("error", "rename the file: only readable UTF-8 names without control characters can be used"),
@@ -124,4 +150,8 @@ CODES: dict[str, Code] = {
     "zero_area": Code("warning", "draw the box again, or remove it"),
     "outside": Code("warning", "draw the box again: most of it lies outside the image"),
     "clipped": Code("warning", "it was cut at the image's edge"),
+    "duplicate_box": Code("warning", "remove one of them: only one can be found, the other counts as missed"),
+    "box_of_two_classes": Code("info", "keep the class that is right, unless an object can have both"),
+    "tiny_box": Code("info", "look at it: a slip of the mouse, or too small to be learnt"),
+    "giant_box": Code("info", "look at it: does one object fill the picture?"),
 }

@@ -19,12 +19,13 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import TypedDict, TypeVar, Unpack
 
-from refit.data import checks, images, work
+from refit.data import checks, doubts, images, work
 from refit.data.arrival import signature
 from refit.data.codes import Severity
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import reader
 from refit.data.formats.base import Changed, Layout, Names, holder, read_whole, suffix_of
+from refit.data.look import Packed
 from refit.data.memory import NO_KEYS, Keys, Memory, Trace, keys_of
 from refit.data.model import Item, Labels, Sample, Unread
 from refit.data.samples import Samples, flat
@@ -33,7 +34,6 @@ from refit.data.tree import FileInfo, Files, Tree, as_listed, scan
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int, int], None]
-Known = Callable[[str, str, int], bool]
 
 _BATCH = 64  # items
 
@@ -78,6 +78,7 @@ class _Picture:
     bytes: int
     header: images.Header | None
     faults: tuple[Fault, ...]
+    look: Packed = b""
 
 
 @dataclass(slots=True)
@@ -96,7 +97,6 @@ class _Look:
     root: Path
     classes: checks.Classes
     decode: bool
-    known: Known
 
     def __call__(self, batch: _Batch) -> Found:
         tree = Tree(self.root, Files(batch.files))
@@ -116,7 +116,7 @@ class _Look:
         return found
 
     def _picture(self, tree: Tree, path: str, suffix: str) -> _Picture:
-        """Read, hash and (unless known) decode one image whose name ends in `suffix`. Raises Changed."""
+        """Read, hash and decode one image whose name ends in `suffix`. Raises Changed."""
         try:
             data = read_whole(tree, path)
         except Changed:
@@ -124,18 +124,19 @@ class _Look:
         except OSError as exc:
             return _Picture("", 0, None, (fault("image_unreadable", path, f"cannot be opened: {exc.strerror}"),))
         digest = hashlib.sha256(data).hexdigest()
-        remarks = []
+        remarks, look = [], b""
         try:
             header = images.read_header(data)
-            if self.decode and not self.known(digest, suffix, len(data)):
-                damage = images.verify(data, header)
+            if self.decode:
+                damage, seen = images.verify(data, header)
+                look = seen.pack()
                 if damage:
                     remarks.append(fault("image_damaged", path, damage))
         except images.ImageFault as exc:
             return _Picture(digest, len(data), None, (fault(exc.code, path, str(exc)),))
         if images.SUFFIXES[suffix] != header.kind:
             remarks.append(fault("wrong_suffix", path, f"holds a {header.kind} image"))
-        return _Picture(digest, len(data), header, tuple(remarks))
+        return _Picture(digest, len(data), header, tuple(remarks), look)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,6 @@ class How(TypedDict, total=False):
     label_dir: str | None
     leave: Iterable[str]
     decode: bool
-    known: Known
     memory: Memory | None
     progress: Progress | None
 
@@ -197,7 +197,6 @@ def look_at(
     label_dir: str | None = None,
     leave: Iterable[str] = (),
     decode: bool = True,
-    known: Known = lambda sha256, suffix, size: False,
     memory: Memory | None = None,
     progress: Progress | None = None,
     share: Share | None = None,
@@ -207,7 +206,6 @@ def look_at(
     Args:
         leave: text files below the source that are no labels (the lists of a split).
         decode: whether images are decoded; without it only their headers are looked at.
-        known: tells whether an image of (sha256, ending, bytes) was decoded before; then it is not decoded again.
         memory: of earlier examinations; what it knows is not opened, and it is brought up to date.
         progress: called with (done, total) images.
         share: of the data set; the others are looked at elsewhere (`refit.data.shares`).
@@ -216,7 +214,7 @@ def look_at(
     read ("still being copied"). Everything else is in the result's faults.
     """
     share = share or Share()
-    look = _Look(Path(source), classes, decode, known)
+    look = _Look(Path(source), classes, decode)
     with work.Team(look, work.many(source)) as team:
         tree = _scan(source)
         chosen = reader(tree, format)
@@ -269,6 +267,7 @@ def judge(
         looked.recalled,
     )
     out.faults += graded(checks.whole(out.samples, out.faults, out.declared, classes, max_bad_labels), severity)
+    out.faults += graded(doubts.of_all(out.samples), severity)
     out.faults = graded(out.faults, {})
     if not out.balanced():
         where = f"{looked.tree.root}: {out.declared} objects in"
@@ -299,7 +298,9 @@ class _Pending:
                 if item.image is not None and (found := self.memory.image(key)):
                     sample, faults = found
                     header = images.Header("", sample.width, sample.height)
-                    batch.pictures[item.image] = _Picture(sample.sha256, sample.bytes, header, tuple(faults))
+                    own = tuple(f for f in faults if f.code not in doubts.OF_IMAGE)  # those are found anew
+                    picture = _Picture(sample.sha256, sample.bytes, header, own, sample.look)
+                    batch.pictures[item.image] = picture
             batch.items.append(item)
             keys.append(key)
             if isinstance(item, Item):
@@ -408,8 +409,9 @@ def _take(out: Found, item: Item, labels: Labels, picture: _Picture | None, clas
     if bad:
         out.faults.append(fault("bad_name", item.image, bad, objects=len(good), images=1))
         return
-    size, objects = picture.bytes, tuple(good)
-    sample = Sample(file, item.name, item.image, picture.sha256, size, width, height, objects, item.part, item.tags)
+    about = (picture.sha256, picture.bytes, width, height, tuple(good), item.part, item.tags)
+    sample = Sample(file, item.name, item.image, *about, look=picture.look)
+    out.faults += doubts.of_image(sample, labels.size)
     out.samples.append(sample)
 
 

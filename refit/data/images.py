@@ -10,10 +10,16 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
+from numpy.typing import NDArray
+
+from refit.data import look
+from refit.data.look import Look
+from refit.data.prepare.orientation import orientation
 
 SUFFIXES = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp", ".bmp": "bmp"}
 """What can be read, by the file's ending in lower case."""
@@ -53,6 +59,13 @@ class Header:
     kind: str
     width: int
     height: int
+
+
+class Decoded(NamedTuple):
+    """An image that decodes whole: a remark on harmless damage, or "", and what it looks like."""
+
+    remark: str
+    look: Look
 
 
 class ImageFault(ValueError):
@@ -100,19 +113,28 @@ def sniff(data: bytes) -> str | None:
     return "bmp" if data.startswith(b"BM") else None
 
 
-def verify(data: bytes, header: Header) -> str:
-    """Decode an image to its last row; returns a remark on harmless damage, or "". Raises ImageFault."""
+def verify(data: bytes, header: Header) -> Decoded:
+    """Decode an image to its last row. Raises ImageFault."""
     if header.kind == "jpeg":
         return _verify_jpeg(data, header)
     try:
         {"png": _check_png, "webp": _check_webp, "bmp": _check_bmp}[header.kind](data)
     except (IndexError, struct.error):
         raise ImageFault(_TRUNCATED, f"the file ends in its header, after {len(data)} bytes") from None
-    _decode(data, header)
-    return ""
+    return Decoded("", _look(_decode(data, header), data, header))
 
 
-def _decode(data: bytes, header: Header) -> None:
+def _look(pixels: NDArray[Any], data: bytes, header: Header) -> Look:
+    if header.kind in ("jpeg", "png"):
+        channels, bits = layout(data, header)
+        turned = orientation(data, header.kind)
+    else:
+        channels, bits, turned = 1 if pixels.ndim == 2 else pixels.shape[2], 8, 1
+    cmyk = header.kind == "jpeg" and pixels.shape[2:] == (4,)
+    return look.of(pixels, channels, bits, turned, cmyk=cmyk)
+
+
+def _decode(data: bytes, header: Header) -> NDArray[Any]:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as exc:
@@ -123,18 +145,19 @@ def _decode(data: bytes, header: Header) -> None:
         raise ImageFault(
             _UNREADABLE, f"decodes to {image.shape[1]}x{image.shape[0]}, its header says {header.width}x{header.height}"
         )
+    return np.asarray(image)
 
 
 # ---- JPEG
 
 
-def _verify_jpeg(data: bytes, header: Header) -> str:
+def _verify_jpeg(data: bytes, header: Header) -> Decoded:
     """libjpeg-turbo stops at its first warning; which one it is says what is wrong."""
     remark = ""
     try:
         try:
             # Gray skips the colour conversion, not the decoding of any coefficient.
-            simplejpeg.decode_jpeg(
+            pixels = simplejpeg.decode_jpeg(
                 data, colorspace=_jpeg_colorspace(data), fastdct=True, fastupsample=True, strict=True
             )
         except ValueError as exc:
@@ -142,7 +165,7 @@ def _verify_jpeg(data: bytes, header: Header) -> str:
                 raise
             # Some cameras write a few bytes too many; so does damage that hits no marker. The rest must be whole.
             remark = str(exc)
-            simplejpeg.decode_jpeg(data, colorspace=_jpeg_colorspace(data), fastdct=True, strict=False)
+            pixels = simplejpeg.decode_jpeg(data, colorspace=_jpeg_colorspace(data), fastdct=True, strict=False)
             if b"\xff\xd9" not in data[-(len(data) // 2) :]:
                 raise ImageFault(_TRUNCATED, "no end of image in its second half") from None
     except ImageFault:
@@ -154,10 +177,9 @@ def _verify_jpeg(data: bytes, header: Header) -> str:
         if b"\xff\xd9" not in data[-64:] and "subsampling" in text:
             raise ImageFault(_TRUNCATED, f"the JPEG data ends too early (no end of image; {len(data)} bytes)") from None
         if "subsampling" in text or "colorspace" in text:  # a rare but valid layout that the fast path cannot do
-            _decode(data, header)
-            return ""
+            return Decoded("", _look(_decode(data, header), data, header))
         raise ImageFault(_UNREADABLE, f"cannot be decoded: {text}") from None
-    return remark
+    return Decoded(remark, _look(pixels, data, header))
 
 
 def _jpeg_colorspace(data: bytes) -> str:

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refit.data import append, checks, diff, evaluation, groups, provenance, snapshot, split
+from refit.data import append, checks, diff, doubts, evaluation, groups, provenance, snapshot, split
 from refit.data.arrival import signature
-from refit.data.examine import Examination, Known, Progress, changed, examine, ordered, unchanged
+from refit.data.examine import Examination, Progress, changed, examine, ordered, unchanged
 from refit.data.faults import BadData, Fault, graded
 from refit.data.formats.base import Changed, read_whole
 from refit.data.memory import FILE, Memory
@@ -58,7 +58,7 @@ def ingest(
     folder = Path(workspace) / evaluation.FOLDER
     remembered = Memory(datasets / FILE, (settings.classes, settings.class_map))
     try:
-        examined = _examine(source, settings, store.holds, remembered, progress, base, leave)
+        examined = _examine(source, settings, remembered, progress, base, leave)
         before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
         while True:
             memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
@@ -92,7 +92,7 @@ def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[
 
     Raises BadData as `ingest` does.
     """
-    _, divided = _alone(Path(source), settings, lambda sha256, suffix, size: False, None)
+    _, divided = _alone(Path(source), settings)
     rows = snapshot.rows(divided.samples, divided.parts)
     return snapshot.facts(rows, settings.classes, divided.faults), divided.faults
 
@@ -112,7 +112,7 @@ def excerpt(
     Raises BadData as `ingest` does.
     """
     datasets = Path(workspace) / "datasets"
-    examined, divided = _alone(Path(source), settings, lambda sha256, suffix, size: True, progress)
+    examined, divided = _alone(Path(source), settings, decode=False, progress=progress)
     parts = divided.parts
     train = {s.file: [o.cls for o in s.objects] for s in divided.samples if parts[s.file] == split.TRAIN}
     chosen = set(choose(train))
@@ -122,10 +122,10 @@ def excerpt(
 
 
 def _alone(
-    source: Path, settings: DatasetSettings, known: Known, progress: Progress | None
+    source: Path, settings: DatasetSettings, *, decode: bool = True, progress: Progress | None = None
 ) -> tuple[Examination, Divided]:
     """The data set in `source` without what was taken before. Raises BadData."""
-    examined = _examine(source, settings, known, progress=progress)
+    examined = _examine(source, settings, progress=progress, decode=decode)
     divided = divide(examined, settings)
     if any(f.severity == "error" for f in divided.faults):
         raise BadData(str(source), divided.faults)
@@ -135,11 +135,12 @@ def _alone(
 def _examine(
     source: Path,
     settings: DatasetSettings,
-    known: Known,
     memory: Memory | None = None,
     progress: Progress | None = None,
     base: append.Base | None = None,
     leave: Iterable[str] = (),
+    *,
+    decode: bool = True,
 ) -> Examination:
     """The data set in `source`; with a data set to add to, a list of what to remove is enough. Raises BadData."""
     by = settings.split.group
@@ -156,9 +157,9 @@ def _examine(
             max_bad_labels=settings.max_bad_labels,
             severity=settings.severity,
             leave=[str(PurePosixPath(p)) for p in beside],
-            known=known,
             memory=memory,
             progress=progress,
+            decode=decode,
         )
     except BadData as exc:
         if base is None or settings.mode != "append":
@@ -215,7 +216,7 @@ def divide(
     samples = _among(samples, parts)
     if not any(f.code in ("too_few_images", "no_objects", "list_missing") for f in [*examined.faults, *faults]):
         faults += split.check(samples, parts, names, settings.classes)
-    faults += checks.duplicates(samples, parts)
+    faults += doubts.duplicates(samples, parts)
     images = evaluation.measured(samples, parts)
     about: dict[str, Any] = {"version": evaluation.version(images), "mode": by.evaluation, "images": len(images)}
     previous = memory.version or (base.evaluation if base else "")

@@ -9,9 +9,10 @@ from hashlib import sha256
 from typing import Any
 
 from refit.data.faults import Fault
+from refit.data.look import Packed
 
 # What is no data of an image: where it goes, where it came from, and what its split went by.
-_BESIDE = frozenset({"split", "source", "name", "tags", "groups"})
+_BESIDE = frozenset({"split", "source", "name", "tags", "groups", "look"})
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -133,7 +134,8 @@ class Sample:
     """A checked image. `file` is its plain name in the snapshot, `source` its path below the data set, `part` the split
     that the data set itself puts it in, where it does.
 
-    `groups` are those of `split.group` that it belongs to (refit.data.groups).
+    `groups` are those of `split.group` that it belongs to (refit.data.groups), `look` is a packed
+    `refit.data.look.Look`, empty where the image was not decoded.
     """
 
     file: str
@@ -147,6 +149,7 @@ class Sample:
     part: str | None = None
     tags: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+    look: Packed = b""
 
     def digest(self) -> str:
         """sha256 over all that counts of the image: its line without what is beside the data."""
@@ -169,6 +172,8 @@ class Sample:
             row["tags"] = list(self.tags)
         if self.groups:
             row["groups"] = list(self.groups)
+        if self.look:
+            row["look"] = self.look.hex()
         return row
 
 

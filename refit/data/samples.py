@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
+
+import numpy as np
 
 from refit.data.model import Box, Sample
 
@@ -17,11 +19,21 @@ _PACKED = ("file", "name", "source", "sha256", "objects")
 _BOX = attrgetter(*(f.name for f in fields(Box)))
 _REST_NAMES = tuple(f.name for f in fields(Sample) if f.name not in _PACKED)
 _REST = attrgetter(*_REST_NAMES)
+_LOOK = _REST_NAMES.index("look")
 
 
 def flat(name: str) -> str:
     """The plain file name in a snapshot of an image below folders."""
     return name.replace("/", "__")
+
+
+class Brief(NamedTuple):
+    """What tells one sample from another; `sha256` are its bytes."""
+
+    file: str
+    source: str
+    sha256: bytes
+    look: bytes
 
 
 class Samples(Sequence[Sample]):
@@ -98,6 +110,14 @@ class Samples(Sequence[Sample]):
             _, name, source, *_ = marshal.loads(self._packed(at))  # noqa: S302  our own
             yield source[name:] if isinstance(name, int) else name
 
+    def briefly(self) -> Iterator[Brief]:
+        """Each without its boxes, which take the most time to make."""
+        for at in range(len(self)):
+            file, name, source, sha256, _, *rest = marshal.loads(self._packed(at))  # noqa: S302  our own
+            if file is None:
+                file = flat(source[name:] if isinstance(name, int) else name)
+            yield Brief(file, source, sha256, rest[_LOOK])
+
     def digest(self, at: int) -> str:
         """`Sample.digest` of one."""
         place = at if self._order is None else self._order[at]
@@ -113,6 +133,18 @@ class Samples(Sequence[Sample]):
                 first, last = _span(self._object_ends, place, place + 1)
                 found.update(self._objects[first:last])
         return Counter({self._classes[cls]: n for cls, n in found.items()})
+
+    def class_images(self) -> Counter[str]:
+        """In how many images each class is."""
+        ends = np.asarray(self._object_ends, np.int64)
+        image = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+        pairs = np.unique(image * (len(self._classes) + 1) + np.asarray(self._objects))
+        if self._order is not None:
+            chosen = np.zeros(len(ends), np.bool_)
+            chosen[np.asarray(self._order)] = True
+            pairs = pairs[chosen[pairs // (len(self._classes) + 1)]]
+        counts = np.bincount(pairs % (len(self._classes) + 1), minlength=len(self._classes))
+        return Counter({cls: int(n) for cls, n in zip(self._classes, counts, strict=False) if n})
 
     def __len__(self) -> int:
         return len(self._ends if self._order is None else self._order)
@@ -130,6 +162,16 @@ class Samples(Sequence[Sample]):
         place = at if self._order is None else self._order[at]
         first, last = _span(self._ends, place, place + 1)
         return memoryview(self._data)[first:last]
+
+
+def packed(samples: Iterable[Sample]) -> Samples:
+    """The samples as such a list; the list itself where they are one."""
+    if isinstance(samples, Samples):
+        return samples
+    found = Samples()
+    for sample in samples:
+        found.append(sample)
+    return found
 
 
 def _span(ends: array[int], start: int, stop: int) -> tuple[int, int]:

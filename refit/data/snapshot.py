@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from refit import files
+from refit.data import look, statistics
 from refit.data.faults import Fault, NoSpace, counts
 from refit.data.model import Sample, row_digest
 from refit.data.samples import Samples, flat
@@ -29,6 +30,7 @@ from refit.data.samples import Samples, flat
 SCHEMA = 2  # 1 had another fingerprint
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_SECONDS = 24 * 3600
+_CHUNK = 4096  # samples whose statistics are taken at once
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,29 @@ def read_annotations(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def _statistics(samples: Sequence[Sample], split: Mapping[str, str], classes: Sequence[str]) -> dict[str, Any]:
+    tally = statistics.Tally(classes)
+    for start in range(0, len(samples), _CHUNK):
+        part = list(samples[start : start + _CHUNK])
+        table = statistics.Table.of((s.as_json(split[s.file]) for s in part), classes, named=False)
+        tally.add(table, [look.unpack(s.look).brightness for s in part if s.look])
+    return tally.result()
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """A snapshot's statistics.json (`refit.data.statistics`); of one without it, made anew.
+
+    Raises OSError and ValueError for what is no snapshot.
+    """
+    try:
+        found: dict[str, Any] = json.loads((path / "statistics.json").read_text(encoding="utf-8"))
+        if found.get("schema") == statistics.SCHEMA:
+            return found
+    except FileNotFoundError:
+        pass
+    return statistics.of_rows(list(read_annotations(path)), open_snapshot(path).classes)
+
+
 def verify(path: Path) -> str:
     """A light check of a snapshot: labels by the fingerprint, images by being there. Gives what is wrong, or ""."""
     try:
@@ -226,6 +251,7 @@ def _write(
         files.link_or_copy(store.path(s.sha256, PurePosixPath(s.file).suffix.lower()), staging / "images" / s.file)
     write_lines(staging / "annotations.jsonl", rows(samples, split))
     write_lines(staging / "issues.jsonl", (f.as_json() for f in faults))
+    files.write_json(staging / "statistics.json", _statistics(samples, split, classes))
     about = {"schema": SCHEMA, "fingerprint": name, **facts(rows(samples, split), classes, faults), **more}
     files.write_json(staging / "dataset.json", about)
     files.sync_folder(staging / "images")

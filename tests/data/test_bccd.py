@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("simplejpeg", reason="runs in the tools environment only")
 
-from refit.data import arrival
+from refit.data import arrival, doubts
 from refit.data.checks import Classes
 from refit.data.examine import examine
 from refit.data.ingest import ingest
@@ -31,6 +31,12 @@ def test_the_two_bad_boxes_are_reported() -> None:
         ("zero_area", "Annotations/BloodImage_00343.xml", 55),
     ]
     assert not found.failed()
+    # and of what only deserves a look: one scene that was photographed twice, nothing else
+    assert {f.code for f in found.faults} == {"zero_area", "ignored_files"}
+    twins = list(doubts.duplicates(found.samples, {s.file: "" for s in found.samples}))
+    assert [(f.code, f.file, f.value) for f in twins] == [
+        ("near_duplicate_image", "JPEGImages/BloodImage_00038.jpg", "JPEGImages/BloodImage_00037.jpg")
+    ]
 
 
 def test_its_own_lists(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_kitti_own_layout_and_subfolders(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / f"ü.{ending}").write_bytes(data)
     found = examine(tmp_path / "set", classes=ALL)
-    assert found.faults == []
+    assert [f.code for f in found.faults] == ["name_not_ascii"]
     assert found.samples[-1].file == "seq 1__ü.png"
     assert found.samples[-1].source == "training/image_2/seq 1/ü.png"
 

@@ -37,7 +37,7 @@ def _judge(data: bytes) -> str:
     """The fault's code, the remark on a usable image, or "ok"."""
     try:
         header = images.read_header(data)
-        return images.verify(data, header) or "ok"
+        return images.verify(data, header).remark or "ok"
     except images.ImageFault as exc:
         return exc.code
 
@@ -46,7 +46,7 @@ def _judge(data: bytes) -> str:
 def test_whole_image(kind: str) -> None:
     header = images.read_header(KINDS[kind])
     assert (header.width, header.height) == (160, 96)
-    assert images.verify(KINDS[kind], header) == ""
+    assert images.verify(KINDS[kind], header).remark == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)

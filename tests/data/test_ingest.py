@@ -16,7 +16,7 @@ import pytest
 
 from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set, voc_set  # isort: skip
 
-from refit.data import snapshot
+from refit.data import look, snapshot
 from refit.data.faults import BadData, NoSpace
 from refit.data.ingest import ingest
 from refit.data.settings import DatasetSettings
@@ -53,6 +53,7 @@ def test_snapshot_follows_the_contract(tmp_path: Path) -> None:
     assert about["provenance"]["source"] == str(root)
     rows = list(snapshot.read_annotations(taken.path))
     assert [r["file"] for r in rows] == [f"{i:03}.jpg" for i in range(12)]
+    assert look.unpack(bytes.fromhex(rows[0].pop("look"))).channels == 3
     assert rows[0] == {
         "file": "000.jpg",
         "sha256": hashlib.sha256((root / "images/000.jpg").read_bytes()).hexdigest(),

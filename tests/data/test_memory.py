@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set  # isort: skip
+from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set, picture  # isort: skip
+
+import cv2
+import numpy as np
 
 from refit.data import examine as examining
-from refit.data import images, tree
+from refit.data import images, snapshot, tree
 from refit.data.checks import Classes
 from refit.data.examine import Examination, examine
 from refit.data.faults import BadData
@@ -159,3 +162,28 @@ def test_a_run_after_a_mended_label_reads_that_label(tmp_path: Path, opened: lis
     opened.clear()
     assert dict(ingest(root, settings, tmp_path / "ws").objects) == {"car": 3, "cat": 5, "dog": 4}
     assert opened == ["labels/003.txt"]
+
+
+def test_a_second_arrival_finds_the_near_duplicate_of_a_picture_that_it_does_not_open(
+    tmp_path: Path, opened: list[str]
+) -> None:
+    root = kitti_set(tmp_path / "set")
+    scene = cv2.resize(picture(1, 12, 9), (640, 480), interpolation=cv2.INTER_CUBIC)
+    for name, size in (("a", (640, 480)), ("b", (320, 240))):
+        cv2.imwrite(str(root / f"images/{name}.jpg"), cv2.resize(scene, size))
+        (root / f"labels/{name}.txt").write_text(kitti_line() + "\n")
+        found = ingest(root, SETTINGS, tmp_path / "ws")
+    assert opened.count("images/a.jpg") == 1
+    assert [f.file for f in found.faults if f.code.startswith("near_duplicate")] in (["images/a.jpg"], ["images/b.jpg"])
+    assert sum(snapshot.read_statistics(found.path)["brightness"]) == 14
+
+
+def test_what_is_odd_about_an_image_is_told_once_when_its_label_is_corrected(tmp_path: Path, opened: list[str]) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "images/000.jpg").unlink()
+    cv2.imwrite(str(root / "images/000.png"), picture(0).astype(np.uint16) * 257)
+    for text in (kitti_line(), kitti_line("dog")):
+        (root / "labels/000.txt").write_text(text + "\n")
+        found = ingest(root, SETTINGS, tmp_path / "ws")
+        assert [(f.code, f.file) for f in found.faults] == [("deep_image", "images/000.png")]
+    assert opened.count("images/000.png") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,22 @@ def test_shares_of_a_folder_that_changed_are_not_put_together(tmp_path: Path) ->
     (tmp_path / "0").write_bytes(b"x" * 99)
     with pytest.raises(ValueError, match="damaged"):
         shares.merge(root, [tmp_path / "0"])
+
+
+def test_classes_by_image_and_briefly() -> None:
+    samples = _samples_of_classes()
+    assert samples.class_images() == Counter({"car": 3, "cat": 2})
+    assert samples.choose([0, 3]).class_images() == Counter({"car": 1, "cat": 1})
+    assert [(b.file, b.source, b.sha256.hex(), b.look) for b in samples.choose([3, 1]).briefly()] == [
+        (s.file, s.source, s.sha256, s.look) for s in (samples[3], samples[1])
+    ]
+
+
+def _samples_of_classes() -> Samples:
+    found = Samples()
+    for i, classes in enumerate((("car", "car"), (), ("cat", "car"), ("cat",), ("car",))):
+        boxes = tuple(Box(cls, 1, 2, 3, 4) for cls in classes)
+        found.append(
+            Sample(f"a__{i}.jpg", f"a/{i}.jpg", f"images/a/{i}.jpg", f"{i:064x}", 9, 8, 7, boxes, bytes([i] * 20))
+        )
+    return found

@@ -11,7 +11,7 @@ pytest.importorskip("simplejpeg", reason="runs in the tools environment only")
 import cv2
 import numpy as np
 
-from refit.data import synthetic
+from refit.data import doubts, synthetic
 from refit.data.checks import Classes
 from refit.data.examine import examine
 
@@ -103,6 +103,12 @@ def test_no_picture_twice_and_no_name_in_two_lists(demo: Path) -> None:
     assert len(small) == 520  # nor the same scene with other noise
     names = [n for split in synthetic.SPLITS for n in _names(demo, split)]
     assert len(names) == len(set(names)) == 520
+
+
+def test_no_check_finds_anything_odd_about_it(demo: Path) -> None:
+    found = examine(demo, classes=Classes(synthetic.CLASSES))
+    twins = doubts.duplicates(found.samples, {s.file: s.file.split("_")[0] for s in found.samples})
+    assert {f.code for f in [*found.faults, *twins]} == {"ignored_files"}
 
 
 def test_objects_can_be_learnt(demo: Path) -> None:

@@ -12,7 +12,7 @@ from refit.data.codes import CODES, Severity
 from refit.data.commands import BAD, GOOD
 from refit.data.commands.progress import Progress
 from refit.data.commands.terminal import show
-from refit.data.faults import BadData, Fault, counts
+from refit.data.faults import BadData, Fault, counts, graded
 from refit.data.settings import FORMATS
 
 _SHOWN = 5  # faults of a kind on the terminal; --json gives all
@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check a data set and print the result; 0 good, 2 bad."""
-    from refit.data import checks
+    from refit.data import checks, doubts
     from refit.data.examine import examine
 
     names = [c.strip() for c in args.classes.split(",") if c.strip()] if args.classes else None
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
                 decode=not args.no_decode,
                 progress=progress,
             )
-        faults: Sequence[Fault] = found.faults
+        twins = doubts.duplicates(found.samples, {s.file: "" for s in found.samples})
+        faults: Sequence[Fault] = graded([*found.faults, *twins], {})
         about |= {
             "format": found.format,
             "images": len(found.samples),
