@@ -36,6 +36,7 @@ from refit.status import StatusWriter
 from refit.toolkits.base import Stage
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
+REPORT = "report.html"
 WARNINGS_SHOWN = 5  # in the log; issues.jsonl has all
 
 
@@ -63,7 +64,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     workspace = Path(spec.workspace)
     _check_space(workspace)
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        snapshot, changes = _take_data(pipeline, spec, settings, workspace, status)
+        snapshot, changes = _take_data(pipeline, spec, settings, workspace, out, status)
         dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
         measured = dataset.setdefault("evaluation", {})
         served = _evaluation_served(workspace, pipeline)
@@ -96,11 +97,13 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
         **({"changes": changes} if changes else {}),
+        "report": f"{out.parent.name}/{out.name}/{REPORT}",
     }
     if isinstance(profile, cluster.KubernetesProfile):
         model = plan["stages"][0]["model"]
         summary |= {"pods": pod.pack(plan["stages"]), "cluster": pipeline.profile, "model": model}
     files.write_json(out / "summary.json", summary)
+    print(f"report on the data: {out / REPORT}")
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
     print(message + (f": {', '.join(todo)}" if todo else ""))
     warnings = _warnings(snapshot / "issues.jsonl")
@@ -145,10 +148,10 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
 
 
 def _take_data(
-    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, status: StatusWriter
+    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, out: Path, status: StatusWriter
 ) -> tuple[Path, dict[str, int]]:
-    """Ingest what lies in the source; with an empty source, the snapshot that was taken last. With it comes how many
-    images changed since the one before."""
+    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last. With it
+    comes how many images changed since the one before."""
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
     from refit.data.remote import take
 
@@ -161,17 +164,18 @@ def _take_data(
     remote = _remote(source, dataset, settings)
     listing = arrival.listing(source.text, rule=rule) if remote is None else remotes.listing(remote, rule=rule)
     last = arrival.last_taken(workspace)
+    before = _snapshot_of(last, workspace)
     if not listing.files:
-        snapshot = _snapshot_of(last, workspace)
-        if snapshot is None:
+        if before is None:
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
-        print(f"{source} is empty: using the data set taken last, {snapshot.name[:12]}")
-        return snapshot, {}
+        print(f"{source} is empty: using the data set taken last, {before.name[:12]}")
+        _report(pipeline, spec, before, None, out)
+        return before, {}
     how = _how(dataset, settings)
-    snapshot = _snapshot_of(last, workspace)
-    if remote is not None and snapshot is not None and _made_of(snapshot, listing.signature, how):
+    if remote is not None and before is not None and _made_of(before, listing.signature, how):
         print(f"{source}: nothing has changed since run {last.run if last else ''}; it is not fetched again")
-        return snapshot, {}
+        _report(pipeline, spec, before, None, out)
+        return before, {}
     status.running(f"Reading {listing.files} files from {source}")
     origin = {"source": source.text, "arrival": listing.signature, "how": how}
     leave = [name for name in (rule.marker, rule.manifest) if name]
@@ -179,6 +183,7 @@ def _take_data(
         with take.at_hand(source, remote, listing, dataset, workspace, status) as hand:
             taken = ingest.ingest(hand.folder, dataset.settings(), workspace, origin=origin, leave=leave)
             hand.snapshot = Path(taken.path)
+        _report(pipeline, spec, taken.path, before, out)
     except faults.BadData as exc:
         reason = str(exc)
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data", reason=reason)
@@ -245,6 +250,33 @@ def _put_aside(inbox: Path, listing: arrival.Listing, reason: str) -> Path:
     except OSError as exc:
         raise StageError(f"{reason}. It could not be moved to {aside} (arrival.quarantine): {exc.strerror}") from None
     return aside
+
+
+def _report(pipeline: Any, spec: BindSpec, snapshot: Path, before: Path | None, out: Path) -> None:
+    """Write the report on a snapshot, against the one taken before. Raises BadData where the pipeline makes a change
+    since then, or a misfit of the network, an error."""
+    from refit.data import faults
+    from refit.data.report import contents, page
+
+    about = {
+        "title": spec.name,
+        "network": toolkits.get(pipeline.toolkit).network_input(pipeline),
+        "severity": pipeline.dataset.severity,
+    }
+    try:
+        found = contents.of_snapshot(snapshot, previous=before, **about)
+    except (OSError, ValueError, KeyError) as exc:
+        if before is None:
+            raise
+        print(f"the data set taken last, {before.name[:12]}, cannot be compared with: {exc}")
+        found = contents.of_snapshot(snapshot, **about)
+    files.write_text(out / REPORT, page.write(found))
+    files.write_json(out / "report.json", found.as_json())
+    for fault in found.news:
+        if fault.severity != "info":
+            print(f"{fault.severity}: {fault}; {fault.advice}")
+    if not found.good:
+        raise faults.BadData(pipeline.dataset.source, found.news, out / REPORT)
 
 
 def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:

@@ -112,6 +112,17 @@ path). Where nothing serves that could be compared, the stages in CHAMPION_STAGE
 CHAMPION_STAGES = frozenset({"evaluate_champion", "gate_champion"})
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkInput:
+    """What a network sees of an image: its input in pixels, the pixels of the finest cell of its output's grid, and
+    whether the image keeps its proportions."""
+
+    width: int
+    height: int
+    cell: int
+    letterbox: bool
+
+
 class Toolkit(Protocol):
     """The interface; `refit.toolkits.cpu` is the reference."""
 
@@ -130,6 +141,8 @@ class Toolkit(Protocol):
 
     def changes(self, pipeline: Any, profile: Profile) -> Mapping[str, Sequence[str]]:
         """Stage -> what is changed in the user's own spec files for it, a line each; {} where there are none."""
+
+    def network_input(self, pipeline: Any) -> NetworkInput: ...
 
     def preflight(
         self, pipeline: Any, profile: Profile, dataset: Mapping[str, Any] | None

@@ -25,7 +25,7 @@ from refit.cpu.specs import (
 )
 from refit.pipeline import OffOr, Pipeline
 from refit.specs import Key, Spec, did_you_mean
-from refit.toolkits.base import CHAMPION, Output, Stage, command
+from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
@@ -130,6 +130,11 @@ class CpuToolkit:
 
     def doubts(self, pipeline: CpuPipeline, profile: Profile) -> Iterator[tuple[Key, str]]:
         return iter(())
+
+    def network_input(self, pipeline: CpuPipeline) -> NetworkInput:
+        network = pipeline.network
+        letterbox = network.resize == "letterbox"
+        return NetworkInput(network.input_width, network.input_height, network.stride, letterbox)
 
     def preflight(
         self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None

@@ -278,3 +278,61 @@ def test_the_comparison_can_be_left_out(place: Place) -> None:
     serve(place, 1, ["cross", "ring", "triangle"])
     assert place.bind(text=PIPELINE + "gates: {champion: false}\n") == 0
     assert not [s["name"] for s in place.plan["stages"] if "champion" in s["name"]]
+
+
+def test_a_run_has_a_report_on_its_data_set(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.bind() == 0
+    page = place.out / "report.html"
+    assert place.summary["report"] == "00-bind/out/report.html"
+    assert (place.workspace / "runs" / "r1" / place.summary["report"]).samefile(page)
+    assert f"report on the data: {page}" in capsys.readouterr().out
+    report = json.loads((place.out / "report.json").read_text())
+    assert report["about"]["Fingerprint"] == place.plan["fingerprint"]
+    assert report["network"] == {"width": 320, "height": 192, "cell": 16, "letterbox": True}
+    assert "mine" in page.read_text()
+    assert report["previous"] == ""
+
+
+def _all_are_rings(place: Place) -> None:
+    for label in (place.data / "labels").iterdir():
+        label.write_text("".join(f"ring {line.partition(' ')[2]}\n" for line in label.read_text().splitlines()))
+
+
+def test_a_changed_data_set_is_compared_with_the_one_taken_last(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lenient = PIPELINE.replace("split:", "severity: {drift_class_mix: warning}\n  split:")
+    assert place.bind("r1") == 0
+    first = place.plan["fingerprint"]
+    _all_are_rings(place)
+    assert place.bind("r2", text=lenient) == 0
+    report = json.loads((place.out / "report.json").read_text())
+    assert report["previous"] == first
+    assert report["difference"]["labels_changed"]["n"] > 8
+    assert {d["trait"]: d["level"] for d in report["drift"]}["class mix"] == "major"
+    assert "warning: class mix changed since data set" in capsys.readouterr().out
+
+
+def test_a_pipeline_can_stop_at_a_drift(place: Place) -> None:
+    strict = PIPELINE.replace("split:", "severity: {drift_class_mix: error}\n  split:")
+    assert place.bind("r1", text=strict) == 0
+    first = place.plan["fingerprint"]
+    _all_are_rings(place)
+    assert place.bind("r2", text=strict) == 3
+    assert "class mix changed since data set" in place.error
+    assert str(place.out / "report.html") in place.error
+    assert "Change since the last data set" in (place.out / "report.html").read_text()
+    # The next run compares with what was taken, not with what was refused.
+    taken = json.loads((place.workspace / "datasets" / "arrival.json").read_text())
+    assert (taken["outcome"], taken["fingerprint"]) == ("bad_data", first)
+
+
+def test_a_damaged_data_set_is_not_compared_with(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.bind("r1") == 0
+    first = Path(place.plan["snapshot"])
+    rows = (first / "annotations.jsonl").read_text()
+    (first / "annotations.jsonl").write_text(rows[: len(rows) // 2])
+    _all_are_rings(place)
+    assert place.bind("r2") == 0
+    assert f"{first.name[:12]}, cannot be compared with: " in capsys.readouterr().out
+    assert json.loads((place.out / "report.json").read_text())["previous"] == ""

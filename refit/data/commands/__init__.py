@@ -10,7 +10,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 
-NAMES = ("check", "convert", "split", "diff", "preview", "snapshot")
+NAMES = ("check", "convert", "split", "diff", "preview", "snapshot", "report", "suspects")
 GOOD, FAILED, BAD = 0, 1, 2
 
 

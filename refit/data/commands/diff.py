@@ -19,6 +19,7 @@ from refit.data.settings import FORMATS
 
 if TYPE_CHECKING:
     from refit.data.diff import Difference
+    from refit.data.drift import Drift
 
 _SHOWN = 5  # names of a kind on the terminal; --json gives all
 
@@ -32,18 +33,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare two data sets; 0 compared (equal or not), 2 where one cannot be read."""
+    from refit.data import drift, statistics
     from refit.data.diff import compare
 
     try:
         before, now = (_rows(path, args) for path in (args.before, args.now))
         found = compare(before, now)
+        drifts = drift.drift(statistics.of_rows(before), statistics.of_rows(now))
     except (BadData, ValueError, KeyError) as exc:
         show([f"error: {exc}"])
         return BAD
     if args.json:
-        print(json.dumps({"before": str(args.before), "now": str(args.now), **_as_json(found)}, indent=1))
+        about = {"before": str(args.before), "now": str(args.now), **_as_json(found)}
+        print(json.dumps({**about, "drift": [d.as_json() for d in drifts]}, indent=1))
     else:
-        _show(args, found)
+        _show(args, found, drifts)
     return GOOD
 
 
@@ -79,7 +83,7 @@ def _as_json(found: Difference) -> dict[str, Any]:
     }
 
 
-def _show(args: argparse.Namespace, found: Difference) -> None:
+def _show(args: argparse.Namespace, found: Difference, drifts: Sequence[Drift]) -> None:
     lines = [f"{args.before} -> {args.now}"]
     renamed = [f"{old} -> {new}" for old, new in found.renamed.items()]
     for what, names in (
@@ -95,4 +99,5 @@ def _show(args: argparse.Namespace, found: Difference) -> None:
     lines.append(f"unchanged: {found.unchanged} images")
     lines += [f"objects of {c}: {a} -> {b} ({b - a:+d})" for c, (a, b) in found.objects.items() if a != b]
     lines += [f"from {a} to {b}: {n} images" for (a, b), n in found.moved.items()]
+    lines += [f"drift of {d.trait}: {d.level}, PSI {d.psi:.2f}; {d.told}" for d in drifts if d.level != "none"]
     show(lines)

@@ -14,13 +14,15 @@ from typing import Any
 from refit.cluster import Profile
 from refit.pipeline import Pipeline
 from refit.specs import Key, Problem
-from refit.tao import preflight
+from refit.tao import networks, preflight
 from refit.tao.render import BEGINNINGS
-from refit.toolkits.base import Stage
+from refit.toolkits.base import NetworkInput, Stage
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
 
 __all__ = ["BEGINNINGS", "TOOLKIT", "TaoChain", "TaoPipeline", "TaoStages", "TaoToolkit"]
+
+_FINEST = 8  # pixels of the finest grid, but for DetectNet_v2, whose sidecar says it: P3 of the feature pyramids
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class TaoToolkit:
             if spec.own:
                 found.setdefault(stage, []).extend(spec.changed)
         return found
+
+    def network_input(self, pipeline: TaoPipeline) -> NetworkInput:
+        network, facts = pipeline.network, networks.load(pipeline.network.name)
+        return NetworkInput(
+            network.input_width or facts.input.width,
+            network.input_height or facts.input.height,
+            int(facts.sidecar.get("stride", _FINEST)),
+            facts.sidecar.get("input", {}).get("resize", "letterbox") == "letterbox",
+        )
 
     def preflight(
         self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None
