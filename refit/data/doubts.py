@@ -39,8 +39,6 @@ imbalance problem in convolutional neural networks") see clear losses at this ra
 TOLD = 1000
 """Near-duplicates in one part that are told one by one: of the frames of a video every one is."""
 
-OF_IMAGE = frozenset({"cmyk_image", "deep_image", "exif_orientation"})
-"""What `of_image` finds."""
 
 _CHANNELS = HASH + 1  # its place in a packed look
 _COMMON = frozenset({bytes([1, 8, 1]), bytes([3, 8, 1])})  # channels, bits, orientation: grey or colour, as stored

@@ -298,8 +298,7 @@ class _Pending:
                 if item.image is not None and (found := self.memory.image(key)):
                     sample, faults = found
                     header = images.Header("", sample.width, sample.height)
-                    own = tuple(f for f in faults if f.code not in doubts.OF_IMAGE)  # those are found anew
-                    picture = _Picture(sample.sha256, sample.bytes, header, own, sample.look)
+                    picture = _Picture(sample.sha256, sample.bytes, header, tuple(faults), sample.look)
                     batch.pictures[item.image] = picture
             batch.items.append(item)
             keys.append(key)

@@ -31,6 +31,7 @@ from refit.data.samples import Samples
 from refit.data.tree import RECENT_NS, FileInfo, Tree
 
 FILE = "remembered"
+_OF_IMAGE = frozenset({"image_damaged", "wrong_suffix"})  # what is found while an image is decoded, whatever its labels
 _KEY = 16  # bytes
 _NO_KEY = bytes(_KEY)
 _BESIDE = attrgetter(*(f.name for f in fields(Item) if f.name not in ("image", "label", "labels")))
@@ -109,7 +110,7 @@ class Memory:
         if place < 0:
             return None
         sample = self._old.samples[place]
-        return sample, [f for f in self._old.faults.get(place, ()) if f.file == sample.source]
+        return sample, [f for f in self._old.faults.get(place, ()) if f.code in _OF_IMAGE]
 
     def note(self, keys: list[Keys], samples: Samples, traces: list[Trace]) -> None:
         """Remember what was found in a batch."""

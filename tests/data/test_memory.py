@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set, picture  # isort: skip
+from tests.data.helpers import CLASSES, SETTINGS, coco_set, encoded, kitti_line, kitti_set, yolo_set, picture  # isort: skip
 
 import cv2
 import numpy as np
@@ -187,3 +187,35 @@ def test_what_is_odd_about_an_image_is_told_once_when_its_label_is_corrected(tmp
         found = ingest(root, SETTINGS, tmp_path / "ws")
         assert [(f.code, f.file) for f in found.faults] == [("deep_image", "images/000.png")]
     assert opened.count("images/000.png") == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "data.yaml").write_text("names: [cat, car, dog]\n"),
+        lambda root: (root / "data.yaml").write_text("names: [car, cat, dog]\nval: val.txt\n"),
+        lambda root: (root / "labels/003.txt").write_text("0 0.5 0.5 0.5 0.5\n"),
+        lambda root: (root / "labels/004.txt").unlink(),
+    ],
+    ids=["names", "parts", "a label that was missing", "a label less"],
+)
+def test_yolo_labels_do_not_say_everything(tmp_path: Path, change) -> None:
+    """What the classes are called and which part an image is in stands elsewhere; a missing label is no fault."""
+    root = yolo_set(tmp_path / "set")
+    (root / "labels/003.txt").unlink()
+    (root / "val.txt").write_text("images/005.jpg\n")
+    _look(root)
+    change(root)
+    assert _same(_look(root), examine(root, classes=Classes(CLASSES), max_bad_labels=1))
+
+
+def test_coco_file_is_read_anew_and_its_images_are_not(tmp_path: Path, opened: list[str]) -> None:
+    root = coco_set(tmp_path / "set")
+    _look(root)
+    path = root / "annotations/instances_default.json"
+    path.write_text(path.read_text().replace("[5, 6, 20.1, 24]", "[5, 6, 20.1, 25]", 3))
+    opened.clear()
+    found = _look(root)
+    assert opened == []
+    assert _same(found, examine(root, classes=Classes(CLASSES), max_bad_labels=1))
+    assert [s.objects[0].y2 for s in found.samples][:4] == [31, 31, 31, 30]

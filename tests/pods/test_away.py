@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, Never
 
 import pytest
@@ -18,7 +19,7 @@ from operators.failures import FinalStageFailure
 from operators.pod_trigger import StageTrigger
 from operators.tao import TaoTrainOperator
 
-CONTEXT: Any = {"run_id": "r1", "ti": None}
+CONTEXT: Any = {"run_id": "r1", "ti": SimpleNamespace(dag_id="d", task_id="train", map_index=-1)}
 ENDED = {"status": "ended", "name": "live-train-1", "namespace": "refit"}
 
 
