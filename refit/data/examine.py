@@ -24,12 +24,12 @@ from refit.data.arrival import signature
 from refit.data.codes import Severity
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import reader
-from refit.data.formats.base import Changed, Layout, Names, holder, read_whole, suffix_of
+from refit.data.formats.base import Changed, Layout, Names, holder, read_whole
 from refit.data.look import Packed
 from refit.data.memory import NO_KEYS, Keys, Memory, Trace, keys_of
 from refit.data.model import Item, Labels, Sample, Unread
 from refit.data.samples import Samples, flat
-from refit.data.tree import FileInfo, Files, Tree, as_listed, scan
+from refit.data.tree import FileInfo, Files, Tree, as_listed, scan, suffix_of
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -48,6 +48,7 @@ class Files(Mapping[str, FileInfo]):
         self.paths: list[str] = []
         self._numbers = tuple(array(code) for code in "qqqQ")
         self._tags: dict[str, str] = {}
+        self._endings: dict[str, list[str]] = {}
         for row in sorted(rows):
             self._add(row)
 
@@ -63,6 +64,19 @@ class Files(Mapping[str, FileInfo]):
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         self.paths = [self.paths[i] for i in order]
         self._numbers = tuple(array(c.typecode, map(c.__getitem__, order)) for c in self._numbers)
+
+    def ending(self, *suffixes: str) -> Iterator[str]:
+        """The paths with these endings (`suffix_of`), ending by ending, each in order. Looked at once for all formats,
+        when the listing is complete."""
+        if not self._endings:
+            for path in self.paths:
+                self._endings.setdefault(suffix_of(path), []).append(path)
+        return (path for suffix in suffixes for path in self._endings.get(suffix, ()))
+
+    def endings(self) -> list[str]:
+        """The endings that there are."""
+        any(self.ending(""))
+        return list(self._endings)
 
     def find(self, path: str) -> int:
         """The place of a path in the order, -1 where there is no such file."""
@@ -133,6 +147,12 @@ class Tree:
         prefix = folder.strip("/")
         # "0" is the character after "/"
         return range(bisect_left(self.files.paths, prefix + "/"), bisect_left(self.files.paths, prefix + "0"))
+
+
+def suffix_of(path: str) -> str:
+    """The ending of a path in lower case, with its dot, as pathlib has it."""
+    before, dot, end = path.rpartition(".")
+    return dot + end.lower() if end and before and before[-1] != "/" and "/" not in end else ""
 
 
 def is_temporary(name: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Protocol
 from refit.data.faults import BadData, Fault, fault
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.model import Box, Item, Labels
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 
 _PART = re.compile(r"(train|val|test)(?:ing|id|idation)?(?:\d{4})?$", re.IGNORECASE)
 _BY_CLASS = re.compile(r".+_(train|val|trainval|test)$")
@@ -221,10 +221,12 @@ def lost(label: str, labels: Labels, why: Fault) -> Item:
     return Item("", None, label, Labels(labels.declared, faults=[replace(why, objects=labels.declared)]))
 
 
-def suffix_of(path: str) -> str:
-    """The ending of a path in lower case, with its dot, as pathlib has it."""
-    before, dot, end = path.rpartition(".")
-    return dot + end.lower() if end and before and before[-1] != "/" and "/" not in end else ""
+def files_at(tree: Tree, place: str, *suffixes: str) -> list[str]:
+    """The files with these endings below a folder, or the one file that `place` names."""
+    if place == ".":
+        return list(tree.files.ending(*suffixes))
+    paths = [place] if place in tree.files else tree.paths(place)
+    return [path for path in paths if suffix_of(path) in suffixes]
 
 
 def stem_of(path: str, folder: str) -> str:

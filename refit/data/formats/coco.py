@@ -32,13 +32,12 @@ from refit.data.formats.base import (
     normal,
     not_recognised,
     part_name,
-    suffix_of,
 )
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.jsonstream import Entry, JsonFile, NotJson
 from refit.data.model import Item, Labelled, Labels, pixel
 from refit.data.text import class_name, finite
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 from refit.specs import did_you_mean
 
 SUFFIX = ".json"
@@ -108,10 +107,8 @@ class CocoReader:
     name = "coco"
 
     def matches(self, tree: Tree) -> bool:
-        found = [path for path in tree.files if _is_named(path)][:_SNIFFED]
-        return any(_is_sure(path) or _begins(tree, path) for path in found) and any(
-            suffix_of(path) in SUFFIXES for path in tree.files
-        )
+        found = [path for path in tree.files.ending(SUFFIX) if _is_named(path)][:_SNIFFED]
+        return any(_is_sure(path) or _begins(tree, path) for path in found) and any(tree.files.ending(*SUFFIXES))
 
     def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout:
         """`label_dir` may name one JSON file, as well."""
@@ -119,7 +116,7 @@ class CocoReader:
         if not _label_files(tree, labels):
             what = f"below {label_dir!r}{did_you_mean(label_dir, tree.folders)}" if label_dir else "of the format coco"
             raise not_recognised(tree, f"dataset.label_dir: no JSON file {what}; known are annotations/*.json")
-        pictures = [path for path in tree.files if suffix_of(path) in SUFFIXES.keys() | OTHER_SUFFIXES]
+        pictures = list(tree.files.ending(*SUFFIXES, *OTHER_SUFFIXES))
         tops = {path.split("/")[0] for path in pictures}
         if image_dir is not None:
             images = normal(image_dir)

@@ -21,7 +21,7 @@ from typing import TextIO
 
 from refit.data.faults import Fault, fault
 from refit.data.formats import label_map
-from refit.data.formats.base import Changed, Layout, Names, Record, fields_lost, normal, not_recognised, suffix_of
+from refit.data.formats.base import Changed, Layout, Names, Record, fields_lost, files_at, normal, not_recognised
 from refit.data.formats.listed import (
     Entry,
     as_size,
@@ -158,9 +158,7 @@ def _class(value: object, names: Mapping[int, str]) -> str:
 
 def _files(tree: Tree, folder: str) -> list[str]:
     """The files of frames, by how they begin; of many JSON files only the uppermost are looked at."""
-    below = [folder] if folder in tree.files else [f.path for f in tree.below(folder)]
-    found = [path for path in below if suffix_of(path) == ".json"]
-    found = sorted(found, key=lambda path: (path.count("/"), path))[:_LOOKED_AT]
+    found = sorted(files_at(tree, folder, ".json"), key=lambda path: (path.count("/"), path))[:_LOOKED_AT]
     return sorted(path for path in found if _begins(tree, path))
 
 

@@ -27,7 +27,7 @@ _FILE = re.compile(r"(?:^|/)[^/]*map[^/]*\.pbtxt$", re.IGNORECASE)
 
 def files(tree: Tree) -> list[str]:
     """The label maps of a data set, by their names."""
-    return [path for path in tree.files if _FILE.search(path)]
+    return [path for path in tree.files.ending(".pbtxt") if _FILE.search(path)]
 
 
 def read(tree: Tree) -> tuple[dict[int, str], list[Fault]]:

@@ -16,11 +16,11 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from refit.data.faults import Fault, fault
-from refit.data.formats.base import Layout, ignored, known_part, lost, normal, not_recognised, part_name, suffix_of
+from refit.data.formats.base import Layout, ignored, known_part, lost, normal, not_recognised, part_name
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.model import Item, Labelled, Labels
 from refit.data.text import class_name, number
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 from refit.specs import did_you_mean
 
 PICTURES = SUFFIXES.keys() | OTHER_SUFFIXES

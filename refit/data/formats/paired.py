@@ -19,11 +19,10 @@ from refit.data.formats.base import (
     not_recognised,
     read_whole,
     stem_of,
-    suffix_of,
 )
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
 from refit.data.model import Item, Labels, Unread
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 from refit.specs import did_you_mean
 
 _PICTURES = SUFFIXES.keys() | OTHER_SUFFIXES

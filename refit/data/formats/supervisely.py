@@ -34,13 +34,12 @@ from refit.data.formats.base import (
     normal,
     not_recognised,
     read_whole,
-    suffix_of,
 )
 from refit.data.formats.listed import PICTURES, as_number, as_size, plain_number, take_box
 from refit.data.images import SUFFIXES
 from refit.data.model import Item, Labels
 from refit.data.text import NotText, class_name, parse_json
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 from refit.specs import did_you_mean
 
 META = "meta.json"
@@ -71,7 +70,7 @@ class SuperviselyReader:
     name: str = "supervisely"
 
     def matches(self, tree: Tree) -> bool:
-        return any(PurePosixPath(path).name == META for path in tree.files) and bool(_sets(tree, "."))
+        return any(PurePosixPath(path).name == META for path in tree.files.ending(".json")) and bool(_sets(tree, "."))
 
     def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout:
         """`image_dir` may choose one data set ("ds0", "ds0/img"); the annotations lie beside it."""
@@ -85,7 +84,7 @@ class SuperviselyReader:
         return Layout(chosen, normal(label_dir or chosen))
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]:
-        meta = [path for path in tree.files if PurePosixPath(path).name == META]
+        meta = [path for path in tree.files.ending(".json") if PurePosixPath(path).name == META]
         for path in meta[:1]:
             titles, faults = classes(_read(tree, path), path)
             yield from faults

@@ -28,10 +28,10 @@ from refit.data.formats.base import (
     Names,
     Record,
     fields_lost,
+    files_at,
     normal,
     not_recognised,
     read_whole,
-    suffix_of,
 )
 from refit.data.formats.listed import (
     Entry,
@@ -252,8 +252,7 @@ def _peek(tree: Tree, path: str) -> dict[str, int]:
 
 
 def _lists(tree: Tree, folder: str) -> list[str]:
-    below = [folder] if folder in tree.files else [f.path for f in tree.below(folder)]
-    return [path for path in below if suffix_of(path) == ".csv"]
+    return files_at(tree, folder, ".csv")
 
 
 @dataclass(frozen=True)

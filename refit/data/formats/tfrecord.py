@@ -31,17 +31,17 @@ from refit.data.formats.base import (
     Layout,
     Names,
     Record,
+    files_at,
     ignored,
     inside,
     lost,
     normal,
     not_recognised,
-    suffix_of,
 )
 from refit.data.formats.listed import as_size, parts_lost, parts_of
 from refit.data.model import Box, Item, Labelled, Labels
 from refit.data.text import class_name
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 
 SHARD_BYTES = 128 * 2**20
 _BUFFER = 2**20
@@ -98,8 +98,10 @@ class Found:
 
 
 def record_files(tree: Tree, folder: str) -> list[str]:
-    below = [folder] if folder in tree.files else [f.path for f in tree.below(folder)]
-    return [path for path in below if _FILE.search(path)]
+    could = [
+        ending for ending in tree.files.endings() if ending not in images.SUFFIXES and ending not in (".txt", ".xml")
+    ]
+    return sorted(path for path in files_at(tree, folder, *could) if _FILE.search(path))
 
 
 def kind(tree: Tree, paths: Sequence[str]) -> str:

@@ -35,13 +35,12 @@ from refit.data.formats.base import (
     part_name,
     read_whole,
     stem_of,
-    suffix_of,
 )
 from refit.data.formats.paired import PairedReader
 from refit.data.images import SUFFIXES
 from refit.data.model import Box, Item, Labelled, Labels
 from refit.data.text import NotText, class_name, decode, finite, number
-from refit.data.tree import Tree
+from refit.data.tree import Tree, suffix_of
 
 SUFFIX = ".txt"
 _BEYOND = 0.01  # so far outside 0 to 1 it is taken for a share of a box at the edge, and cut there
@@ -141,7 +140,7 @@ def looks(tree: Tree, labels: Iterable[str]) -> bool:
             continue
         rows += [words for line in text.split("\n")[:100] if (words := line.split())]
     if not rows:
-        return any(_rank(path) in (0, 2) for path in tree.files)
+        return any(_rank(path) in (0, 2) for path in _listing(tree))
     return 2 * sum(map(_is_row, rows)) > len(rows)
 
 
@@ -181,7 +180,7 @@ class _About:
 def _is_label(tree: Tree, label_dir: str | None) -> Callable[[str], bool]:
     """What tells label files: in a folder that was named, below one called `labels`, or beside images; but for lists
     and read-mes, unless an image is called like these."""
-    folders = {path.rpartition("/")[0] for path in tree.files if suffix_of(path) in SUFFIXES}
+    folders = {path.rpartition("/")[0] for path in tree.files.ending(*SUFFIXES)}
 
     def is_label(path: str) -> bool:
         folder, _, file = path.rpartition("/")
@@ -225,10 +224,15 @@ class YoloReader:
         part: Callable[[str], str | None] = lambda path: None,
     ) -> PairedReader:
         is_label = _is_label(tree, label_dir)
-        tops = {path.partition("/")[0] for path in tree.files if suffix_of(path) in SUFFIXES}
+        tops = {path.partition("/")[0] for path in tree.files.ending(*SUFFIXES)}
         apart = tops == {"images"} and any(is_label(f.path) for f in tree.below("labels"))
         dirs = (("images",), ("labels",)) if apart else ((".",), (".",))
         return PairedReader(self.name, SUFFIX, *dirs, parse, looks, is_label, _key, part, background=True)
+
+
+def _listing(tree: Tree) -> Iterator[str]:
+    """The files that may name classes."""
+    return tree.files.ending(".yaml", ".yml", ".txt", ".names", ".labels")
 
 
 def _rank(path: str) -> int | None:
@@ -241,7 +245,7 @@ def _rank(path: str) -> int | None:
 
 def _about(tree: Tree, is_label: Callable[[str], bool]) -> _About:
     about = _About()
-    ranked = sorted((rank, path) for path in tree.files if (rank := _rank(path)) is not None and not is_label(path))
+    ranked = sorted((rank, path) for path in _listing(tree) if (rank := _rank(path)) is not None and not is_label(path))
     best = None
     settings: dict[str, Any] = {}
     for _, path in ranked:
