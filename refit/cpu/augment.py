@@ -143,7 +143,7 @@ def augment_image(row: Row, names: Sequence[str], chain: Chain, spec: AugmentSpe
         made = [_moved(objects[i], box, result.visible[i]) for i, box in zip(result.kept, result.boxes, strict=True)]
         copies.append(
             {
-                **{key: value for key, value in row.items() if key != "name"},  # of its split, its groups, its tags
+                **{key: value for key, value in row.items() if key not in ("name", "look")},  # split, groups, tags
                 "file": f"{name}{suffix}",
                 "sha256": sha256(data).hexdigest(),
                 "width": result.image.shape[1],

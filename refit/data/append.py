@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refit.data import checks, names, snapshot
+from refit.data import checks, doubts, names, snapshot
 from refit.data.arrival import last_taken
 from refit.data.examine import Examination
 from refit.data.faults import BadData, Fault, fault, graded
@@ -25,7 +25,11 @@ from refit.data.settings import DatasetSettings
 from refit.data.tree import scan
 
 REMOVED = "removed.txt"
-_OF_ALL = ("too_few_images", "class_without_objects")  # faults of a whole data set, not of what is added to one
+# Faults of a whole data set, not of what is added to one: `checks.whole`, `doubts.of_all`.
+_OF_ALL = frozenset({"too_few_images", "class_without_objects"})
+_ODD_OF_ALL = frozenset(
+    {"rare_class", "class_imbalance", "name_case_collision", "name_not_ascii", "mixed_colour", "alpha_channel"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def removals_only(source: Path, why: BadData) -> Examination:
     if [f.code for f in why.faults] == ["not_recognised"]:
         tree = scan(source)
         if REMOVED in tree.files and not any(PurePosixPath(p).suffix.lower() in SUFFIXES for p in tree.files):
-            return Examination(tree, "", Layout("images", "labels"))
+            return Examination(tree, "", Layout("images", "labels"), recalled=bytearray(len(tree.files)))
     raise why
 
 
@@ -93,9 +97,13 @@ def merge(examined: Examination, base: Base | None, settings: DatasetSettings, s
         else:
             arrived.append(s)
     by_name = {s.file: s for s in arrived}
-    contents = {s.sha256 for s in arrived}
+    contents = {s.sha256: s for s in arrived}
     kept: dict[str, str] = {}
     for file, (sample, part) in earlier.items():
+        same = contents.get(sample.sha256)
+        if same is not None and sample.objects and not same.objects:
+            message = f"had {len(sample.objects)} objects before, and none now"
+            faults.append(fault("labels_gone", same.source, message))
         if file in by_name:
             new = by_name[file]
             if new.sha256 != sample.sha256:
@@ -103,7 +111,7 @@ def merge(examined: Examination, base: Base | None, settings: DatasetSettings, s
                 faults.append(fault("picture_replaced", new.source, message))
         elif file in removed:
             faults.append(fault("removed_image", file, "taken out of the data set"))
-        elif sample.sha256 not in contents:
+        elif same is None:
             objects, found = _objects(sample, classes)
             examined.declared += len(sample.objects)
             faults += found
@@ -112,7 +120,8 @@ def merge(examined: Examination, base: Base | None, settings: DatasetSettings, s
     examined.samples = sorted(arrived, key=lambda s: s.name)
     of_all = checks.whole(examined.samples, (), examined.declared, classes, 1)
     faults += [f for f in of_all if f.code in _OF_ALL or not delivered]
-    own = [f for f in examined.faults if f.code not in _OF_ALL]
+    faults += doubts.of_all(examined.samples)
+    own = [f for f in examined.faults if f.code not in _OF_ALL | _ODD_OF_ALL]
     examined.faults = graded([*own, *graded(faults, settings.severity)], {})
     return kept
 

@@ -68,6 +68,7 @@ CODES: dict[str, Code] = {
     "group_across_splits": Code("warning", "keep a group in one list: relatives flatter the evaluation"),
     "group_unknown_name": Code("info", "nothing to do where the table names more than this data set; else correct it"),
     "not_in_group": Code("warning", "give it a group: each such image is dealt out by itself"),
+    "labels_gone": Code("warning", "deliver its labels too: an image that comes without any has no objects"),
     "picture_replaced": Code("warning", "give new pictures new names, where the old one should have stayed"),
     "removed_image": Code("info", "removed.txt names it"),
     "removed_unknown": Code("info", "nothing to do where it was removed before; else correct removed.txt"),
@@ -124,6 +125,7 @@ CODES: dict[str, Code] = {
     "record_damaged": Code("error", "copy the file again, or have the tool that wrote it write it anew"),
     "size_differs": Code("error", "label the image as it is now: its boxes were made for another size"),
     "shifted_column": Code("error", "write the columns as: class truncated occluded alpha x1 y1 x2 y2 h w l x y z ry"),
+    "augmented_away": Code("info", "a turn, a cut or a smaller picture left too little of it in the copy"),
     "background_image": Code("info", "an image without objects: it teaches what is none"),
     "class_names_missing": Code(
         "warning", "add data.yaml with names, or classes.txt; else map the numbers in dataset.class_map ({'0': car})"

@@ -43,8 +43,8 @@ class Samples(Sequence[Sample]):
         self._data = bytearray()
         self._ends = array("Q")
         self._digests = bytearray()
-        self._classes: list[str] = []
-        self._objects = array("H")  # the class of each object, by its place in _classes
+        self._classes: dict[str, int] = {}  # name -> place, in that order
+        self._objects = array("I")  # the class of each object, by its place in _classes
         self._object_ends = array("I")
         self._order: array[int] | None = None  # places in the above, in the order of the sequence
 
@@ -54,9 +54,7 @@ class Samples(Sequence[Sample]):
         self._ends.append(len(self._data))
         self._digests += bytes.fromhex(sample.digest())
         for box in sample.objects:
-            if box.cls not in self._classes:
-                self._classes.append(box.cls)
-            self._objects.append(self._classes.index(box.cls))
+            self._objects.append(self._classes.setdefault(box.cls, len(self._classes)))
         self._object_ends.append(len(self._objects))
 
     def extend(self, other: Samples, start: int = 0, stop: int | None = None) -> None:
@@ -72,19 +70,19 @@ class Samples(Sequence[Sample]):
         first, last = _span(other._object_ends, start, stop)
         here = len(self._objects) - first
         self._object_ends.extend(array("I", (end + here for end in other._object_ends[start:stop])))
-        self._classes += [cls for cls in other._classes if cls not in self._classes]
-        place = [self._classes.index(cls) for cls in other._classes]
-        self._objects.extend(array("H", map(place.__getitem__, other._objects[first:last])))
+        place = [self._classes.setdefault(cls, len(self._classes)) for cls in other._classes]
+        self._objects.extend(array("I", map(place.__getitem__, other._objects[first:last])))
 
     def state(self) -> tuple[Any, ...]:
         """What `marshal` can write of a list that was not chosen from another."""
         arrays = self._ends, self._objects, self._object_ends
-        return bytes(self._data), bytes(self._digests), self._classes, [a.tobytes() for a in arrays]
+        return bytes(self._data), bytes(self._digests), list(self._classes), [a.tobytes() for a in arrays]
 
     @classmethod
     def of_state(cls, state: tuple[Any, ...]) -> Samples:
         found = cls()
-        data, digests, found._classes, arrays = state
+        data, digests, classes, arrays = state
+        found._classes = {cls: place for place, cls in enumerate(classes)}
         found._data, found._digests = bytearray(data), bytearray(digests)
         for column, content in zip((found._ends, found._objects, found._object_ends), arrays, strict=True):
             column.frombytes(content)
@@ -132,7 +130,8 @@ class Samples(Sequence[Sample]):
             for place in self._order:
                 first, last = _span(self._object_ends, place, place + 1)
                 found.update(self._objects[first:last])
-        return Counter({self._classes[cls]: n for cls, n in found.items()})
+        classes = list(self._classes)
+        return Counter({classes[cls]: n for cls, n in found.items()})
 
     def class_images(self) -> Counter[str]:
         """In how many images each class is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -114,6 +115,35 @@ def test_removed_txt_takes_images_out(inbox: Inbox) -> None:
     (unknown,) = [f for f in taken.faults if f.code == "removed_unknown"]
     assert (unknown.line, unknown.value, unknown.severity) == (4, "never-there.jpg", "info")
     assert inbox.take().fingerprint == taken.fingerprint
+
+
+def test_removed_txt_that_has_lain_there_for_a_while(inbox: Inbox) -> None:
+    (inbox.root / "removed.txt").write_text("001\n")
+    for path in (inbox.root, *inbox.root.rglob("*")):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert inbox.take().changes == counted(removed=1, unchanged=19)
+
+
+@pytest.mark.parametrize("name", ["003", "another-name"])
+def test_labels_that_do_not_come_again_are_told(inbox: Inbox, name: str) -> None:
+    inbox.put(name, 3)
+    (inbox.root / "labels" / f"{name}.txt").write_text("")
+    inbox.put("new", 100)
+    taken = inbox.take()
+    (told,) = [f for f in taken.faults if f.code == "labels_gone"]
+    assert (told.file, told.severity) == (f"images/{name}.jpg", "warning")
+    assert "had 1 objects before" in told.message
+    assert rows(taken)[f"{name}.jpg"]["objects"] == []
+
+
+def test_what_is_odd_is_said_of_the_whole_set_and_not_of_what_was_added(inbox: Inbox) -> None:
+    """One image of one class is nothing rare beside twenty; a name that collides does so with what was there."""
+    inbox.put("new", 100)
+    inbox.put("00A", 101)
+    assert not [f for f in inbox.take().faults if f.code in ("rare_class", "class_imbalance", "name_case_collision")]
+    inbox.empty()
+    inbox.put("00a", 102)
+    assert [f.code for f in inbox.take().faults if f.code == "name_case_collision"] == ["name_case_collision"]
 
 
 def test_removed_txt_holds_for_what_arrives_too(inbox: Inbox) -> None:

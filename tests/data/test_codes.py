@@ -19,5 +19,6 @@ def test_the_page_is_current() -> None:
 
 def test_each_code_is_found_by_something() -> None:
     sources = [p for p in (ROOT / "refit" / "data").rglob("*.py") if p.name != "codes.py"]
+    sources.append(ROOT / "refit" / "cpu" / "augment.py")
     named = set(re.findall(r'"([a-z_]+)"', "\n".join(p.read_text(encoding="utf-8") for p in sources)))
     assert set(CODES) - named == set()

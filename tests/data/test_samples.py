@@ -190,11 +190,23 @@ def test_classes_by_image_and_briefly() -> None:
     ]
 
 
+def test_any_number_of_classes() -> None:
+    """A column of the wrong kind makes a class of each row."""
+    found = Samples()
+    for i in range(700):
+        boxes = tuple(Box(f"{i}-{j}", 1, 2, 3, 4) for j in range(100))
+        found.append(Sample(f"{i}.jpg", f"{i}.jpg", f"{i}.jpg", f"{i:064x}", 9, 8, 7, boxes))
+    assert len(found.class_counts()) == 70_000
+    again = Samples.of_state(found.state())
+    assert again.class_counts() == found.class_counts()
+    assert list(again[699].objects) == list(found[699].objects)
+
+
 def _samples_of_classes() -> Samples:
     found = Samples()
     for i, classes in enumerate((("car", "car"), (), ("cat", "car"), ("cat",), ("car",))):
         boxes = tuple(Box(cls, 1, 2, 3, 4) for cls in classes)
         found.append(
-            Sample(f"a__{i}.jpg", f"a/{i}.jpg", f"images/a/{i}.jpg", f"{i:064x}", 9, 8, 7, boxes, bytes([i] * 20))
+            Sample(f"a__{i}.jpg", f"a/{i}.jpg", f"images/a/{i}.jpg", f"{i:064x}", 9, 8, 7, boxes, look=bytes([i] * 20))
         )
     return found

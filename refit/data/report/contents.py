@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from refit.data.diff import Difference
 from refit.data.drift import Drift
 from refit.data.examine import Examination
 from refit.data.faults import Fault, counts, graded
+from refit.data.formats.base import read_whole
 from refit.data.report.pictures import Load
 from refit.data.statistics import Table
 from refit.toolkits.base import NetworkInput
@@ -139,7 +141,9 @@ def of_source(examined: Examination, network: NetworkInput | None = None) -> Rep
     root = Path(examined.tree.root)
 
     def load(file: str) -> bytes | None:
-        return _read(root / source[file])
+        with contextlib.suppress(OSError):
+            return read_whole(examined.tree, source[file])
+        return None
 
     shown = {"Source": str(root), "Format": examined.format}
     return Report(root.name, shown, table, statistics.of(table, brightness), graded(faults, {}), load, network)
