@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ from refit.status import StatusWriter
 from refit.toolkits.base import Stage
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
-REPORT = "report.html"
+REPORT, ISSUES = "report.html", "issues.jsonl"
+NOT_ITS_OWN = frozenset({"source_changed", "base_missing"})  # faults for which an inbox's data is not put aside
 WARNINGS_SHOWN = 5  # in the log; issues.jsonl has all
 
 
@@ -55,6 +57,17 @@ class BindSpec(Spec):
     run: str = Field(description="the run's folder")
 
 
+@dataclass(frozen=True)
+class Data:
+    """The data set of this run. `faults`, `evaluation` and `changes` are what this run found out: a snapshot that was
+    there before tells of the run that made it."""
+
+    snapshot: Path
+    faults: Sequence[Fault]
+    evaluation: Mapping[str, Any]
+    changes: Mapping[str, int] = field(default_factory=dict)
+
+
 def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     """Write `<run>/plan.json` (never over another plan) and out/bind.json, out/summary.json."""
     settings = Settings.from_env()
@@ -64,9 +77,9 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     workspace = Path(spec.workspace)
     _check_space(workspace)
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        snapshot, changes = _take_data(pipeline, spec, settings, workspace, out, status)
-        dataset = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
-        measured = dataset.setdefault("evaluation", {})
+        data = _take_data(pipeline, spec, settings, workspace, out, status)
+        dataset = json.loads((data.snapshot / "dataset.json").read_text(encoding="utf-8"))
+        measured = dataset["evaluation"] = dict(data.evaluation)
         served = _evaluation_served(workspace, pipeline)
         if served not in (None, measured.get("version")):
             measured["served"] = served
@@ -77,7 +90,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         bound = plans.Bound(
             run=Path(spec.run).name,
             workspace=workspace,
-            snapshot=snapshot,
+            snapshot=data.snapshot,
             fingerprint=dataset["fingerprint"],
             code=lambda package: code_version(settings.repository, package),
             environments=_environments(profile, settings),
@@ -96,7 +109,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
-        **({"changes": changes} if changes else {}),
+        **({"changes": dict(data.changes)} if data.changes else {}),
         "report": f"{out.parent.name}/{out.name}/{REPORT}",
     }
     if isinstance(profile, cluster.KubernetesProfile):
@@ -106,18 +119,16 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     print(f"report on the data: {out / REPORT}")
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
     print(message + (f": {', '.join(todo)}" if todo else ""))
-    warnings = _warnings(snapshot / "issues.jsonl")
+    warnings = _warnings(data.faults)
     print("".join(f"warning: {line}\n" for line in warnings[:WARNINGS_SHOWN]), end="")
     if warnings:
-        print(f"warnings about the data: {len(warnings)}, all in {snapshot / 'issues.jsonl'}")
+        print(f"warnings about the data: {len(warnings)}, all in {out / ISSUES}")
         message += f"; warnings about the data: {len(warnings)}"
     status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": summary["images"]})
 
 
-def _warnings(issues: Path) -> list[str]:
+def _warnings(found: Iterable[Fault]) -> list[str]:
     """What the data set lost, or had changed: too little to stop the run, and nothing that may go unseen."""
-    rows = map(json.loads, issues.read_text(encoding="utf-8").splitlines())
-    found = [Fault(**{"file": "", **row}) for row in rows]
     return [f"{fault}; {fault.advice}" for fault in found if fault.severity == "warning"]
 
 
@@ -149,9 +160,8 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
 
 def _take_data(
     pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, out: Path, status: StatusWriter
-) -> tuple[Path, dict[str, int]]:
-    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last. With it
-    comes how many images changed since the one before."""
+) -> Data:
+    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last."""
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
     from refit.data.remote import take
 
@@ -169,31 +179,62 @@ def _take_data(
         if before is None:
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
         print(f"{source} is empty: using the data set taken last, {before.name[:12]}")
-        _report(pipeline, spec, before, None, out)
-        return before, {}
+        return _again(pipeline, spec, before, workspace, out)
+    if listing.lacks:
+        raise BadData(
+            f"{source}: {listing.lacks}; copy what is missing, or correct {rule.manifest} (dataset.arrival.manifest)"
+        )
     how = _how(dataset, settings)
-    if remote is not None and before is not None and _made_of(before, listing.signature, how):
+    if remote is not None and before is not None and _made_of(before, listing.signature, how, dataset, workspace):
         print(f"{source}: nothing has changed since run {last.run if last else ''}; it is not fetched again")
-        _report(pipeline, spec, before, None, out)
-        return before, {}
+        data = _again(pipeline, spec, before, workspace, out)
+        arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
+        return data
     status.running(f"Reading {listing.files} files from {source}")
     origin = {"source": source.text, "arrival": listing.signature, "how": how}
     leave = [name for name in (rule.marker, rule.manifest) if name]
     try:
         with take.at_hand(source, remote, listing, dataset, workspace, status) as hand:
-            taken = ingest.ingest(hand.folder, dataset.settings(), workspace, origin=origin, leave=leave)
+            taken = ingest.ingest(
+                hand.folder,
+                dataset.settings(),
+                workspace,
+                origin=origin,
+                leave=leave,
+                accept=lambda made: _report(pipeline, spec, made.path, made.faults, before, out),
+            )
             hand.snapshot = Path(taken.path)
-        _report(pipeline, spec, taken.path, before, out)
     except faults.BadData as exc:
         reason = str(exc)
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data", reason=reason)
-        if rule.quarantine:
+        if rule.quarantine and spec.data is None and NOT_ITS_OWN.isdisjoint(f.code for f in exc.faults):
             reason += f". It was moved to {_put_aside(Path(source.text), listing, reason)}"
         raise BadData(reason) from None
     arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
     if taken.changes:
         print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
-    return taken.path, dict(taken.changes)
+    return Data(taken.path, taken.faults, taken.evaluation, taken.changes)
+
+
+def _again(pipeline: Any, spec: BindSpec, snapshot: Path, workspace: Path, out: Path) -> Data:
+    """The data set taken last, where nothing new is to be taken. Raises BadData."""
+    from refit.data import evaluation
+    from refit.data.report import contents
+    from refit.data.snapshot import open_snapshot
+
+    try:
+        open_snapshot(snapshot)
+    except (OSError, ValueError) as exc:
+        raise BadData(
+            f"{pipeline.dataset.source}: the data set taken last cannot be used: {exc}; put the data there again, and "
+            "with mode: append take the whole of it once with mode: replace"
+        ) from None
+    about = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8")).get("evaluation", {})
+    if pipeline.dataset.split.evaluation == "frozen":
+        about = evaluation.read(workspace / evaluation.FOLDER).told(about, snapshot.name)
+    found = contents.issues(snapshot)
+    _report(pipeline, spec, snapshot, found, None, out)
+    return Data(snapshot, found, about)
 
 
 def _evaluation_served(workspace: Path, pipeline: Any) -> str | None:
@@ -233,10 +274,18 @@ def _how(dataset: Dataset, settings: Settings) -> str:
     return hashlib.sha256(f"{read} {code_version(settings.repository, 'refit/data')}".encode()).hexdigest()
 
 
-def _made_of(snapshot: Path, signature: str, how: str) -> bool:
-    """Whether a snapshot was made of this very arrival, in the same way."""
-    provenance = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))["provenance"]
-    return (provenance.get("arrival"), provenance.get("how")) == (signature, how)
+def _made_of(snapshot: Path, signature: str, how: str, dataset: Dataset, workspace: Path) -> bool:
+    """Whether a snapshot was made of this very arrival, in the same way, and with today's evaluation set."""
+    from refit.data import evaluation
+
+    about = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
+    provenance = about["provenance"]
+    if (provenance.get("arrival"), provenance.get("how")) != (signature, how):
+        return False
+    if dataset.split.evaluation == "fresh":
+        return True
+    version: str = about.get("evaluation", {}).get("version", "")
+    return evaluation.read(workspace / evaluation.FOLDER).version == version
 
 
 def _put_aside(inbox: Path, listing: arrival.Listing, reason: str) -> Path:
@@ -252,17 +301,22 @@ def _put_aside(inbox: Path, listing: arrival.Listing, reason: str) -> Path:
     return aside
 
 
-def _report(pipeline: Any, spec: BindSpec, snapshot: Path, before: Path | None, out: Path) -> None:
-    """Write the report on a snapshot, against the one taken before. Raises BadData where the pipeline makes a change
-    since then, or a misfit of the network, an error."""
+def _report(
+    pipeline: Any, spec: BindSpec, snapshot: Path, known: Sequence[Fault], before: Path | None, out: Path
+) -> None:
+    """Write the report on a snapshot, against the one taken before, and issues.jsonl, which has all that is known of
+    it. Raises BadData where the pipeline makes a change since then, or a misfit of the network, an error."""
     from refit.data import faults
     from refit.data.report import contents, page
+    from refit.data.snapshot import write_lines
 
     about = {
         "title": spec.name,
         "network": toolkits.get(pipeline.toolkit).network_input(pipeline),
         "severity": pipeline.dataset.severity,
+        "faults": known,
     }
+    write_lines(out / ISSUES, (fault.as_json() for fault in known))
     try:
         found = contents.of_snapshot(snapshot, previous=before, **about)
     except (OSError, ValueError, KeyError) as exc:

@@ -337,10 +337,10 @@ def lone_request(
 class Bound:
     """What a run adds to a pipeline.
 
-    `code` gives the sha256 of a package's source, `environments` the digest of each environment (and
-    of the actions that have an image of their own), `find` the folder
-    of an earlier good result for a key (or None). `dataset` is the snapshot's dataset.json, `champion` the folder with
-    the files of the version that serves, where it can be compared with this run's model.
+    `code` gives the sha256 of a package's source, `environments` the digest of each environment (and of the actions
+    that have an image of their own), `find` the folder of an earlier good result for a key (or None). `dataset` is the
+    snapshot's dataset.json with what this run knows of the evaluation set, `champion` the folder with the files of the
+    version that serves, where it can be compared with this run's model.
     """
 
     run: str

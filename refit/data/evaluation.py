@@ -66,6 +66,16 @@ class Memory:
     folder: Path = Path()
     stamp: str = ""  # of the file as it was read
 
+    def told(self, about: Mapping[str, Any], fingerprint: str) -> Mapping[str, Any]:
+        """What is told of the evaluation set of a data set that is taken once more. `about` is what its dataset.json
+        says; the version before is the one that the ledger has, for the data set with which today's version began."""
+        if about.get("version") != self.version:  # not held here: `evaluation: fresh`
+            return about
+        began = self.history[-1] if self.history else {}
+        previous = began.get("previous") if began.get("data") == fingerprint else None
+        known = {name: value for name, value in about.items() if name != "previous"}
+        return {**known, "previous": previous} if previous else known
+
     def images(self) -> dict[str, Measured]:
         """What the last version is made of. Raises StageError."""
         path = self.folder / f"{self.version}.json"
@@ -272,9 +282,19 @@ def _stamp(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def record(folder: Path, memory: Memory, samples: Sequence[Sample], parts: Mapping[str, str], why: str) -> bool:
+def record(
+    folder: Path,
+    memory: Memory,
+    samples: Sequence[Sample],
+    parts: Mapping[str, str],
+    why: str,
+    *,
+    data: str = "",
+    previous: str = "",
+) -> bool:
     """Hold what is evaluated now, and keep its version. False where someone else wrote since `memory` was read.
 
+    A new version notes the fingerprint of the data set with which it began (`data`), and the version before it.
     Nothing is ever taken out of the memory.
     """
     images = measured(samples, parts)
@@ -299,7 +319,8 @@ def record(folder: Path, memory: Memory, samples: Sequence[Sample], parts: Mappi
         history = list(memory.history)
         if name != memory.version:
             when = datetime.now(UTC).isoformat(timespec="seconds")
-            history.append({"version": name, "at": when, "images": len(images), "why": why})
+            row = {"version": name, "at": when, "images": len(images), "why": why, "data": data, "previous": previous}
+            history.append(row)
         rows = {sha256: [h.split, *h.groups] for sha256, h in held.items()}
         ledger = {"schema": SCHEMA, "version": name, "history": history, "names": names, "held": rows}
         files.write_text(folder / LEDGER, json.dumps(ledger) + "\n")

@@ -35,11 +35,13 @@ def ingest(
     origin: Mapping[str, Any] | None = None,
     leave: Iterable[str] = (),
     progress: Progress | None = None,
+    accept: Callable[[Snapshot], None] | None = None,
 ) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
 
     `origin` is what the provenance says of where the data came from in place of the folder, `leave` names files below
-    it that are no data (a marker, a manifest).
+    it that are no data (a marker, a manifest). `accept` is shown the snapshot and may raise BadData: what it refuses is
+    not held as evaluated.
 
     The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
     to run several times at once. `progress(done, total)` is called while images are read.
@@ -67,23 +69,32 @@ def ingest(
                 raise BadData(str(source), divided.faults)
             _fill(store, examined, divided.samples)
             unchanged(examined.tree, examined.recalled)
+            taken = snapshot.publish(
+                datasets,
+                divided.samples,
+                divided.parts,
+                settings.classes,
+                divided.faults,
+                {**_provenance(examined, settings, base if before else None), **(origin or {})},
+                divided.evaluation,
+            )
+            if accept is not None:
+                accept(taken)
             with snapshot.no_space(datasets):
                 if settings.split.evaluation == "fresh" or evaluation.record(
-                    folder, memory, divided.samples, divided.parts, divided.why
+                    folder,
+                    memory,
+                    divided.samples,
+                    divided.parts,
+                    divided.why,
+                    data=taken.fingerprint,
+                    previous=divided.evaluation.get("previous", ""),
                 ):
                     break  # else another ingest has changed what is held meanwhile
     except BadData as exc:
         raise _reported(exc, datasets) from None
-    taken = snapshot.publish(
-        datasets,
-        divided.samples,
-        divided.parts,
-        settings.classes,
-        divided.faults,
-        {**_provenance(examined, settings, base if before else None), **(origin or {})},
-        divided.evaluation,
-    )
-    return replace(taken, changes=_changes(base, taken, divided))
+    told = _told(memory, base, taken.fingerprint, divided.evaluation)
+    return replace(taken, changes=_changes(base, taken, divided), evaluation=told)
 
 
 def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[Fault]]:
@@ -231,6 +242,17 @@ def divide(
     return Divided(samples, parts, graded_all, about, why)
 
 
+def _told(
+    memory: evaluation.Memory, base: append.Base | None, fingerprint: str, about: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """What this ingest tells of the evaluation set; the data set that was taken last tells what it told then."""
+    if "previous" in about:
+        return about
+    if base is not None and base.fingerprint == fingerprint:
+        about = base.about.get("evaluation", about)
+    return memory.told(about, fingerprint)
+
+
 def _trained(base: append.Base | None) -> set[str] | None:
     """The sha256 of the images that trained last, None where that is not known."""
     try:
@@ -283,7 +305,7 @@ def _fill(store: snapshot.Store, examined: Examination, samples: Sequence[Sample
 
 def _reported(exc: BadData, datasets: Path) -> BadData:
     """The same error, with the complete list of faults in a file; equal faults share one."""
-    if len(exc.faults) < 2:
+    if len(exc.faults) < 2 or exc.report is not None:
         return exc
     rows = [f.as_json() for f in exc.faults]
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]

@@ -35,8 +35,8 @@ _CHUNK = 4096  # samples whose statistics are taken at once
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published data set. `faults`, `reused` and `changes` (images since the one before, see refit.data.diff) tell of
-    the ingest that returned it."""
+    """A published data set. `faults`, `reused`, `changes` (images since the one before, see refit.data.diff) and
+    `evaluation` (as in dataset.json) tell of the ingest that returned it."""
 
     path: Path
     fingerprint: str
@@ -47,6 +47,7 @@ class Snapshot:
     faults: tuple[Fault, ...] = ()
     reused: bool = False
     changes: Mapping[str, int] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:

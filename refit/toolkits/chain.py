@@ -29,7 +29,7 @@ def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]])
 
 
 class Chain:
-    """The stages of one pipeline in one place; `dataset` is the snapshot's dataset.json, in a run."""
+    """The stages of one pipeline in one place; `dataset` as in `refit.plan.Bound`, in a run."""
 
     def __init__(self, pipeline: Pipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> None:
         self.pipeline, self.profile, self.dataset = pipeline, profile, dataset

@@ -41,10 +41,12 @@ class Place:
         text: str = PIPELINE,
         conf: dict[str, Any] | None = None,
         profile: dict[str, Any] | None = None,
+        data: str | None = None,
     ) -> int:
         file = self.root / "mine.yaml"
         nonce = os.urandom(4).hex()
-        request = plans.bind_request(file, text, run_id, conf or {}, Settings.from_env(), nonce=nonce, profile=profile)
+        more: dict[str, Any] = {"nonce": nonce, "profile": profile, "data": data}
+        request = plans.bind_request(file, text, run_id, conf or {}, Settings.from_env(), **more)
         stage = Path(request["paths"]["stage"])
         (stage / "specs").mkdir(parents=True, exist_ok=True)
         (stage / "specs" / "bind.yaml").write_text(request["files"]["bind.yaml"])

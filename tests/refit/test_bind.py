@@ -317,8 +317,10 @@ def test_a_pipeline_can_stop_at_a_drift(place: Place) -> None:
     strict = PIPELINE.replace("split:", "severity: {drift_class_mix: error}\n  split:")
     assert place.bind("r1", text=strict) == 0
     first = place.plan["fingerprint"]
+    held = (place.workspace / "evaluation" / "ledger.json").read_text()
     _all_are_rings(place)
     assert place.bind("r2", text=strict) == 3
+    assert (place.workspace / "evaluation" / "ledger.json").read_text() == held
     assert "class mix changed since data set" in place.error
     assert str(place.out / "report.html") in place.error
     assert "Change since the last data set" in (place.out / "report.html").read_text()

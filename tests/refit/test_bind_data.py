@@ -72,6 +72,76 @@ def test_an_addition_to_the_last_data_set(place: Place) -> None:
     assert [s["key"] for s in place.plan["stages"]] == [s["key"] for s in plan["stages"]]
 
 
+def test_what_a_snapshot_that_was_there_does_not_tell_is_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    text = PIPELINE.replace("split:", "severity: {image_truncated: warning}\n  max_bad_labels: 0.5\n  split:")
+    assert place.bind("r1", text=text) == 0
+    first = place.plan["fingerprint"]
+    assert place.summary["images"] == 16
+    more(place, 5)
+    for image in place.data.glob("images/more-*"):
+        image.write_bytes(image.read_bytes()[:200])
+    capsys.readouterr()
+    assert place.bind("r2", text=text) == 0
+    assert place.plan["fingerprint"] == first
+    rows = [json.loads(line) for line in (place.out / "issues.jsonl").read_text().splitlines()]
+    lost = [row for row in rows if row["code"] == "image_truncated"]
+    assert sorted(row["file"] for row in lost) == sorted(
+        f"images/{image.name}" for image in place.data.glob("images/more-*")
+    )
+    told = capsys.readouterr().out
+    assert f"warnings about the data: 5, all in {place.out / 'issues.jsonl'}" in told
+    assert f"warning: {lost[0]['file']}: {lost[0]['message']}" in told
+    report = json.loads((place.out / "report.json").read_text())
+    assert report["counts"]["image_truncated"] == {"severity": "warning", "n": 5}
+
+
+def test_a_return_to_an_earlier_evaluation_set_is_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert place.bind("r1") == 0
+    first, fingerprint = gate(place)["evaluation"], place.plan["fingerprint"]
+    before = {path: path.read_text() for path in place.data.glob("labels/*")}
+    correct(place, "val")
+    assert place.bind("r2") == 0
+    second = gate(place)["evaluation"]
+    for path, text in before.items():
+        path.write_text(text)
+    capsys.readouterr()
+    assert place.bind("r3") == 0
+    assert place.plan["fingerprint"] == fingerprint
+    assert f"version {second[:12]} -> {first[:12]}" in capsys.readouterr().out
+    assert (gate(place)["evaluation"], gate(place)["evaluation_before"]) == (first, second)
+    keys = [s["key"] for s in place.plan["stages"]]
+    assert place.bind("r4") == 0
+    assert [s["key"] for s in place.plan["stages"]] == keys
+    place.data.rename(place.data.with_name("gone"))
+    assert place.bind("r5") == 0
+    assert [s["key"] for s in place.plan["stages"]] == keys
+
+
+def _of_an_older_version(place: Place) -> None:
+    """Make the snapshot taken last one of schema 1, which had no statistics."""
+    snapshot = Path(place.plan["snapshot"])
+    about = json.loads((snapshot / "dataset.json").read_text())
+    (snapshot / "dataset.json").write_text(json.dumps({**about, "schema": 1}))
+    (snapshot / "statistics.json").unlink()
+
+
+def test_an_older_version_s_data_set_cannot_stand_for_an_empty_inbox(place: Place) -> None:
+    assert place.bind("r1") == 0
+    _of_an_older_version(place)
+    place.data.rename(place.data.with_name("gone"))
+    assert place.bind("r2") == 3
+    assert "schema 1, this version reads 2; put the data there again" in place.error
+
+
+def test_an_older_version_s_data_set_cannot_be_added_to(place: Place) -> None:
+    assert place.bind("r1") == 0
+    _of_an_older_version(place)
+    more(place, 2)
+    assert place.bind("r2", text=PIPELINE.replace("format: kitti", "format: kitti\n  mode: append")) == 3
+    assert "schema 1, this version reads 2; put the whole data set into the source and take it once" in place.error
+    assert place.bind("r3") == 0
+
+
 def test_the_gates_hear_of_a_model_that_was_measured_on_another_set(place: Place) -> None:
     assert place.bind("r1") == 0
     version = json.loads((Path(place.plan["snapshot"]) / "dataset.json").read_text())["evaluation"]["version"]

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from refit import cluster
 from refit import plan as plans
 from refit.config import Settings
-from refit.data import arrival, synthetic
+from refit.data import arrival, ingest, synthetic
 from refit.data.remote.stores import Store
 from refit.data.tree import FileInfo
 from refit.runtime import pod
@@ -87,6 +88,34 @@ def test_what_has_not_changed_is_not_fetched_again(
     s3.put("sets", {f"mine/labels/{label.name}": b""})
     assert bind("r4") == 0
     assert place.plan["fingerprint"] != first
+
+
+def test_a_new_evaluation_set_is_drawn_where_the_old_one_was_renamed(place: Place, bind: Callable[..., int]) -> None:
+    assert bind() == 0
+    held = place.workspace / "evaluation"
+    held.rename(place.workspace / "evaluation-1")
+    assert bind("r2", REMOTE) == 0
+    assert (held / "ledger.json").is_file()
+
+
+def test_after_a_refusal_what_is_as_before_is_no_longer_new(place: Place, bind: Callable[..., int], s3: S3) -> None:
+    assert bind() == 0
+    good = arrival.last_taken(place.workspace)
+    s3.put("sets", {"mine/images/x.png": b"no picture", "mine/labels/x.txt": b""})
+    assert bind("r2") == 3
+    s3.store("sets").delete(["mine/images/x.png", "mine/labels/x.txt"])
+    assert bind("r3") == 0
+    taken = arrival.last_taken(place.workspace)
+    assert good is not None
+    assert taken is not None
+    assert (taken.signature, taken.outcome, taken.run) == (good.signature, "taken", "r3")
+
+
+def test_a_manifest_that_does_not_hold_stops_a_fetch(place: Place, bind: Callable[..., int], s3: S3) -> None:
+    s3.put("sets", {"mine/files.txt": b"images/gone.png\n"})
+    assert bind("r1", REMOTE.replace("classes:", "arrival: {manifest: files.txt}\n  classes:")) == 3
+    assert "1 of 1 files that files.txt names are not there in full: images/gone.png" in place.error
+    assert not (place.workspace / "incoming").exists()
 
 
 def test_a_refused_arrival_is_kept_and_known(place: Place, bind: Callable[..., int], s3: S3) -> None:
@@ -203,12 +232,61 @@ def test_a_manifest_s_hashes_are_held_against_an_inbox(place: Place) -> None:
     assert f"{names[0]}: its bytes are not those whose hash the manifest names" in place.error
 
 
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("images/gone.png\n", "1 of 1 files that files.txt names are not there in full: images/gone.png"),
+        ("../up.png\n", "the manifest cannot be used: files.txt:1: '../up.png' is no path below"),
+        (None, "waiting for the manifest files.txt"),
+    ],
+)
+def test_a_manifest_that_does_not_hold_stops_the_run(place: Place, manifest: str | None, message: str) -> None:
+    if manifest is not None:
+        (place.data / "files.txt").write_text(manifest)
+    arrived = sorted(place.data.rglob("*"))
+    rule = "arrival: {manifest: files.txt, quarantine: true}"
+    assert place.bind("r1", PIPELINE.replace("classes:", f"{rule}\n  classes:")) == 3
+    assert message in place.error
+    assert sorted(place.data.rglob("*")) == arrived
+    assert arrival.last_taken(place.workspace) is None  # the manifest may yet be corrected
+
+
+QUARANTINE = PIPELINE.replace("classes:", "arrival: {quarantine: true}\n  classes:")
+
+
+def test_quarantine_leaves_what_is_still_being_copied(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ingest.unchanged
+
+    def while_it_is_copied(*args: Any) -> None:
+        (place.data / "images" / "late.png").write_bytes(b"")
+        real(*args)
+
+    monkeypatch.setattr(ingest, "unchanged", while_it_is_copied)
+    assert place.bind("bad", QUARANTINE) == 3
+    assert "still being copied" in place.error
+    assert (place.data / "images" / "late.png").exists()
+
+
+def test_quarantine_leaves_an_addition_to_what_is_lost(place: Place) -> None:
+    assert place.bind("good") == 0
+    shutil.rmtree(place.plan["snapshot"])
+    assert place.bind("bad", QUARANTINE.replace("format: kitti", "format: kitti\n  mode: append")) == 3
+    assert "was taken last" in place.error
+    assert (place.data / "images").is_dir()
+
+
+def test_quarantine_leaves_a_folder_that_is_no_inbox(place: Place) -> None:
+    (place.data / "images" / "x.png").write_bytes(b"no picture")
+    assert place.bind("bad", QUARANTINE, data=str(place.data)) == 3
+    assert "x.png" in place.error
+    assert (place.data / "images" / "x.png").exists()
+
+
 def test_quarantine_moves_what_is_refused(place: Place) -> None:
-    text = PIPELINE.replace("classes:", "arrival: {quarantine: true}\n  classes:")
     (place.data / "images" / "x.png").write_bytes(b"no picture")
     (place.data / "labels" / "x.txt").write_bytes(b"")
     seen = arrival.listing(place.data)
-    assert place.bind("bad", text) == 3
+    assert place.bind("bad", QUARANTINE) == 3
     aside = place.data.parent / "refused" / seen.signature[:16]
     assert f"It was moved to {aside}" in place.error
     assert "x.png" in (aside / "reason.txt").read_text()

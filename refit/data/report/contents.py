@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,14 @@ def of_snapshot(
     previous: Path | None = None,
     network: NetworkInput | None = None,
     severity: Mapping[str, Any] | None = None,
+    faults: Sequence[Fault] | None = None,
 ) -> Report:
-    """The report on a snapshot, against the one before it where that is given. Raises OSError and ValueError."""
+    """The report on a snapshot, against the one before it where that is given. `faults` are what was found when its
+    data was taken (again) just now; left out, what was found when it was made. Raises OSError and ValueError."""
     about = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
     provenance = about.get("provenance", {})
     table = Table.of(snapshot.read_annotations(path), about["classes"])
-    faults = [_fault(row) for row in _lines(path / "issues.jsonl")]
+    faults = issues(path) if faults is None else faults
     found = snapshot.read_statistics(path)
     changes, drifts, news = None, list[Drift](), list[Fault]()
     if previous is not None and previous.name != path.name:
@@ -149,14 +151,10 @@ def of_source(examined: Examination, network: NetworkInput | None = None) -> Rep
     return Report(root.name, shown, table, statistics.of(table, brightness), graded(faults, {}), load, network)
 
 
-def _fault(row: Mapping[str, Any]) -> Fault:
-    return Fault(**{"file": "", **row})
-
-
-def _lines(path: Path) -> Iterable[Mapping[str, Any]]:
-    with open(path, encoding="utf-8") as f:
-        for line in f:
-            yield json.loads(line)
+def issues(snapshot: Path) -> list[Fault]:
+    """What was found when a snapshot was made."""
+    with open(snapshot / "issues.jsonl", encoding="utf-8") as f:
+        return [Fault(**{"file": "", **json.loads(line)}) for line in f]
 
 
 def _read(path: Path) -> bytes | None:
