@@ -251,18 +251,19 @@ def note_taken(context: Mapping[str, Any], pipeline: str, result: Result) -> Non
     found = context["ti"].xcom_pull(task_ids=names.ARRIVAL)
     if not isinstance(found, Mapping) or not found.get("files"):
         return
+    before = arrival.taken_of(Variable.get(TAKEN + pipeline, default=None))
+    outcome = arrival.TAKEN if result.succeeded else str(result.outcome)
     taken = {
         "signature": found["signature"],
-        "outcome": "taken" if result.succeeded else str(result.outcome),
+        "outcome": outcome,
         "fingerprint": result.summary.get("fingerprint"),
         "run": context["run_id"],
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": found["files"],
         "bytes": found["bytes"],
-        "came": found.get("came", 0.0),
+        "came": arrival.came_with(outcome, found.get("came", 0.0), before),
         "reason": "" if result.succeeded else result.reason[: arrival.MOST_REASON],
     }
-    before = arrival.taken_of(Variable.get(TAKEN + pipeline, default=None))
     if taken["fingerprint"] is None and before is not None:
         taken["fingerprint"] = before.fingerprint  # a run by hand can go on with the last good data
     Variable.set(TAKEN + pipeline, json.dumps(taken), description="Refit: the arrival that was taken last")

@@ -23,6 +23,7 @@ from refit.data.manifest import MOST_BYTES, BadManifest, Manifest, parse, stamp
 from refit.data.tree import FileInfo, Tree, scan
 
 LABELS = (".txt", ".xml", ".json")  # a label file for each image; formats of one file for all images do not count so
+TAKEN = "taken"  # the outcome of an arrival of which a snapshot was made
 MOST_REASON = 500  # characters: the record may be a Variable of Airflow
 
 
@@ -95,7 +96,8 @@ class Readiness:
 class Taken:
     """arrival.json: the last arrival that a run looked at, and the last data set that was good.
 
-    `fingerprint` stays that of the last good one when an arrival is refused, so that a run by hand can go on with it.
+    `fingerprint` stays that of the last good one when an arrival is refused, so that a run by hand can go on with it;
+    so does `came`, since which label files count as new: those of a refused arrival are still to be trained on.
     """
 
     signature: str
@@ -233,7 +235,7 @@ def is_complete(current: Listing, previous: Listing | None, rule: Rule) -> Readi
 
 
 def new_labels(current: Listing, taken: Taken | None) -> int:
-    """How many label files came (or came anew) since the last arrival taken; `current` must count labels."""
+    """How many label files came (or came anew) since the last good arrival; `current` must count labels."""
     return sum(moment > (taken.came if taken else 0.0) for moment in current.labels)
 
 
@@ -283,13 +285,18 @@ def record_taken(
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         files=listing.files,
         bytes=listing.bytes,
-        came=listing.came,
+        came=came_with(outcome, listing.came, before),
         reason=reason[:MOST_REASON],
     )
     path = _record(workspace)
     os.makedirs(path.parent, exist_ok=True)
     atomic.write_json(path, asdict(taken))
     return taken
+
+
+def came_with(outcome: str, came: float, before: Taken | None) -> float:
+    """`Taken.came` after an arrival with data of that moment."""
+    return came if outcome == TAKEN else before.came if before else 0.0
 
 
 def _record(workspace: Path) -> Path:

@@ -34,7 +34,7 @@ class Arrival(Spec):
         10, ge=0, le=86_400, description="without a marker: complete when nothing has changed for so long (seconds)"
     )
     new_labels: int = Field(
-        0, ge=0, description="a run starts by itself only when so many label files came since the last arrival taken"
+        0, ge=0, description="a run starts by itself only when so many label files came since the last good arrival"
     )
     quarantine: bool = Field(
         False,

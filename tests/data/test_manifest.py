@@ -134,3 +134,18 @@ def test_new_labels_are_those_that_came_since(inbox: Path, tmp_path: Path) -> No
         (inbox / "images" / name).unlink()
     put(inbox, "d.jpg", "d.txt", "e.jpg", "e.txt")  # a batch in place of another of the same size
     assert new_labels(listing(inbox, first, rule), taken) == 2
+
+
+def test_the_labels_of_a_refused_arrival_still_count(inbox: Path, tmp_path: Path) -> None:
+    rule = Plain(new_labels=3)
+    put(inbox, "a.jpg", "a.txt", "b.jpg", "b.txt", "c.jpg", "c.txt")
+    refused = record_taken(tmp_path, listing(inbox, rule=rule), fingerprint=None, run="r1", outcome="bad_data")
+    (inbox / "images" / "a.txt").write_bytes(b"corrected")
+    assert new_labels(listing(inbox, rule=rule), refused) == 3
+    good = record_taken(tmp_path, listing(inbox, rule=rule), fingerprint="f" * 64, run="r2", outcome="taken")
+    put(inbox, "d.jpg", "d.txt")
+    record_taken(tmp_path, listing(inbox, rule=rule), fingerprint=None, run="r3", outcome="bad_data")
+    again = last_taken(tmp_path)
+    assert again is not None
+    assert (again.run, again.came) == ("r3", good.came)
+    assert new_labels(listing(inbox, rule=rule), again) == 1

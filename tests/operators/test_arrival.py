@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from operators import arrival as ours
 from operators.arrival import DatasetArrivalSensor, DatasetArrivalTrigger, Inbox, Look, Step, decide, look
 from operators.inputs import BadInput
 from refit.data import arrival
+from refit.outcome import Result
 from tests.operators.pipelines import write_pipeline
 
 
@@ -277,3 +279,32 @@ def test_a_file_that_became_faulty_is_explained(tmp_path: Path, pipeline: Inbox)
     file.unlink()
     with pytest.raises(BadInput, match="no such file"):
         sensor().execute(context())
+
+
+# --- a bind that ran in a pod -----------------------------------------------------------------------------------------
+
+
+def test_the_labels_of_an_arrival_refused_in_a_pod_still_count(inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: dict[str, str] = {}
+    variables = SimpleNamespace(
+        get=lambda key, *, default: stored.get(key, default),
+        set=lambda key, value, *, description: stored.update({key: value}),
+    )
+    monkeypatch.setattr(ours, "Variable", variables)
+    inbox = replace(inbox, record="variable:refit_taken_p", new_labels=3, settle_seconds=0)
+
+    def bound(outcome: str) -> None:
+        event = ours._event(Step.GO, "", look(inbox).listing).payload
+        result = Result.from_json({"schema": 1, "outcome": outcome, "name": "bind", "pipeline": "p", "run": "r"})
+        ours.note_taken({"ti": SimpleNamespace(xcom_pull=lambda task_ids: event), "run_id": "r"}, "p", result)
+
+    drop(inbox, "a.txt", "b.txt", "c.txt")
+    bound("bad_data")
+    assert decide(look(inbox), automatic=True)[0] is Step.SKIP
+    (Path(inbox.path) / "a.txt").write_bytes(b"corrected")
+    assert decide(look(inbox), automatic=True)[0] is Step.GO
+    bound("succeeded")
+    drop(inbox, "d.txt")
+    bound("bad_data")
+    drop(inbox, "e.txt")
+    assert decide(look(inbox), automatic=True)[1].startswith("2 new label files")
