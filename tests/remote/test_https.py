@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import json
 import os
 import socket
 from pathlib import Path
@@ -123,6 +124,7 @@ def test_a_private_address_is_not_asked(site: Https) -> None:
         ("https://[::ffff:169.254.169.254]/", "private address ::ffff:"),
         ("https://127.0.0.1/x", r"private address 127\.0\.0\.1"),
         ("file:///etc/passwd", "no https URL"),
+        ("https://example.com:port/set.zip", "no https URL"),
         ("/set.zip", "redirects more than 5 times"),
     ],
 )
@@ -226,6 +228,7 @@ def test_plain_http_only_where_it_is_allowed_by_name(certificates: Path, tmp_pat
         (Connection("lab", "", SECRET), f"Bearer {SECRET}", "/set.zip"),
         (Connection("lab", extra={"query": f"sig={SECRET}"}), "", f"/set.zip?sig={SECRET}"),
         (Connection("lab", extra={"headers": {"Authorization": f"Token {SECRET}"}}), f"Token {SECRET}", "/set.zip"),
+        (Connection("lab", extra={"headers": f'{{"Authorization": "Token {SECRET}"}}'}), f"Token {SECRET}", "/set.zip"),
     ],
 )
 def test_ways_to_log_in(site: Https, login: Connection, header: str, path: str) -> None:
@@ -236,3 +239,28 @@ def test_ways_to_log_in(site: Https, login: Connection, header: str, path: str) 
     with pytest.raises(Broken) as told:
         web_source(site, "/set.zip", login).tree()
     assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        ({"extra": {"headers": f"Authorization: {SECRET}"}}, "headers in its extra is no JSON object"),
+        ({"extra": {"headers": [SECRET]}}, "headers in its extra is no JSON object"),
+        (
+            {"extra": {"headers": {"Authorization": [SECRET]}}},
+            "a header in its extra, or its password",
+        ),
+        (
+            {"extra": {"headers": {"Authorization": f"{SECRET}\n"}}},
+            "a header in its extra, or its password",
+        ),
+        ({"password": f"{SECRET}\n"}, "a header in its extra, or its password, is not one line of ASCII text"),
+        ({"extra": {"query": {"sig": SECRET}}}, "query in its extra is no text"),
+    ],
+)
+def test_a_login_of_a_wrong_type_is_refused_without_it(site: Https, login: dict[str, object], message: str) -> None:
+    """Refused is what the trigger and the sensor tell of; another error would end the trigger."""
+    with pytest.raises(Refused, match=f"connection lab: {message}") as told:
+        web_source(site, "/set.zip", Connection.read("lab", json.dumps(login))).tree()
+    assert SECRET not in str(told.value)
+    assert site.asked == []

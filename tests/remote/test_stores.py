@@ -209,6 +209,8 @@ def test_a_store_that_does_not_answer(s3: S3) -> None:
         ("https://169.254.169.254", (), r"private address 169\.254\.169\.254"),
         ("http://169.254.169.254", ("169.254.169.254",), "plain http"),
         ("ftp://x", (), "endpoint_url is no https URL"),
+        ("https://[fe80", (), "endpoint_url is no https URL"),
+        ("https://minio:port", (), "endpoint_url is no https URL"),
     ],
 )
 def test_an_endpoint_must_be_public_or_allowed(endpoint: str, allowed: tuple[str, ...], message: str) -> None:
@@ -223,7 +225,11 @@ def test_an_endpoint_must_be_public_or_allowed(endpoint: str, allowed: tuple[str
         ("s3://sets", {"login": KEY}, "has no key"),
         ("s3://sets", {"extra": {"role_arn": "arn"}, "login": KEY, "password": SECRET}, "role_arn in its extra"),
         ("s3://sets", {"extra": {"region_name": "evil.example/"}}, "no region's name"),
+        ("s3://sets", {"extra": {"endpoint_url": [SECRET]}}, "connection lab: endpoint_url in its extra is no text"),
         ("gs://sets", {"password": SECRET}, "has no keyfile_dict"),
+        ("gs://sets", {"extra": {"keyfile_dict": SECRET}}, "keyfile_dict in its extra is no JSON object"),
+        ("gs://sets", {"extra": {"keyfile_dict": [SECRET]}}, "keyfile_dict in its extra is no JSON object"),
+        ("gs://sets", {"extra": {"keyfile_dict": '{"private_key": "' + SECRET + '"}'}}, "the login of connection lab"),
         (
             "gs://sets",
             {"extra": {"keyfile_dict": {"private_key": SECRET}}},

@@ -6,6 +6,7 @@ names, which holds what Airflow's variable of the same name would hold (Airflow'
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,9 +57,21 @@ class Connection:
         return Connection(name, extra=extra, **texts)
 
     def text(self, key: str) -> str:
-        """An entry of `extra` as text, "" where there is none."""
+        """An entry of `extra` that is a text, "" where there is none. Raises Refused."""
         value = self.extra.get(key)
-        return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        if not isinstance(value, str | None):
+            raise Refused(f"connection {self.name}: {key} in its extra is no text")
+        return value or ""
+
+    def table(self, key: str) -> dict[str, Any]:
+        """An entry of `extra` that is a JSON object, or its text; {} where there is none. Raises Refused."""
+        value = self.extra.get(key)
+        if isinstance(value, str) and value:
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        if value and not isinstance(value, dict):
+            raise Refused(f"connection {self.name}: {key} in its extra is no JSON object")
+        return dict(value or {})
 
 
 def shown(connection: Connection | None) -> str:

@@ -150,7 +150,7 @@ class Web:
                 to = exc.headers.get("Location")
                 if exc.code not in web.REDIRECTS or not to:
                     raise _Status(exc.code) from None
-                at = urljoin(at, to)
+                at = _joined(at, to)
             except (OSError, http.client.HTTPException, ValueError) as exc:
                 raise self._unreached(exc, str(parts.hostname)) from None
         raise Refused(f"{self._source}: redirects more than {_HOPS} times")
@@ -174,11 +174,13 @@ class Web:
         c = self._connection
         if c is None:
             return {}
-        found = {str(k): str(v) for k, v in dict(c.extra.get("headers") or {}).items()}
+        found = c.table("headers")
         if c.login:
             found["Authorization"] = "Basic " + base64.b64encode(f"{c.login}:{c.password}".encode()).decode()
         elif c.password:
             found["Authorization"] = f"Bearer {c.password}"
+        if not all(isinstance(v, str) and (k + v).isascii() and (k + v).isprintable() for k, v in found.items()):
+            raise Refused(f"{shown(c)}: a header in its extra, or its password, is not one line of ASCII text")
         return found
 
     def _failure(self, exc: _Status) -> Exception:
@@ -189,6 +191,16 @@ class Web:
         if exc.code in (404, 410):
             return Refused(f"{self._source}: there is no such file (HTTP {exc.code}); check dataset.source")
         return Broken(f"{self._source}: the server answers HTTP {exc.code}")
+
+
+def _joined(at: str, to: str) -> str:
+    """Where a redirect leads; "" where that is no URL: its port may be no number."""
+    try:
+        url = urljoin(at, to)
+        _ = urlsplit(url).port
+    except ValueError:
+        return ""
+    return url
 
 
 class _Status(Exception):

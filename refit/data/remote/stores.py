@@ -174,12 +174,8 @@ class Store:
         """Airflow's `google_cloud_platform` connection: extra has keyfile_dict, a service account's key."""
         if c is None:
             return "GCSStore", {"skip_signature": True}
-        text = c.text("keyfile_dict") or c.text("extra__google_cloud_platform__keyfile_dict")
-        try:
-            key = json.loads(text)
-        except ValueError:
-            key = None
-        if not isinstance(key, dict):
+        key = c.table("keyfile_dict") or c.table("extra__google_cloud_platform__keyfile_dict")
+        if not key:
             raise Refused(f"{shown(c)}: has no keyfile_dict in its extra: the JSON of a service account's key")
         options: dict[str, Any] = {"service_account_key": json.dumps(key)}
         if key.get("gcs_base_url"):
@@ -215,10 +211,15 @@ class Store:
 
     def _allowed(self, endpoint: str) -> bool:
         """Whether plain http is allowed for an endpoint; raises Refused for one that is not allowed at all."""
-        parts, allowed = urlsplit(endpoint), self._settings.allowed_hosts
+        allowed = self._settings.allowed_hosts
+        try:
+            parts = urlsplit(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError
+            _ = parts.port
+        except ValueError:  # also half an IPv6 address, a port that is no number
+            raise Refused(f"{shown(self._connection)}: endpoint_url is no https URL") from None
         plain = parts.scheme == "http"
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused(f"{shown(self._connection)}: endpoint_url is no https URL")
         if plain and not allowed.plain(endpoint):
             raise Refused(
                 f"{self._source}: the endpoint {parts.hostname} is plain http; use https, or allow it by name "
