@@ -63,7 +63,7 @@ class Rules:
 class Item:
     """What goes together: one folder, or many files of a kind. `bytes` are those that become free."""
 
-    kind: str  # run, stage, attempt, checkpoint, snapshot, object, weights, key, trash
+    kind: str  # run, stage, attempt, checkpoint, snapshot, object, incoming, weights, key, trash
     name: str
     paths: tuple[Path, ...]
     bytes: int
@@ -221,6 +221,7 @@ class _Choice:
         for run in reversed(runs):
             self._choose_of(run, now - touched[run])
         self._choose_snapshots()
+        self._choose_incoming()
         self._choose_weights()
         self._choose_keys()
 
@@ -321,6 +322,15 @@ class _Choice:
         unused = [p for p in datasets.glob("objects/*/*") if p.name not in used and not self._being_written(p)]
         self._add("object", "images", sorted(unused), "no snapshot has them")
 
+    def _choose_incoming(self) -> None:
+        """What was fetched or unpacked of an arrival that was refused or given up (refit/data/remote/take.py). None is
+        in use: bind holds the pipeline's lock while it reads there. A retry of it goes on with what is younger."""
+        incoming = self.pipeline / "incoming"
+        for folder in sorted(p for p in incoming.glob("*") if p.is_dir() and p.name != "last"):
+            age = self.now - max(Path(at).stat().st_mtime for at, _, _ in os.walk(folder))
+            if age > max(self.rules.keep_days * DAY, RECENT):
+                self._add("incoming", folder.name, [folder], f"no snapshot was made of it, {age / DAY:.0f} days old")
+
     def _choose_weights(self) -> None:
         """Downloads of NGC (refit/ngc/store.py) that no kept run begins with, and those that were never finished."""
         for row in sorted((self.pipeline / "ngc").rglob("version.json")):
@@ -405,7 +415,7 @@ def _may_serve(record: Record) -> bool:
 
 def _take_away(found: Collection, trash: Path) -> None:
     """Rename the chosen folders into the trash, remove single files. A run that has come to life stays."""
-    order = ("key", "run", "stage", "attempt", "checkpoint", "snapshot", "object", "weights", "trash")
+    order = ("key", "run", "stage", "attempt", "checkpoint", "snapshot", "object", "incoming", "weights", "trash")
     trash.mkdir(parents=True)
     alive = False
     for item in sorted(found.items, key=lambda item: order.index(item.kind)):
@@ -418,7 +428,7 @@ def _take_away(found: Collection, trash: Path) -> None:
             alive = True
             found.items.remove(item)
             found.notes.append(f"{item.name} stays: a stage of it was started just now; its data stays too")
-        elif item.kind in ("snapshot", "weights") and not alive:
+        elif item.kind == "incoming" or (item.kind in ("snapshot", "weights") and not alive):
             _into(trash, item.paths[0])
         elif item.kind in ("key", "checkpoint") or (item.kind == "object" and not alive):
             for path in item.paths:

@@ -237,6 +237,31 @@ def test_weights_of_ngc_go_that_no_kept_run_begins_with(place: Place) -> None:
     assert "nvidia/tao/pretrained_ssd:resnet18" in kinds(found)["weights"]
 
 
+def test_what_was_unpacked_of_a_refused_arrival_goes_by_age(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    next(place.data.glob("labels/*.txt")).write_text("no label\n")
+    archive = shutil.make_archive(str(place.root / "set"), "zip", place.data)
+    shutil.rmtree(place.data)
+    place.data.mkdir()
+    shutil.move(archive, place.data)
+    assert place.bind("r1") == 3, place.error
+    incoming = place.workspace / "incoming"
+    (refused,) = (p for p in incoming.iterdir() if p.is_dir())
+    (incoming / "last" / "files").mkdir(parents=True)
+    for days in (0.5, 20):  # a retry may be going to use it; --keep-days
+        age(incoming, days)
+        rules = NOTHING if days < 1 else Rules()
+        assert "incoming" not in kinds(collect.collect(place.workspace, rules))
+    age(incoming, 31)
+    monkeypatch.setattr(collect, "LOCK_SECONDS", 0.1)
+    with collect.binding(place.workspace), pytest.raises(collect.CollectError):
+        collect.collect(place.workspace, Rules())
+    assert (refused / "data").is_dir()
+    found = collect.collect(place.workspace, Rules())
+    assert kinds(found) == {"incoming": [refused.name]}
+    assert found.bytes > 0
+    assert sorted(p.name for p in incoming.iterdir()) == [".lock", "last"]
+
+
 def test_a_model_that_another_pipeline_starts_from_stays(place: Place) -> None:
     place.bind("old")
     folder = finish(place) / "02-train"
