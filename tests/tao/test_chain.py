@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,9 +160,11 @@ def test_the_key_is_in_the_environment_only(profile: KubernetesProfile) -> None:
         assert all("{secret:" not in spec_text(spec) for spec in stage.files.values())
 
 
-def keys(profile: KubernetesProfile, network: str, more: str) -> dict[str, str]:
+def keys(
+    profile: KubernetesProfile, network: str, more: str, code: Callable[[str], str] = lambda package: ""
+) -> dict[str, str]:
     bound = plans.Bound(
-        run="r", workspace=Path("/w/cars"), snapshot=Path("/w/s"), fingerprint="f", code=lambda package: "",
+        run="r", workspace=Path("/w/cars"), snapshot=Path("/w/s"), fingerprint="f", code=code,
         environments={"tools": "", "cpu": ""}, find=lambda stage, key: None,
     )  # fmt: skip
     made: dict[str, str] = {}
@@ -192,6 +196,42 @@ def test_a_transformer_is_not_trained_again_for_its_evaluation(profile: Kubernet
     assert before["train"] == after["train"]
     assert before["export"] == after["export"]
     assert before["evaluate_trained"] != after["evaluate_trained"]
+
+
+@pytest.mark.parametrize("module", [
+    "prepare/stage.py", "formats/base.py", "formats/coco_write.py", "formats/kitti.py", "images.py", "model.py",
+    "snapshot.py",
+])  # fmt: skip
+def test_code_that_decides_what_is_trained_on_trains_again(profile: KubernetesProfile, module: str) -> None:
+    assert {"prepare", "dataset_convert_train", "train", "release"} <= changed_by(profile, f"refit/data/{module}")
+
+
+@pytest.mark.parametrize("module", ["report/style.py", "formats/drip.py", "drift.py"])
+def test_other_code_of_the_data_side_does_not(profile: KubernetesProfile, module: str) -> None:
+    assert changed_by(profile, f"refit/data/{module}") == set()
+
+
+def changed_by(profile: KubernetesProfile, module: str) -> set[str]:
+    """The stages that have other keys where a module is another."""
+    assert (ROOT / module).is_file()
+    before = keys(profile, "detectnet_v2", "")
+    after = keys(profile, "detectnet_v2", "", lambda code: "other" if Path(module).is_relative_to(code) else "")
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_what_prepare_imports_is_in_its_key(profile: KubernetesProfile) -> None:
+    """Of refit.data and refit.postprocess: the modules that its own name."""
+    own = sorted((ROOT / "refit" / "data" / "prepare").glob("*.py"))
+    trees = [node for path in own for node in ast.walk(ast.parse(path.read_text()))]
+    used = set()
+    for node in (n for n in trees if isinstance(n, ast.ImportFrom) and n.module):
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+            path = Path(*name.split(".")).with_suffix(".py")
+            if name.startswith(("refit.data", "refit.postprocess")) and (ROOT / path).is_file():
+                used.add(path)
+    code = stages(profile)["prepare"].code
+    assert len(used) > 10
+    assert [str(path) for path in sorted(used) if not any(path.is_relative_to(c) for c in code)] == []
 
 
 def test_params_of_the_trigger_form(profile: KubernetesProfile) -> None:

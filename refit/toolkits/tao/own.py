@@ -11,6 +11,19 @@ from refit.toolkits.tao.lazy import Lazy
 if TYPE_CHECKING:
     from refit.toolkits.tao.chain import TaoChain
 
+# What decides what `prepare` writes: not all of refit/data, where a change of the report would train anew.
+_PREPARE_CODE = (
+    "refit/data/prepare",
+    "refit/data/formats/base.py",
+    "refit/data/formats/coco_write.py",
+    "refit/data/formats/kitti.py",
+    "refit/data/images.py",
+    "refit/data/model.py",
+    "refit/data/snapshot.py",
+    "refit/postprocess/frame.py",
+    "refit/postprocess/resample.py",
+    "refit/specs.py",
+)
 _ENGINE_CODE = ("refit/engine", "refit/postprocess", "refit/triton/config.py", "refit/specs.py")
 
 
@@ -36,7 +49,7 @@ def prepare(chain: TaoChain) -> Stage:
         files={"prepare.yaml": spec},
         outputs=(Output("prepare", "prepare.json", "json"),),
         resources=chain.light("prepare"),
-        code=("refit/data", "refit/postprocess/frame.py", "refit/specs.py"),
+        code=_PREPARE_CODE,
         inputs=(copies,) if copies else (),
         reads_snapshot=copies is None,
     )
