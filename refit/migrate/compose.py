@@ -184,15 +184,15 @@ class _Pipeline:
             self._dvc(source)
 
     def _coco(self) -> None:
-        """Refit writes TAO's COCO files itself, and has no reader for the user's own."""
+        """Refit reads the user's COCO files, and writes those that TAO reads itself."""
         if self.train is None:
             return
         for path, scalar in self.train.tree.leaves():
             if path.startswith("dataset.train_data_sources") and path.endswith(".json_file") and scalar.value:
                 self.made.notes.append(
-                    f"{self.train.file}:{scalar.line}: {path}: the data are COCO annotations, which Refit does not "
-                    "read: convert them to KITTI or Pascal VOC (docs/coming-from.md has the lines), then "
-                    "`refit dataset check FOLDER`; the COCO files that TAO reads are made of those"
+                    f"{self.train.file}:{scalar.line}: {path}: the data are COCO annotations: put them and their "
+                    "images into dataset.source (`refit dataset check FOLDER` tells whether they are good); a run "
+                    "splits them, and writes the COCO files that TAO reads"
                 )
                 return
 

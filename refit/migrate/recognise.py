@@ -41,9 +41,9 @@ _UNBUILT = {
 _ALIAS = re.compile(r"(?:^|[\s\[,:])\*\w")
 _MOST_ALIASES = 20
 _ACTIONS = {"evaluate", "inference", "export", "gen_trt_engine", "prune", "quantize", "distill"}
-_CONVERT = (
-    "convert the data to KITTI or Pascal VOC, check it (`refit dataset check FOLDER`), and begin with a file of "
-    "specs/examples; docs/coming-from.md has the steps"
+_DATA = (
+    "import reads specs; this is data, which a run reads as it is: check its folder (`refit dataset check FOLDER`), "
+    "name it as dataset.source in a copy of a file of specs/examples; docs/coming-from.md has the steps"
 )
 _YAML_NETWORKS = ("rtdetr", "dino", "deformable_detr", "efficientdet_tf2")
 
@@ -76,9 +76,7 @@ def recognise(text: str, file: str, network: str = "", role: Role | None = None)
             return Other(file, text, "mounts")
         raise ImportFault(f"{file}: {_of_json(data)}")
     if text.lstrip().startswith("filename,width,height,class"):
-        raise ImportFault(
-            f"{file}: the CSV of TensorFlow's Object Detection API: Refit has no reader for it; {_CONVERT}"
-        )
+        raise ImportFault(f"{file}: the CSV of TensorFlow's Object Detection API: {_DATA}")
     form = form_of(text)
     if form == "yaml" and len(_ALIAS.findall(text)) > _MOST_ALIASES:
         raise ImportFault(
@@ -211,13 +209,13 @@ def _yaml(text: str) -> Any:
 def _of_json(data: Any) -> str:
     """Why a JSON file is not read, and what to do."""
     if isinstance(data, dict) and isinstance(data.get("frames"), list):
-        return f"Drip's metadata.json: Refit has no reader for it yet; {_CONVERT}"
+        return f"Drip's metadata.json: {_DATA}"
     if isinstance(data, dict) and isinstance(data.get("classes"), list):
-        return f"Supervisely's meta.json: Refit has no reader for it yet; {_CONVERT}"
+        return f"Supervisely's meta.json: {_DATA}"
     if isinstance(data, dict) and {"objects", "size"} <= data.keys():
-        return f"an annotation of Supervisely: Refit has no reader for it yet; {_CONVERT}"
+        return f"an annotation of Supervisely: {_DATA}"
     if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
-        return f"COCO annotations: Refit has no reader for them yet; {_CONVERT}"
+        return f"COCO annotations: {_DATA}"
     if isinstance(data, dict) and "cells" in data:
         return "a notebook: name the specs that it trains with, and the mounts file that it writes"
     if isinstance(data, dict) and "dbscan_eps" in data:

@@ -1,81 +1,102 @@
-"""The converters in docs/coming-from.md make data sets that `refit dataset check` takes."""
+"""The commands on data in docs/coming-from.md do what it says, on small sets as the old systems had them."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import cv2
-import numpy as np
 import pytest
+import yaml
 
+from tests.data.helpers import HEIGHT, WIDTH, coco_set, encoded
 from tests.migrate.conftest import Called
 
-DOC = Path(__file__).resolve().parents[2] / "docs" / "coming-from.md"
+DOC = (Path(__file__).resolve().parents[2] / "docs" / "coming-from.md").read_text()
+Refit = Callable[..., Called]
 
 
-def script(name: str, folder: Path) -> Path:
-    text = next(t for t in re.findall(r"```python\n(.*?)```", DOC.read_text(), re.DOTALL) if name in t.split("\n")[0])
-    path = folder / name
-    path.write_text(text)
-    return path
+def section(title: str) -> str:
+    return next(part for part in DOC.split("\n## ") if part.startswith(title))
 
 
-def picture(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), np.random.default_rng(len(str(path))).integers(0, 255, (48, 64, 3), np.uint8))
+def run(refit: Refit, title: str, root: Path) -> list[dict[str, Any]]:
+    """Run a section's commands on data, with `root` for /data; what each says as JSON."""
+    commands = re.findall(r"^bin/refit (dataset .*)$", section(title), re.MULTILINE)
+    assert commands
+    made = []
+    for command in commands:
+        told = refit(*shlex.split(command.replace("/data/", f"{root}/"), comments=True), "--json")
+        assert told.code == 0, told.text
+        made.append(json.loads(told.out))
+    return made
 
 
-@pytest.fixture
-def drip(tmp_path: Path) -> list[Path]:
-    box = {"x0": 1, "y0": 2, "x1": 30, "y1": 40}
-    frames = []
-    for i, key in enumerate(("class", "type", "class")):  # both words were in use
-        picture(tmp_path / "images" / "day" / f"{i}.jpg")
-        frames.append({"path": f"day/{i}.jpg", "width": 64, "height": 48, "boxes": [{key: "big car", **box}]})
-    (tmp_path / "metadata.json").write_text(json.dumps({"frames": frames}))
-    return [tmp_path / "metadata.json", tmp_path / "images"]
-
-
-@pytest.fixture
-def supervisely(tmp_path: Path) -> list[Path]:
-    for i, tag in enumerate(("train", "train", "val")):
-        picture(tmp_path / "project/ds/img" / f"{i}.jpg")
-        ann = tmp_path / "project/ds/ann" / f"{i}.jpg.json"
-        ann.parent.mkdir(parents=True, exist_ok=True)
-        thing = {"classTitle": "big car", "points": {"exterior": [[30, 40], [1, 2]], "interior": []}}
-        ann.write_text(json.dumps({"size": {"width": 64, "height": 48}, "tags": [{"name": tag}], "objects": [thing]}))
-    return [tmp_path / "project"]
-
-
-@pytest.fixture
-def coco(tmp_path: Path) -> list[Path]:
-    box, said = {"category_id": 7, "bbox": [1, 2, 29, 38]}, []
+def pictures(folder: Path) -> None:
+    folder.mkdir(parents=True)
     for i in range(3):
-        picture(tmp_path / "images" / "day" / f"{i}.jpg")
-        said += [{"image_id": i, **box}, {"image_id": i, **box, "iscrowd": 1}]  # a crowd is no object
-    whole = {
-        "images": [{"id": i, "file_name": f"day/{i}.jpg"} for i in range(3)],
-        "annotations": said,
-        "categories": [{"id": 7, "name": "big car"}],
-    }
-    (tmp_path / "instances.json").write_text(json.dumps(whole))
-    return [tmp_path / "instances.json", tmp_path / "images"]
+        (folder / f"{i}.jpg").write_bytes(encoded(i))
 
 
-@pytest.mark.parametrize("name", ["drip", "supervisely", "coco"])
-def test_the_converter(name: str, refit: Callable[..., Called], tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    given = request.getfixturevalue(name)
-    out = tmp_path / "out"
-    subprocess.run([sys.executable, script(f"{name}2kitti.py", tmp_path), *given, out], check=True)
-    told = refit("dataset", "check", out, "--format", "kitti", "--classes", "big_car", "--json")
-    assert told.code == 0, told.text
-    assert json.loads(told.out)["objects"] == {"big_car": 3}
-    labels = sorted((out / "labels").iterdir())
-    assert labels[0].read_text() == "big_car 0 0 0 1 2 30 40 0 0 0 0 0 0 0\n"
-    if name == "supervisely":
-        assert (out / "val.txt").read_text() == "ds_2.jpg\n"
+def supervisely_set(root: Path) -> None:
+    pictures(root / "ds/img")
+    (root / "ds/ann").mkdir()
+    names = [{"name": "train"}, {"name": "val"}]
+    (root / "meta.json").write_text(json.dumps({"classes": [{"title": "big car"}], "tags": names}))
+    size, corners = {"width": WIDTH, "height": HEIGHT}, [[1, 2], [30, 40]]
+    thing = {"classTitle": "big car", "geometryType": "rectangle", "points": {"exterior": corners, "interior": []}}
+    for i, tag in enumerate((names[0], names[0], names[1])):
+        said = {"size": size, "tags": [tag], "objects": [thing]}
+        (root / f"ds/ann/{i}.jpg.json").write_text(json.dumps(said))
+
+
+def csv_set(root: Path) -> None:
+    pictures(root / "images")
+    for part, numbers in (("train", (0, 1)), ("test", (2,))):
+        rows = "".join(f"{i}.jpg,{WIDTH},{HEIGHT},big car,1,2,30,40\n" for i in numbers)
+        (root / f"{part}_labels.csv").write_text(f"filename,width,height,class,xmin,ymin,xmax,ymax\n{rows}")
+
+
+def test_drip(refit: Refit, tmp_path: Path) -> None:
+    pictures(tmp_path / "inbox/files/images/day")
+    box = {"x0": 1, "y0": 2, "x1": 30, "y1": 40}
+    frames = [
+        {"path": f"day/{i}.jpg", "width": WIDTH, "height": HEIGHT, "boxes": [{key: "big car", **box}]}
+        for i, key in enumerate(("class", "type", "class"))
+    ]
+    (tmp_path / "inbox/files/metadata.json").write_text(json.dumps({"frames": frames}))
+    (told,) = run(refit, "Drip", tmp_path)
+    assert (told["format"], told["objects"]) == ("drip", {"big car": 3})
+
+
+def test_coco(refit: Refit, tmp_path: Path) -> None:
+    coco_set(tmp_path / "inbox/street")
+    (told,) = run(refit, "RT-DETR", tmp_path)
+    assert told["format"] == "coco"
+    assert sum(told["objects"].values()) == 12
+
+
+def test_supervisely(refit: Refit, tmp_path: Path) -> None:
+    supervisely_set(tmp_path / "inbox/project")
+    told, _ = run(refit, "TensorFlow's", tmp_path)
+    assert (told["format"], told["objects"]) == ("supervisely", {"big car": 3})
+    assert len(list((tmp_path / "records").glob("train-*"))) == 1
+    assert refit("dataset", "check", "records", "--format", "tfrecord").code == 0
+
+
+@pytest.mark.parametrize(("make", "second"), [(supervisely_set, "val"), (csv_set, "test")])
+def test_a_split_that_the_data_bring(refit: Refit, tmp_path: Path, make: Callable[[Path], None], second: str) -> None:
+    """What is written once, and the lists of the pipeline file that is shown."""
+    make(tmp_path / "project")
+    (told,) = run(refit, "A split", tmp_path)
+    assert told["parts"] == {"train": 2, second: 1}
+    assert told["objects"] == {"big car": 3}
+    (shown,) = re.findall(r"```yaml\n(.*?)```", section("A split"), re.DOTALL)
+    dataset = yaml.safe_load(shown)["dataset"]
+    lists = [f"--list={part}={name.replace('val', second)}" for part, name in dataset["split"]["lists"].items()]
+    read = refit("dataset", "convert", tmp_path / dataset["source"], "again", "--to", "coco", *lists, "--json")
+    assert read.code == 0, read.text
+    assert json.loads(read.out)["parts"] == {"train": 2, "val": 1}

@@ -309,9 +309,10 @@ def test_a_misspelt_field_is_no_field_that_went_away(refit: Refit, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('{"frames": [{"path": "a.jpg", "boxes": []}]}', "Drip's metadata.json: Refit has no reader for it yet"),
-        ('{"classes": [{"title": "car"}]}', "Supervisely's meta.json: Refit has no reader for it yet"),
-        ('{"images": [], "annotations": []}', "COCO annotations: Refit has no reader for them yet"),
+        ('{"frames": [{"path": "a.jpg", "boxes": []}]}', "Drip's metadata.json: import reads specs; this is data"),
+        ('{"classes": [{"title": "car"}]}', "Supervisely's meta.json: import reads specs"),
+        ('{"objects": [], "size": {}}', "an annotation of Supervisely: import reads specs"),
+        ('{"images": [], "annotations": []}', "check its folder (`refit dataset check FOLDER`)"),
         ('{"dbscan_eps": 0.3}', "the cluster parameters of tlt-infer"),
         ('{"a": 1}', "JSON that import does not know"),
         ("yolov3_config {\n  arch: \"resnet\"\n}\n", "YOLOv3, which Refit does not train"),
@@ -410,13 +411,14 @@ def test_specs_of_several_models_are_not_mixed(refit: Refit, tmp_path: Path) -> 
     assert "are both of the role train; give the files of one model" in told.err, "it has no retraining"
 
 
-def test_annotations_that_refit_does_not_read_are_told(refit: Refit, tmp_path: Path) -> None:
+def test_where_coco_annotations_go_is_told(refit: Refit, tmp_path: Path) -> None:
     spec = tmp_path / "train.yaml"
     spec.write_text(networks.template(networks.folder("rtdetr"), "experiment.yaml"))
     told = refit("import", spec, "--into", "new", "--name", "x", "--classes", "car", "--network", "rtdetr")
     assert told.code == 0, told.text
     line = line_of(spec, "json_file")
-    assert f"note: {spec}:{line}: dataset.train_data_sources[0].json_file: the data are COCO annotations" in told.out
+    where = f"{spec}:{line}: dataset.train_data_sources[0].json_file"
+    assert f"note: {where}: the data are COCO annotations: put them and their images into dataset.source" in told.out
 
 
 def test_a_place_that_each_command_sets_is_told_once(refit: Refit, tmp_path: Path) -> None:
