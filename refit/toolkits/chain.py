@@ -13,7 +13,15 @@ from refit.toolkits.base import Output, Stage, command
 
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 
-CPU_CODE = ("refit/cpu", "refit/postprocess", "refit/command.py", "refit/files.py", "refit/specs.py", "refit/status.py")
+CPU_CODE = (
+    "refit/cpu",
+    "refit/data/tfrecord.py",
+    "refit/postprocess",
+    "refit/command.py",
+    "refit/files.py",
+    "refit/specs.py",
+    "refit/status.py",
+)
 
 
 def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]]) -> Iterator[tuple[Key, str]]:
