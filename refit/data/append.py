@@ -146,17 +146,13 @@ def _samples(base: Base, store: snapshot.Store) -> Iterator[tuple[Sample, str]]:
                 bytes=size,
                 width=row["width"],
                 height=row["height"],
-                objects=tuple(map(_box, row["objects"])),
+                objects=tuple(map(Box.from_json, row["objects"])),
                 tags=tuple(row.get("tags", ())),
                 groups=tuple(row.get("groups", ())),
                 look=bytes.fromhex(row.get("look", "")),
             ),
             row["split"],
         )
-
-
-def _box(row: Mapping[str, Any]) -> Box:
-    return Box(cls=row["class"], **{k: v for k, v in row.items() if k != "class"})
 
 
 def _objects(sample: Sample, classes: checks.Classes) -> tuple[tuple[Box, ...], list[Fault]]:

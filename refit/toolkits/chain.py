@@ -7,7 +7,7 @@ from typing import Any
 
 from refit.cluster import LocalProfile, Profile
 from refit.cpu.specs import AugmentParams
-from refit.pipeline import Pipeline, Resources
+from refit.pipeline import Pipeline, Release, Resources, TritonTarget
 from refit.specs import Key, did_you_mean
 from refit.toolkits.base import Output, Stage, command
 
@@ -34,6 +34,18 @@ def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]])
         if name not in names:
             hint = did_you_mean(name, names) or f"; known here: {', '.join(names)}"
             yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
+
+
+def served_by(release: Release, profile: Profile) -> tuple[TritonTarget, str | None]:
+    """The Triton that a release goes to, and its control key's secret: the profile names that of its own server."""
+    if release.triton is None:
+        return profile.triton, profile.triton.control_key_secret
+    return release.triton, None
+
+
+def control_key(secret: str | None) -> dict[str, str]:
+    """How a stage gets the control key: a token that the runner replaces."""
+    return {"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {}
 
 
 class Chain:
@@ -89,18 +101,22 @@ class Chain:
             "policy": gate.policy,
             **self._evaluation("previous"),
         }
+        inputs = (f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ()))
+        return self._quality(f"gate_{name}", f"Gate: is the {name} model good enough?", spec, inputs)
+
+    def _quality(self, name: str, title: str, spec: Mapping[str, Any], inputs: tuple[str, ...]) -> Stage:
         return Stage(
-            name=f"gate_{name}",
+            name=name,
             action="gate",
-            title=f"Gate: is the {name} model good enough?",
+            title=title,
             environment="tools",
             argv=command("refit.gates", "quality", "quality.yaml"),
             files={"quality.yaml": spec},
-            inputs=(f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ())),
+            inputs=inputs,
             outputs=(Output("verdict", "verdict.json", "json"),),
             summary="summary.json",
             code=("refit/gates", "refit/specs.py"),
-            resources=self.light(f"gate_{name}"),
+            resources=self.light(name),
         )
 
     def _evaluation(self, before: str) -> dict[str, str | None]:
@@ -124,19 +140,8 @@ class Chain:
             "policy": champion.policy,
             **self._evaluation("served"),
         }
-        return Stage(
-            name="gate_champion",
-            action="gate",
-            title="Gate: is it as good as the version that serves?",
-            environment="tools",
-            argv=command("refit.gates", "quality", "quality.yaml"),
-            files={"quality.yaml": spec},
-            inputs=(f"evaluate_{judged}", "evaluate_champion"),
-            outputs=(Output("verdict", "verdict.json", "json"),),
-            summary="summary.json",
-            code=("refit/gates", "refit/specs.py"),
-            resources=self.light("gate_champion"),
-        )
+        title = "Gate: is it as good as the version that serves?"
+        return self._quality("gate_champion", title, spec, (f"evaluate_{judged}", "evaluate_champion"))
 
     def release(
         self,
@@ -154,8 +159,7 @@ class Chain:
         """
         release = self.pipeline.release
         assert release is not None
-        target = release.triton or self.profile.triton
-        secret = self.profile.triton.control_key_secret if release.triton is None else None
+        target, secret = served_by(release, self.profile)
         spec = {
             "model_path": path or f"{{input:{model}.model}}",
             "results": results.format(judged),
@@ -182,7 +186,7 @@ class Chain:
             outputs=(Output("release", "release.json", "json"),),
             summary="summary.json",
             secrets=(secret,) if secret else (),
-            env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
+            env=control_key(secret),
             code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
             resources=self.light("release"),
         )

@@ -9,6 +9,7 @@ from refit.cluster import Profile
 from refit.config import Settings
 from refit.pipeline import Pipeline, Resources
 from refit.toolkits.base import OUR_EXIT_CODES, Output, command
+from refit.toolkits.chain import control_key, served_by
 
 
 def rollback_request(
@@ -27,8 +28,7 @@ def rollback_request(
     release = pipeline.release
     if release is None:
         raise ValueError(f"pipeline {pipeline.name} says release: false; there is nothing to roll back")
-    target = release.triton or profile.triton
-    secret = profile.triton.control_key_secret if release.triton is None else None
+    target, secret = served_by(release, profile)
     name = str(pipeline.name)
     spec = {
         "model": release.model or name,
@@ -50,7 +50,7 @@ def rollback_request(
         argv=command("refit.triton", "rollback", "rollback.yaml"),
         workspace=settings.workspace,
         resources=Resources(gpus=0, cpus=1, memory_gib=1, timeout_hours=1),
-        env={"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {},
+        env=control_key(secret),
         specs={"rollback.yaml": plan.literal(spec)},
         outputs=(Output("release", "release.json", "json"),),
         secrets=(secret,) if secret else (),

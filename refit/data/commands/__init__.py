@@ -14,6 +14,11 @@ NAMES = ("check", "convert", "split", "diff", "preview", "snapshot", "report", "
 GOOD, FAILED, BAD = 0, 1, 2
 
 
+def listed(text: str | None) -> list[str] | None:
+    """The words of an argument that separates them by commas; None where it was not given."""
+    return [word.strip() for word in text.split(",") if word.strip()] if text else None
+
+
 def add_all(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add each command as a parser whose `run` default is the command's function."""
     for name in NAMES:

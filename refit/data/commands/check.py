@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refit.data.codes import CODES, Severity
-from refit.data.commands import BAD, GOOD
+from refit.data.commands import BAD, GOOD, listed
 from refit.data.commands.progress import Progress
 from refit.data.commands.terminal import show
 from refit.data.faults import BadData, Fault, counts, graded
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     from refit.data import checks, doubts
     from refit.data.examine import examine
 
-    names = [c.strip() for c in args.classes.split(",") if c.strip()] if args.classes else None
+    names = listed(args.classes)
     about: dict[str, Any] = {"path": str(args.path)}
     try:
         with Progress(args.json) as progress:

@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from refit.data.commands import BAD, FAILED, GOOD
+from refit.data.commands import BAD, FAILED, GOOD, listed
 from refit.data.commands.progress import Progress
 from refit.data.faults import BadData
 from refit.data.settings import FORMATS
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             if args.previous:
                 print(f"error: {args.path} is no snapshot: only one can be compared (--previous)", file=sys.stderr)
                 return BAD
-            names = [c.strip() for c in args.classes.split(",") if c.strip()] if args.classes else None
+            names = listed(args.classes)
             with Progress(args.json) as progress:
                 classes = checks.Classes(names)
                 examined = examine(args.path, format=args.format, classes=classes, progress=progress)

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from refit.data.commands import BAD, FAILED, GOOD
+from refit.data.commands import BAD, FAILED, GOOD, listed
 from refit.data.commands.progress import Progress
 from refit.data.faults import BadData, NoSpace
 from refit.data.settings import FORMATS, DatasetSettings
@@ -37,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
         if args.pipeline:
             settings = pipelines.load(args.pipeline).dataset.settings()
         else:
-            names = [c.strip() for c in args.classes.split(",") if c.strip()]
-            settings = DatasetSettings(classes=names, format=args.format)
+            settings = DatasetSettings(classes=listed(args.classes) or [], format=args.format)
         args.workspace.mkdir(parents=True, exist_ok=True)
         with Progress(args.json) as progress, binding(args.workspace):
             taken = ingest(args.source, settings, args.workspace, progress=progress)

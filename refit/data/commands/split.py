@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refit.data.codes import CODES
-from refit.data.commands import BAD, GOOD
+from refit.data.commands import BAD, GOOD, listed
 from refit.data.commands.progress import Progress
 from refit.data.commands.terminal import show
 from refit.data.faults import BadData, Fault, counts
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from refit.data.ingest import divide
     from refit.data.settings import DatasetSettings, GroupBy, Split
 
-    names = [c.strip() for c in args.classes.split(",") if c.strip()] if args.classes else None
+    names = listed(args.classes)
     try:
         by = Split(val=args.val, seed=args.seed, group=_group(args.group))
     except ValidationError as exc:

@@ -61,10 +61,7 @@ class DripReader:
         return Layout(image_folder(tree, image_dir), folder)
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]:
-        names, faults = label_map.read(tree)
-        yield from faults
-        if names:
-            yield Names(tuple(name for _, name in sorted(names.items())))
+        names = yield from label_map.told(tree)
         paths = [path for path in _files(tree, layout.label_dir) if path not in leave]
         parts = parts_of(PurePosixPath(path).stem for path in paths)
         entries: list[Entry] = []

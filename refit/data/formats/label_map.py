@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from refit.data.faults import Fault, fault
-from refit.data.formats.base import Changed, read_whole
+from refit.data.formats.base import Changed, Names, read_whole
 from refit.data.text import NotText, class_name, decode
 from refit.data.tree import Tree
 from refit.specs import SpecError
@@ -47,6 +47,16 @@ def read(tree: Tree) -> tuple[dict[int, str], list[Fault]]:
                 message = f"item {number} is {name!r} here, and {names[number]!r} in another label map"
                 faults.append(fault("label_unreadable", path, message, value=name))
     return names, faults
+
+
+def told(tree: Tree) -> Generator[Fault | Names, None, dict[int, str]]:
+    """Yields what a reader says of its label maps: what is wrong, then the classes in the order of their numbers.
+    Returns the class name of each number."""
+    names, faults = read(tree)
+    yield from faults
+    if names:
+        yield Names(tuple(name for _, name in sorted(names.items())))
+    return names
 
 
 def parse(data: bytes, file: str) -> tuple[dict[int, str], list[Fault]]:

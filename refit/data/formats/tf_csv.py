@@ -89,10 +89,7 @@ class TfCsvReader:
         return Layout(image_folder(tree, image_dir), folder)
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]:
-        names, faults = label_map.read(tree)
-        yield from faults
-        if names:
-            yield Names(tuple(name for _, name in sorted(names.items())))
+        names = yield from label_map.told(tree)
         headers = {path: _peek(tree, path) for path in _lists(tree, layout.label_dir) if path not in leave}
         # A list of something else has none of the columns; one with some has a fault in its header, and is read.
         lists = [path for path, columns in headers.items() if not _missing(columns)]

@@ -183,10 +183,7 @@ class TfRecordReader:
         return Layout(folder, folder)
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault | Names]:
-        names, faults = label_map.read(tree)
-        yield from faults
-        if names:
-            yield Names(tuple(name for _, name in sorted(names.items())))
+        names = yield from label_map.told(tree)
         paths = [path for path in record_files(tree, layout.label_dir) if path not in leave]
         parts = parts_of_shards(paths)
         for path in paths:
