@@ -2,6 +2,7 @@
 #
 #   make run [PIPELINE=specs/pipelines/x.yaml] [DATA=folder] [ONCE=1]
 #   make test [ARGS="-k name"]      make lint      make setup      make lock      make clean
+#   make docs                       the documentation as a site, in .refit/docs
 #   make e2e [ARGS="-k name"]       on a Kubernetes cluster
 #   make chaos [ARGS="-k name"]     on one that may be broken (docs/chaos.md)
 #
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e chaos lint format lock clean dags
+.PHONY: help setup run test e2e chaos lint format lock clean dags docs
 
 export PYTHONPATH := $(CURDIR)
 REFIT_HOME ?= $(CURDIR)/.refit
@@ -21,7 +22,7 @@ ENVS := $(REFIT_ENVS)
 SETUP := sh bin/setup
 
 help:
-	@sed -n '3,9s/^# *//p' Makefile
+	@sed -n '3,10s/^# *//p' Makefile
 
 setup:
 	@$(SETUP)
@@ -70,6 +71,12 @@ format:
 dags:
 	@$(SETUP) --quiet --tests airflow
 	@$(ENVS)/tools/bin/python -m refit.embedded.suite tests/dags
+
+# A warning (a link that leads nowhere, a page that no other lists) is an error.
+docs:
+	@$(SETUP) --quiet docs
+	$(ENVS)/docs/bin/sphinx-build -W --keep-going -q -b html -d '$(REFIT_HOME)/docs/.doctrees' docs '$(REFIT_HOME)/docs'
+	@echo "$(REFIT_HOME)/docs/index.html"
 
 # Resolve all locks anew, after a requirements.in was changed; tests last, because they follow the others.
 lock:

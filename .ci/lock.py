@@ -24,6 +24,7 @@ LOCKS = {
     "images/triton/requirements.in": "images/triton/requirements.txt",
     "images/tensorrt/requirements.in": "images/tensorrt/requirements.txt",
     "images/lint/requirements.in": "images/lint/requirements.txt",
+    "docs/requirements.in": "docs/requirements.txt",
     "tests/requirements.in": "tests/requirements.txt",
     "tests/helm/requirements.in": "tests/helm/requirements.txt",
     "tests/remote/requirements.in": "tests/remote/requirements.txt",

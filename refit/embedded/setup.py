@@ -53,6 +53,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     # numpy first: onnxruntime hides the reason when numpy is broken.
     "triton": Environment("images/triton/requirements.txt", ("numpy", "onnxruntime"), 0.4, tested=False),
     "lint": Environment("images/lint/requirements.txt", ("grimp", "mypy"), 0.2, tested=False),
+    "docs": Environment("docs/requirements.txt", ("furo", "myst_parser"), 0.1, tested=False),
     # Helm as a library exists for Python 3.12 only; its lock has pytest.
     "helm": Environment("tests/helm/requirements.txt", ("helm_sdkpy", "pytest"), 0.2, tested=False, python="3.12"),
     # Where tests/tao/oracle runs NVIDIA's parsers: a protobuf that loads what an old protoc generated.
