@@ -1,12 +1,12 @@
 """From pipeline files to DAGs: retrain_<name> for each file.
 
-    arrival -> bind -> stages (a task group: dataset_convert ... quantize, gates) -> release -> done
+    arrival -> bind -> stages (a task group: dataset_convert ... quantize, gates) -> release -> publish -> done
 
 Every task after bind has bind as a direct upstream and runs where nothing upstream failed and at least one upstream
 task succeeded. So a stage that bind skipped (its result is reused) does not skip what follows, a failed stage stops
 what needs it, and a skipped or failed bind stops everything. `done` follows every task, because Airflow judges a run by
 its last tasks only: a run whose release is skipped would count as a success whatever failed before. It costs nothing,
-the scheduler settles it without starting a process.
+the scheduler settles it without starting a process. `publish` comes before it and runs whatever has happened.
 
 A pipeline file can change or break at any time, so nothing that a running run does may depend on it:
 - The DAG processor gives a faulty file a DAG of one task that names the faults. Without it Airflow would mark the DAG
@@ -18,7 +18,6 @@ A pipeline file can change or break at any time, so nothing that a running run d
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +45,10 @@ STAGE_OPERATORS: Mapping[str, str] = {
 BIND_OPERATORS: Mapping[str, str] = {
     "local": "operators.stage:BindOperator",
     "kubernetes": "operators.pod:BindPodOperator",
+}
+PUBLISH_OPERATORS: Mapping[str, str] = {
+    "local": "operators.publish:PublishOperator",
+    "kubernetes": "operators.pod:PublishPodOperator",
 }
 DEFAULTS: Mapping[str, Any] = {"owner": "refit", "retries": 2, "retry_delay": timedelta(seconds=15)}
 
@@ -167,7 +170,9 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
                 **pools.of_stage(pipeline.runtime, node.gpus),
             )
             [bind, *(tasks[upstream] for upstream in node.upstream)] >> task
-        [bind, *tasks.values()] >> _task(name, names.DONE)
+        publish, done = _task(name, names.PUBLISH, pipeline.runtime), _task(name, names.DONE)
+        [bind, *tasks.values()] >> publish >> done
+        [bind, *tasks.values()] >> done
     # Only now, because a DAG's params are copied into each task that is made after them, and serialized with it; in
     # place, because setting them checks every default against its schema, which costs more than all the rest.
     dag.params.update(form(plans.params(pipeline)))
@@ -201,7 +206,7 @@ def task_dag(pipeline: str, task_id: str, settings: Settings | None = None) -> D
     with DAG(names.dag_id(pipeline), schedule=None, default_args=dict(DEFAULTS), auto_register=False) as dag:
         group, _, rest = task_id.rpartition(".")
         stage = names.stage_of(task_id)
-        there = stage is not None or rest == names.BIND
+        there = stage is not None or rest in (names.BIND, names.PUBLISH)
         runtime = _peek_runtime(pipeline, settings or Settings.from_env()) if there else ""
         _task(pipeline, rest, runtime, task_group=TaskGroup(group) if group else None)
     return dag
@@ -216,6 +221,10 @@ def _task(pipeline: str, name: str, runtime: str = "", **kwargs: Any) -> BaseOpe
     if name == names.BIND:
         kwargs = {"task_display_name": "Take the data in and plan", "pipeline": pipeline, **kwargs}
         return _operator(BIND_OPERATORS, runtime, task_id=name, **kwargs)
+    if name == names.PUBLISH:
+        kwargs = {"task_display_name": "Publish the report", "pipeline": pipeline, **kwargs}
+        rule = TriggerRule.ALL_DONE
+        return _operator(PUBLISH_OPERATORS, runtime, task_id=name, trigger_rule=rule, retries=0, **kwargs)
     if name == names.BAD_FILE:
         return BadFileOperator(
             task_id=name, pipeline=pipeline, retries=0, task_display_name="Faults of the pipeline file", **kwargs
@@ -286,9 +295,9 @@ def clusters() -> list[tuple[str | None, str]]:
     except (ConfigError, OSError):
         return []  # `make` tells
     for file in files:
-        if _peek(file, "runtime") == "kubernetes":
+        if inputs.peek(file, "runtime") == "kubernetes":
             with contextlib.suppress(SpecError):
-                profile = cluster.load(_peek(file, "cluster") or "kubernetes", settings)
+                profile = cluster.load(inputs.peek(file, "cluster") or "kubernetes", settings)
                 if isinstance(profile, cluster.KubernetesProfile):
                     found.add((profile.connection, profile.namespace))
     return sorted(found, key=str)
@@ -299,16 +308,6 @@ def _peek_runtime(pipeline: str, settings: Settings) -> str:
     for ending in (".yaml", ".yml"):
         file = settings.pipelines / (pipeline + ending)
         if file.exists():
-            found = _peek(file, "runtime")
+            found = inputs.peek(file, "runtime")
             return found if found in STAGE_OPERATORS else "local"
     return "local"
-
-
-def _peek(file: Path, key: str) -> str:
-    """The plain word that stands at a key of the file's top level, or ""."""
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    match = re.search(rf"^{key}:\s*[\"']?([A-Za-z0-9._-]+)", text, re.MULTILINE)
-    return match[1] if match else ""

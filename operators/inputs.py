@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,16 @@ def pipeline_file(pipeline: str, where: Settings) -> Path:
         if path.is_file():
             return path
     raise BadInput(f"{where.pipelines / pipeline}.yaml: no such file; it was there when this DAG was made")
+
+
+def peek(file: Path, key: str) -> str:
+    """The plain word that stands at a key of a file's top level, or "": also of a file that is not valid (any more)."""
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(rf"^{key}:\s*[\"']?([A-Za-z0-9._-]+)", text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def shown(file: Path, where: Settings) -> str:

@@ -8,6 +8,7 @@ DAG_PREFIX = "retrain_"
 ARRIVAL = "arrival"
 BIND = "bind"
 GROUP = "stages"
+PUBLISH = "publish"
 DONE = "done"
 BAD_FILE = "pipeline_file"
 TAG = "refit"
@@ -29,7 +30,7 @@ def task_id(stage: str, group: str | None) -> str:
 
 def stage_of(task: str) -> str | None:
     """The stage that a task id stands for; None for the tasks around the stages."""
-    if task in (ARRIVAL, BIND, DONE, BAD_FILE):
+    if task in (ARRIVAL, BIND, PUBLISH, DONE, BAD_FILE):
         return None
     return task.removeprefix(f"{GROUP}.")
 

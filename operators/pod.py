@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from airflow.providers.cncf.kubernetes.pod_generator import PodGenerator
 from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase
+from airflow.sdk.exceptions import AirflowSkipException
 from airflow.settings import pod_mutation_hook
 from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
@@ -445,6 +446,28 @@ class BindPodOperator(TaoStageOperator):
         if not result.succeeded:
             raise_failure(self.stage, result)
         finish_bind(context, result)
+
+
+class PublishPodOperator(TaoStageOperator):
+    """Publishes a run in a pod that sees the pipeline's workspace; see `operators.publish.PublishOperator`."""
+
+    def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
+        super().__init__(stage=names.PUBLISH, **kwargs)
+        self.pipeline = pipeline
+
+    def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
+        from operators.publish import request
+
+        file = inputs.pipeline_file(self.pipeline, inputs.settings())
+        profile = kubernetes_profile(inputs.peek(file, "cluster") or "kubernetes")
+        nonce = f"{context['ti'].id}"  # the same for each return of this try
+        asked = request(context, self.pipeline, cluster.settings_in_pod(profile), nonce=nonce)
+        return profile, pods.PodStage.of(asked)
+
+    def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
+        """A run never fails because it could not be published."""
+        if not result.succeeded:
+            raise AirflowSkipException(f"no report was published: {result.outcome}: {result.reason}")
 
 
 class RollbackPodOperator(TaoStageOperator):

@@ -31,6 +31,7 @@ from refit.data.faults import Fault
 from refit.data.remote.connection import Connection
 from refit.data.settings import Dataset
 from refit.data.source import Kind, Source
+from refit.publish import place
 from refit.runtime import pod, report
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
@@ -101,7 +102,11 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         )
         plan = plans.make_plan(pipeline, profile, bound)
         plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
+        if profile.prices is not None:
+            plan["prices"] = profile.prices.model_dump()
         path = _write_plan(Path(spec.run), plan)
+    with contextlib.suppress(OSError):  # only people look at it
+        place.announce(workspace, plan)
     todo = [s["name"] for s in plans.tasks(plan)]
     files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
     summary = {

@@ -1,7 +1,7 @@
 """The command line.
 
-`refit validate | plan | pod | run | status | shell | dataset | ngc list | import | releases | rollback | gc | doctor |
-schema`
+`refit validate | plan | pod | run | status | shell | dataset | ngc list | import | releases | rollback | publish | gc |
+doctor | schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -363,6 +363,22 @@ def rollback(args: argparse.Namespace, settings: Settings) -> int:
     return run_rollback(args, settings)
 
 
+def publish(args: argparse.Namespace, settings: Settings) -> int:
+    """Make anew what people look at: each pipeline's index, and reports of runs that lack one; runs do it themselves."""
+    from refit import collect
+    from refit.publish import place
+    from refit.publish.stage import refresh
+
+    folders = {p.name: p for p in collect.pipelines(settings.workspace)}
+    if unknown := [name for name in args.pipelines if name not in folders]:
+        known = ", ".join(folders) or "none"
+        raise CliError(f"{', '.join(unknown)}: no such pipeline in {settings.workspace}; there is {known}")
+    for name in args.pipelines or folders:
+        done = refresh(folders[name])
+        print(f"{name}: {len(done)} reports and the index in {place.of_pipeline(folders[name])}")
+    return GOOD
+
+
 def gc(args: argparse.Namespace, settings: Settings) -> int:
     """Remove old runs, checkpoints and snapshots; never what a kept run, a release or a reused result needs."""
     from refit import collect
@@ -491,6 +507,8 @@ def _parser() -> argparse.ArgumentParser:
     add_import(command("import", import_))
     add_releases(command("releases", releases))
     add_rollback(command("rollback", rollback))
+    c = command("publish", publish)
+    c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
     c = command("gc", gc)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
     c.add_argument("--dry-run", action="store_true", help="only say what would go")

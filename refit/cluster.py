@@ -47,6 +47,20 @@ class ProfileTriton(TritonTarget):
     )
 
 
+Price = Annotated[float, Field(ge=0)]
+
+
+class Prices(Spec):
+    """What an hour costs here, for the money in run reports; all of a stage's GPUs, CPUs and memory count."""
+
+    currency: str = Field("", max_length=8, description="shown behind amounts, e.g. EUR")
+    gpu_hour: dict[str, Price] = Field(
+        default_factory=dict, description="of one GPU, by its type (resources.gpu_type); default: of all others"
+    )
+    cpu_hour: Price = Field(0, description="of one CPU")
+    memory_gib_hour: Price = Field(0, description="of one GiB")
+
+
 class Profile(Spec):
     """A place that runs stages."""
 
@@ -57,6 +71,7 @@ class Profile(Spec):
     env: dict[str, str] = Field(
         default_factory=dict, description="variables for every stage command, e.g. CUDA_VISIBLE_DEVICES; no secrets"
     )
+    prices: Prices | None = Field(None, description="null: run reports tell seconds only")
     triton: ProfileTriton
 
 

@@ -17,6 +17,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from refit.data.settings import Dataset
+from refit.publish.place import FOLDER as PUBLISHED
 from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, near_file, read_document
 from refit.specs import load as load_spec
 
@@ -275,9 +276,17 @@ def from_document(
     the file's (params of a manual run); a fault in one is reported under its path. `attached`: see `attachments`."""
     from refit import toolkits  # here, because the toolkits' models derive from Pipeline
 
-    if not NAME.match(name):
+    if not NAME.match(name) or name == PUBLISHED:
         raise SpecError(
-            [Problem(doc.file, 1, "", f"{name!r} cannot be a pipeline's name; use a-z, 0-9, - and _, a letter first")]
+            [
+                Problem(
+                    doc.file,
+                    1,
+                    "",
+                    f"{name!r} cannot be a pipeline's name; use a-z, 0-9, - and _, a letter first, "
+                    f"and not {PUBLISHED!r}, the folder of what people look at",
+                )
+            ]
         )
     data = _override(doc.data, overrides or {})
     wanted = data.get("toolkit")

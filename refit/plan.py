@@ -26,6 +26,7 @@ from refit.cluster import Profile
 from refit.config import Settings
 from refit.data.source import secret_name
 from refit.pipeline import Pipeline, Resources, attachments, peek_name, plain_keys
+from refit.publish import place
 from refit.specs import SpecError, did_you_mean, parse_yaml
 from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
 from refit.toolkits.chain import NO_PROFILE
@@ -251,6 +252,7 @@ def bind_request(
         "exit_codes": {"2": "bad_spec", "3": "bad_data"},
         "resources": {"gpus": 0, "gpu_type": None, "cpus": 1, "memory_gib": 2},
         "publish": None,
+        "progress": str(place.progress(workspace, BIND)),
     }
 
 
@@ -470,6 +472,7 @@ def _request(
         "exit_codes": dict(stage.exit_codes),
         "resources": stage.resources.model_dump(exclude={"timeout_hours", "nodes"}),
         "publish": str(bound.workspace / "keys" / f"{keys[stage.name]}.json"),
+        "progress": str(place.progress(bound.workspace, stage.name)),
     }
 
 

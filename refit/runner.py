@@ -76,6 +76,7 @@ FORMATS = ("any", "json", "jsonl", "onnx", "tfrecord", "pth", "hdf5", "png", "jp
 COMPACT_BYTES = 4096  # what Kubernetes keeps of a termination message
 SUMMARY_BYTES = 2048
 RESERVE_BYTES = 64 * 1024  # kept free for result.json, so that a full disk can still be reported
+TELL_SECONDS = 3  # between two notes of how far the stage is, for people
 TICK = 0.2  # seconds between two looks at status.json, the watches and the parent
 LINGER = 0.5  # seconds that processes left by a finished command have to end by themselves
 LOCK_SECONDS = 10  # how long to wait for a runner that we cannot end: it may be about to finish
@@ -195,6 +196,18 @@ def number(value: Any) -> Optional[float]:
         return float(value)
     except (ValueError, OverflowError):
         return None
+
+
+def duration(value: Any, otherwise: Optional[float]) -> Optional[float]:
+    """Seconds: of a number, or of "1 day, 2:03:04.5" as Python writes a timedelta; else `otherwise`."""
+    seconds = number(value)
+    if seconds is not None:
+        return seconds if math.isfinite(seconds) else otherwise
+    match = re.match(r"(?:(\d+) days?, )?(\d+):(\d\d?):(\d\d?(?:\.\d+)?)$", str(value or "").strip())
+    if match is None:
+        return otherwise
+    days, hours, minutes, rest = match.groups()
+    return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + float(rest)
 
 
 # --- hashes and wholeness of outputs ----------------------------------------------------------------------------
@@ -763,8 +776,10 @@ class Stage:
         self.inputs = texts(data, "inputs", {})
         self.input_keys = texts(data, "input_keys", {})
         self.publish = field(data, "publish", str, None)
+        self.progress = field(data, "progress", str, None)
         absolute = list(self.paths.items()) + list(self.inputs.items())
-        for where, path in absolute + ([("publish", self.publish)] if self.publish else []):
+        optional = [("publish", self.publish), ("progress", self.progress)]
+        for where, path in absolute + [(name, path) for name, path in optional if path]:
             if not os.path.isabs(path) or "\0" in path:
                 raise Fault("bad_spec", "request: the path of %s must be absolute, it is %.80r" % (where, path))
         if "stage" not in self.paths:
@@ -1207,6 +1222,7 @@ class Progress:
         self.message = ""
         self.failure = ""
         self.trouble = ""
+        self.eta: Optional[float] = None  # seconds
         self._before = 0  # the last epoch of earlier starts
         self._smallest = math.inf
         self._bad_losses = 0
@@ -1273,6 +1289,7 @@ class Progress:
             self.message = one_line(str(record.get("message") or ""))
             if self.status == "FAILURE":
                 self.failure = self.message
+        self.eta = duration(record.get("eta"), self.eta)
         loss = self._loss_of(record)
         if self.zero_metric in figures or self.zero_metric in table(record.get("kpi")):
             self._watch_zero(record)
@@ -1931,6 +1948,7 @@ class Run:
         self._active = self.began
         self._signature: Optional[Tuple[int, int, int]] = None
         self._next_look = 0.0
+        self._next_tell = 0.0
 
     def execute(self) -> Json:
         """Do it all; gives the result that was written. Raises Fault when not even that was possible."""
@@ -1940,6 +1958,7 @@ class Run:
             if earlier is not None:
                 self.output.say("refit: %s: an earlier result with the same key is whole: reused" % self.stage.name)
                 self._publish(earlier, None)
+                self._tell("succeeded", earlier.get("metrics") or {})
                 return earlier
             self.folder.prepare()
             self.output.open_log(self.folder.path("log.txt"))
@@ -2065,6 +2084,9 @@ class Run:
         self.output.tick()
         self.command.sample_memory()
         self._read_status()
+        if now >= self._next_tell:
+            self._next_tell = now + TELL_SECONDS
+            self._tell("running", self.progress.metrics)
         if self.stopped is None and self.command.exit_code is None:
             fault = self._wish_to_stop() or self._trouble(now)
             if fault:
@@ -2288,9 +2310,24 @@ class Run:
         except OSError as error:
             raise Fault.of(error, "write result.json (the stage's outcome was %s)" % result["outcome"]) from None
         self._publish(result, data)
+        self._tell(result["outcome"], result["metrics"])
         peak = ", memory up to %s" % human(self.command.peak) if self.command.peak else ""
         self.output.say("refit: %s: %s after %.1f s%s" % (self.stage.name, result["outcome"], result["seconds"], peak))
         return result
+
+    def _tell(self, state: str, metrics: Json) -> None:
+        """How far the stage is, for people (docs/contracts.md, "Published"). It does without where that cannot be."""
+        if not self.stage.progress:
+            return
+        said = dict(self.progress.last, run=self.stage.data.get("run", ""), stage=self.stage.name, state=state)
+        said.update(eta=self.progress.eta, message=self.progress.message, metrics=metrics, at=utc(time.time()))
+        said.update(started=utc(self.started), attempt=self.folder.attempt)
+        path = native(self.stage.progress)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            write_file(path, encode(self.output.scrubber.value(said)))
+        except (OSError, ValueError):
+            self.stage.progress = None
 
     def _summary(self) -> Json:
         if not self.stage.summary:

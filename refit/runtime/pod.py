@@ -8,7 +8,8 @@ What a pod gets and what not:
 - The runner's result comes as termination message; the runner itself is brought by an init container where the image
   has none.
 - Only its pipeline's folder of the workspace; snapshots read-only, except for bind, which writes them. The inbox:
-  bind, read-only. The model repository: releases.
+  bind, read-only. The model repository: releases. Of what people look at, where it says how far it is; the publisher
+  writes the rest.
 - No service account token; secrets by reference, and only those that the stage names.
 - Pod Security "restricted", but for images that are declared to need root (NVIDIA TAO's).
 """
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refit.cluster import GpuType, Image, KubernetesProfile, Toleration, Volume
+from refit.publish.place import FOLDER as PUBLISHED
 
 CONTAINER = "stage"
 INIT = "runner"
@@ -32,7 +34,7 @@ BROUGHT_PYTHON = "/refit/python/bin/python3"
 BROUGHT_LIMIT = "512Mi"  # the CPython that is brought has some 120 MB
 START_MARGIN_SECONDS = 120  # of activeDeadlineSeconds: for the init container and the runner's own end
 GRACE_MARGIN_SECONDS = 10  # for the runner to write its result once the command has ended
-BIND, RELEASE = "bind", "release"
+BIND, RELEASE, PUBLISH = "bind", "release", "publish"
 READ_BACK = "read-back"
 LABEL = "refit/"
 PIPELINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")  # part of a mount's path, where ":" and ".." are refused
@@ -375,6 +377,15 @@ def _mounts(stage: PodStage, profile: KubernetesProfile, brought: bool) -> list[
                 "mountPath": f"{own}/datasets",
                 "subPath": _below(volumes.workspace, f"{stage.pipeline}/datasets"),
                 "readOnly": True,
+            }
+        )
+    if stage.action != READ_BACK:  # of what people look at: who publishes all of its pipeline, others how far they are
+        below = stage.pipeline if stage.action in (PUBLISH, RELEASE) else f"{stage.pipeline}/progress"
+        mounts.append(
+            {
+                "name": "workspace",
+                "mountPath": f"{volumes.workspace.mount_path.rstrip('/')}/{PUBLISHED}/{below}",
+                "subPath": _below(volumes.workspace, f"{PUBLISHED}/{below}"),
             }
         )
     if stage.action == BIND and volumes.inbox:

@@ -17,6 +17,7 @@ from typing import Any
 from refit.config import Settings
 from refit.outcome import Result
 from refit.plan import BIND
+from refit.publish import place
 from refit.runtime import report
 from refit.runtime.local import StageProcess, interpreter
 
@@ -47,6 +48,25 @@ class PipelineRun:
             signal.signal(signal.SIGTERM, previous)
 
     def _execute(self) -> int:
+        try:
+            return self._stages()
+        finally:
+            self._publish()
+
+    def _publish(self) -> None:
+        """The report and the index, whatever has happened; the run does not fail for it."""
+        from refit.command import StageError
+        from refit.publish.stage import refresh
+
+        run = Path(self.request["paths"]["run"])
+        try:
+            refresh(run.parents[1], run.name)
+        except (OSError, StageError) as exc:
+            print(f"warning: no report was published: {exc}", file=sys.stderr)
+        else:
+            print(f"report: {place.of_run(run.parents[1], run.name) / place.REPORT}")
+
+    def _stages(self) -> int:
         began = time.monotonic()
         bound = self._start(BIND, request=self.request)
         if bound.outcome != "succeeded":

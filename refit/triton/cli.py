@@ -67,7 +67,7 @@ def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
 
     from refit.triton.rollback import rollback
     from refit.triton.specs import RollbackSpec
-    from refit.triton.stage import stage_errors
+    from refit.triton.stage import stage_errors, tell_people
 
     ledger, _ = _known(args.model, settings)[-1]
     where: dict[str, Any] = {"url": args.url, "repository": args.repository}
@@ -97,6 +97,7 @@ def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
     try:
         with stage_errors():
             report = rollback(spec, lambda message: print(message, flush=True))
+        tell_people(spec.ledger)
     except command.Cancelled:
         print("error: stopped by SIGTERM", file=sys.stderr)
         return command.CANCELLED

@@ -33,6 +33,7 @@ def run_rollback(spec: RollbackSpec, out: Path, status: StatusWriter) -> None:
     with stage_errors():
         report = rollback(spec, _say(status))
     _done(report, out, status)
+    tell_people(spec.ledger)
 
 
 def _say(status: StatusWriter) -> Callable[[str], None]:
@@ -55,6 +56,16 @@ def _done(report: ReleaseReport, out: Path, status: StatusWriter) -> None:
             **{f"{name}_seconds": value for name, value in report.seconds.items()},
         },
     )
+
+
+def tell_people(ledger: Path) -> None:
+    """Make the index anew that people look at. What serves, serves without it."""
+    from refit.publish.stage import refresh
+
+    try:
+        refresh(ledger.parent)
+    except (OSError, StageError) as exc:
+        print(f"warning: the published index is as before: {exc}")
 
 
 def write_report(report: ReleaseReport, out: Path) -> None:

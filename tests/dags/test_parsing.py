@@ -71,7 +71,7 @@ def test_the_shape_of_a_dag(folder: Path) -> None:
     assert dag.tags == {"refit", "p", "cpu"}
     nodes = plans.skeleton(pipelines.load(folder / "p.yaml"))
     stages = [names.task_id(n.name, n.group) for n in nodes]
-    assert [t.task_id for t in dag.tasks] == ["arrival", "bind", *stages, "done"]
+    assert [t.task_id for t in dag.tasks] == ["arrival", "bind", *stages, "publish", "done"]
     assert stages[-1] == "release"
     assert dag.get_task("bind").upstream_task_ids == {"arrival"}
     for node in nodes:
@@ -85,7 +85,10 @@ def test_the_shape_of_a_dag(folder: Path) -> None:
         evaluation = {"quantize": "quantized"}.get(model, f"{model}ed")
         assert f"stages.{model}" in dag.get_task(f"stages.evaluate_{evaluation}").upstream_task_ids
     done = dag.get_task("done")
-    assert (dag.leaves, done.upstream_task_ids) == ([done], {"bind", *stages})
+    assert (dag.leaves, done.upstream_task_ids) == ([done], {"bind", *stages, "publish"})
+    publish = dag.get_task("publish")
+    assert (publish.upstream_task_ids, publish.trigger_rule) == ({"bind", *stages}, "all_done")
+    assert publish.pool == "default_pool"  # it must not wait behind a training
     assert (done.trigger_rule, done.inherits_from_empty_operator) == ("none_failed", True)
 
 
@@ -182,6 +185,7 @@ TASKS = {
     "bind": "BindOperator",
     "stages.train": "LocalStageOperator",
     "release": "LocalStageOperator",
+    "publish": "PublishOperator",
     "done": "EmptyOperator",
     names.BAD_FILE: "BadFileOperator",
 }
@@ -225,11 +229,14 @@ def test_a_task_process_makes_its_own_task_only(folder: Path) -> None:
 
 def test_pods_need_no_kubernetes_client_while_airflow_parses(folder: Path) -> None:
     write_pipeline(folder / "p.yaml", "runtime: kubernetes")
-    whole, task, bind = in_processes_of_tasks(("retrain_p", None), ("retrain_p", "stages.train"), ("retrain_p", "bind"))
+    whole, task, bind, publish = in_processes_of_tasks(
+        *(("retrain_p", name) for name in (None, "stages.train", "bind", "publish"))
+    )
     assert whole["tasks"]["retrain_p"]["stages.train"] == "PodTask"
     assert not {"kubernetes", "kubernetes_asyncio", "torch", "pandas", "numpy"} & set(whole["all"])
     assert task["tasks"] == {"retrain_p": {"stages.train": "TaoStageOperator"}}
     assert bind["tasks"] == {"retrain_p": {"bind": "BindPodOperator"}}
+    assert publish["tasks"] == {"retrain_p": {"publish": "PublishPodOperator"}}
 
 
 def test_orphaned_pods_are_looked_for_where_a_pipeline_file_names_a_cluster(folder: Path) -> None:

@@ -20,9 +20,9 @@ from refit.data.cli import main
 from refit.data.examine import examine
 from refit.data.ingest import ingest
 from refit.data.report import contents, page
-from refit.data.report.markup import Markup, join, tag, text
-from refit.data.report.pictures import Pictures, Rect
 from refit.data.settings import DatasetSettings
+from refit.report.markup import Markup, join, tag, text
+from refit.report.pictures import Pictures, Rect
 
 _VOID = {"meta"}
 _ALLOWED = {

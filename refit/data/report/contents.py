@@ -16,8 +16,8 @@ from refit.data.drift import Drift
 from refit.data.examine import Examination
 from refit.data.faults import Fault, counts, graded
 from refit.data.formats.base import read_whole
-from refit.data.report.pictures import Load
 from refit.data.statistics import Table
+from refit.report.pictures import Load
 from refit.toolkits.base import NetworkInput
 
 SCHEMA = 1

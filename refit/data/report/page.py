@@ -11,11 +11,7 @@ import numpy as np
 from refit.data import drift
 from refit.data.codes import CODES, Severity
 from refit.data.faults import Fault
-from refit.data.report import charts
 from refit.data.report.contents import NEAR, Report
-from refit.data.report.markup import Markup, join, tag
-from refit.data.report.pictures import Load, Pictures, Rect
-from refit.data.report.style import CSS
 from refit.data.statistics import (
     ASPECT_BINS,
     ASPECT_STEP,
@@ -25,6 +21,10 @@ from refit.data.statistics import (
     SIZE_STEP,
 )
 from refit.data.suspects import Suspect
+from refit.report import charts
+from refit.report.document import document, table
+from refit.report.markup import Markup, join, tag
+from refit.report.pictures import Load, Pictures, Rect
 
 _CLASSES = 24  # shown with charts of their own
 _SAMPLES = 18
@@ -35,9 +35,6 @@ _NAMES = 8
 
 _ARROW = "\N{RIGHTWARDS ARROW}"
 _MODEL = 1  # the colour of what a model sees: blue
-
-# No script may run and nothing may be fetched, whatever a file name holds.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write(report: Report) -> str:
@@ -56,7 +53,7 @@ def write(report: Report) -> str:
         ("Near-duplicates", near),
         ("Change since the last data set", _change(report)),
     ]
-    return _document(
+    return document(
         f"{report.title}: data set report", "Data set report", [report.title, " ", _verdict(report)], sections
     )
 
@@ -74,36 +71,7 @@ def write_suspects(title: str, told: str, suspects: Sequence[Suspect], load: Loa
         shown.append(tag("figure", picture, _caption(tag("span", f"{s.score:.2f}  {s.told()}"), tag("small", s.file))))
     note = "Magenta: what is labelled. Blue: what the model sees. Look at each; nothing was changed."
     body = join(tag("p", told, " ", note), tag("div", *shown, class_="pictures"))
-    return _document(f"{title}: likely label errors", "Likely label errors", [title], [("The likeliest first", body)])
-
-
-def _document(title: str, kind: str, heading: Sequence[object], sections: Sequence[tuple[str, Markup | None]]) -> str:
-    shown = [(name, _anchor(name), body) for name, body in sections if body]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Markup(CSS)),
-    )
-    body = tag(
-        "body",
-        tag(
-            "header",
-            tag("p", kind, class_="kind"),
-            tag("h1", *heading),
-            tag("nav", *(tag("a", name, href=f"#{anchor}") for name, anchor, _ in shown)) if len(shown) > 1 else "",
-        ),
-        tag("main", *(tag("section", tag("h2", name), body, id=anchor) for name, anchor, body in shown)),
-        tag("footer", "Made by Refit. The same in figures is there as JSON."),
-    )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return document(f"{title}: likely label errors", "Likely label errors", [title], [("The likeliest first", body)])
 
 
 def _verdict(report: Report) -> Markup:
@@ -161,8 +129,7 @@ def _classes(report: Report) -> Markup | None:
             ]
         rows.append(tag("tr", *cells))
     heads = ["Class", "", "Objects", "Share", "Images", *(parts if len(parts) > 1 else ())]
-    table = _table(heads, rows)
-    return join(table, _cards(report))
+    return join(table(heads, rows), _cards(report))
 
 
 def _cards(report: Report) -> Markup:
@@ -237,7 +204,7 @@ def _images(report: Report) -> Markup | None:
     others = sum(r["images"] for r in s["sizes"][_NAMES:]) + s["other_sizes"]
     if others:
         rows.append(tag("tr", tag("th", "other sizes", scope="row"), tag("td", _n(others))))
-    return tag("div", *figures, _table(["Pixels", "Images"], rows), class_="cards")
+    return tag("div", *figures, table(["Pixels", "Images"], rows), class_="cards")
 
 
 # ---- samples
@@ -412,13 +379,13 @@ def _change(report: Report) -> Markup | None:
         for name, n, names in kinds
     ]
     before = tag("p", "Compared with ", tag("code", report.previous[:12]), ".")
-    parts = [before, _table(["Images", "", "First of them"], rows, told=True)]
+    parts = [before, table(["Images", "", "First of them"], rows, told=True)]
     if d.objects:
         objects = [
             tag("tr", tag("th", cls, scope="row"), tag("td", _n(a)), tag("td", _n(b)), tag("td", f"{b - a:+,}"))
             for cls, (a, b) in d.objects.items()
         ]
-        parts.append(_table(["Objects", "Before", "Now", "Change"], objects))
+        parts.append(table(["Objects", "Before", "Now", "Change"], objects))
     if report.drifts:
         levels = {"none": "good", "moderate": "info", "major": "warning"}
         drifts = [
@@ -432,7 +399,7 @@ def _change(report: Report) -> Markup | None:
             )
             for x in report.drifts
         ]
-        parts.append(_table(["Drift", "", "PSI", "By chance", "What"], drifts, told=True))
+        parts.append(table(["Drift", "", "PSI", "By chance", "What"], drifts, told=True))
         note = (
             f"PSI is the population stability index: {drift.MODERATE} and more is a moderate change, {drift.MAJOR} and "
             "more a major one, where chance alone would not reach it."
@@ -447,13 +414,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 # ---- parts of all
-
-
-def _table(heads: Sequence[str], rows: Sequence[Markup], *, told: bool = False) -> Markup:
-    """A table of figures; with `told` its last column holds words."""
-    head = tag("tr", *(tag("th", name, scope="col") for name in heads))
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="told" if told else None)
-    return tag("div", table, class_="scroll")
 
 
 def _caption(*what: object) -> Markup:

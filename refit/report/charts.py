@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from refit.data.report.markup import Markup, join, tag
+from refit.report.markup import Markup, join, tag
 
 _WIDTH, _HEIGHT, _AXIS = 240, 72, 16
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from refit.data.report.charts import colour
-from refit.data.report.markup import Markup, tag
+from refit.report.charts import colour
+from refit.report.markup import Markup, tag
 
 BUDGET = 1_700_000
 """Characters of all pictures of a page, with their boxes."""

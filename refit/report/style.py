@@ -55,6 +55,8 @@ th:first-child { text-align: left; font-weight: 500; }
 tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 110px; }
 .told th:last-child { text-align: left; }
 td.bar { width: 32%; min-width: 80px; }
+.stages td.bar { width: 14%; }
+.stages tbody th { min-width: 250px; }
 td.names { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 180px; }
 svg { display: block; }
 .share { width: 100%; height: 8px; border-radius: 4px; }
@@ -82,6 +84,34 @@ figcaption span { display: block; color: var(--ink); }
 .fault li { padding: 2px 0; overflow-wrap: anywhere; }
 .more, .advice { color: var(--soft); }
 .advice { margin: 0 0 6px; font-size: 13px; }
+.picture .truth { stroke: #fff; stroke-dasharray: 4 3; stroke-width: 1.5; }
+.plot { width: 100%; height: auto; }
+.plot line { stroke: var(--soft); }
+.plot .grid { stroke: var(--line); }
+.plot text { fill: var(--soft); font-size: 11px; }
+.plot .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; stroke-linejoin: round; }
+.plot .interval { stroke: var(--accent); stroke-width: 1.2; opacity: .55; }
+.plot .point { fill: var(--accent); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 16px; }
+.plots > * { max-width: 520px; }
+.matrix { width: auto; }
+.matrix th, .matrix td { padding: 6px 12px; text-align: center; }
+.matrix .cell.good { background: color-mix(in srgb, var(--good) calc(var(--share) * .6), transparent); }
+.matrix .cell.bad { background: color-mix(in srgb, var(--error) calc(var(--share) * .8), transparent); }
+.lead { margin: 0 0 12px; padding: 12px 14px; border-radius: 8px; background: var(--page); overflow-wrap: anywhere; }
+.lead.error { background: color-mix(in srgb, var(--error) var(--tint), transparent); }
+.lead p { margin: 0; }
+.lead p + p { margin-top: 6px; }
+pre {
+  margin: 8px 0; padding: 10px 12px; overflow-x: auto; background: var(--page); border-radius: 8px;
+  font: 12px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace;
+}
+details { margin: 8px 0; }
+summary { cursor: pointer; color: var(--soft); }
+.left { text-align: left; }
+.words { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 220px; }
+.best { font-weight: 600; color: var(--good); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; border-radius: 4px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
 @media (max-width: 600px) {
