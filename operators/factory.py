@@ -50,6 +50,10 @@ PUBLISH_OPERATORS: Mapping[str, str] = {
     "local": "operators.publish:PublishOperator",
     "kubernetes": "operators.pod:PublishPodOperator",
 }
+APPROVE_OPERATORS: Mapping[str, str] = {
+    "local": "operators.approval:ApproveOperator",
+    "kubernetes": "operators.pod:ApprovePodOperator",
+}
 DEFAULTS: Mapping[str, Any] = {"owner": "refit", "retries": 2, "retry_delay": timedelta(seconds=15)}
 
 
@@ -233,7 +237,8 @@ def _task(pipeline: str, name: str, runtime: str = "", **kwargs: Any) -> BaseOpe
         from airflow.providers.standard.operators.empty import EmptyOperator
 
         return EmptyOperator(task_id=name, trigger_rule=TriggerRule.NONE_FAILED, task_display_name="Done", **kwargs)
-    return _operator(STAGE_OPERATORS, runtime, task_id=name, stage=name, trigger_rule=RULE, **kwargs)
+    table = APPROVE_OPERATORS if name == names.APPROVE else STAGE_OPERATORS
+    return _operator(table, runtime, task_id=name, stage=name, trigger_rule=RULE, **kwargs)
 
 
 def _operator(table: Mapping[str, str], runtime: str, **kwargs: Any) -> BaseOperator:

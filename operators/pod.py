@@ -26,7 +26,7 @@ from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from operators import inputs, names, orphans, pools
+from operators import approval, inputs, names, orphans, pools
 from operators.failures import raise_failure
 from operators.pod_trigger import StageTrigger
 from operators.stage import compact, finish_bind
@@ -134,6 +134,8 @@ class TaoStageOperator(KubernetesPodOperator):
                 env.append({"name": "REFIT_TRITON_SERVERS", "value": ",".join(servers)})
             if self._again:
                 env.append({"name": "REFIT_AGAIN", "value": "1"})
+            if context is not None:
+                env += [{"name": name, "value": value} for name, value in approval.answer(context).items()]
         return self._as_pod(manifest, context)
 
     def _as_pod(self, manifest: dict[str, Any], context: Context | None) -> k8s.V1Pod:
@@ -468,6 +470,20 @@ class PublishPodOperator(TaoStageOperator):
         """A run never fails because it could not be published."""
         if not result.succeeded:
             raise AirflowSkipException(f"no report was published: {result.outcome}: {result.reason}")
+
+
+class ApprovePodOperator(TaoStageOperator):
+    """The stage `approve` in a pod, then the wait for a person; see `operators.approval.ApproveOperator`."""
+
+    ui_color = "#fdf3d8"
+
+    def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
+        super().finish(context, result, made)
+        approval.ask(self.task_id, context, result.summary)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """The answer has come, or the time is over."""
+        return approval.answered(self, event)
 
 
 class RollbackPodOperator(TaoStageOperator):

@@ -40,7 +40,7 @@ class ProcessOperator(BaseOperator):
     ) -> Result:
         """Run a request or a plan's stage; its lines go to the task's log. Raises for any outcome but success.
 
-        `login`: variables for the runner alone, see `_login`.
+        `login`: more variables for the runner: a login (`_login`), a person's answer (`operators.approval`).
         """
         try:
             python = interpreter(environment)
@@ -146,8 +146,15 @@ class LocalStageOperator(ProcessOperator):
         if request is None:  # only where runs are not pinned to their DAG's version, see operators.bundle
             raise AirflowSkipException(f"{self.stage} is not in {path}: the pipeline file had no such stage then")
         where = inputs.settings()
-        result = self._run(self.stage, request["environment"], where, plan=path, stage=self.stage)
+        told = _approval(context) if request["action"] == "release" else None
+        result = self._run(self.stage, request["environment"], where, told, plan=path, stage=self.stage)
         return compact(result)
+
+
+def _approval(context: Mapping[str, Any]) -> dict[str, str]:
+    from operators.approval import answer  # human-in-the-loop is Airflow's heaviest operator to import
+
+    return answer(context)
 
 
 def bound_plan(context: Mapping[str, Any], bind: str) -> Path:

@@ -35,6 +35,7 @@ from refit.publish import place
 from refit.runtime import pod, report
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
+from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import Stage
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
@@ -340,6 +341,8 @@ def _report(
 
 def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: bool) -> Any:
     def find(stage: Stage, key: str) -> Path | None:
+        if stage.name == APPROVE:  # each run asks anew
+            return None
         folder = good_result(workspace, key) if reuse else None
         if folder is not None and stage.action == "release":
             from refit.triton.serving import still_serving

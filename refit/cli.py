@@ -274,7 +274,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         request = plans.bind_request(
             path.absolute(), path.read_text(encoding="utf-8"), run_id, conf, settings, nonce=uuid.uuid4().hex, data=data
         )
-        pipeline_run = PipelineRun(settings, request, until=args.until, quiet=args.quiet)
+        pipeline_run = PipelineRun(settings, request, until=args.until, quiet=args.quiet, approve=args.approve)
         try:
             return pipeline_run.execute()
         finally:
@@ -489,6 +489,9 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--param", metavar="KEY=VALUE", action="append", default=[], help="as in Airflow's trigger form")
     c.add_argument("--run-id", metavar="ID", help="to go on with a run that was interrupted")
     c.add_argument("--quiet", action="store_true", help="no output of the stages, only the table")
+    c.add_argument(
+        "--approve", nargs="?", const="", metavar="NOTE", help="say yes where a person is asked before the release"
+    )
     c = command("status", status)
     c.add_argument("pipeline", nargs="?", help="only this one")
     c.add_argument("--json", action="store_true")

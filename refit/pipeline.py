@@ -54,6 +54,10 @@ class OffOr:
         return id(self)
 
 
+Policy = Literal["fail", "warn", "ask"]
+POLICY = "warn: the verdict is shown, the run goes on; ask: it goes on, and a person decides before the release"
+
+
 class QualityGate(Spec):
     """The challenger against a floor, and what pruning and INT8 may cost."""
 
@@ -65,15 +69,28 @@ class QualityGate(Spec):
     max_drop_quantized: float = Field(
         0.01, ge=0, le=1, description="most that INT8 may lose against the model before it"
     )
-    policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
+    max_drop_class: float | None = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="most that one class or slice may lose, as far as the images can show, while the whole did not; "
+        "null: it is told, and the run goes on",
+    )
+    slices: list[Literal["size", "group", "tag"]] = Field(
+        ["size", "group", "tag"],
+        description="looked at beside the classes: small, medium and large objects, the data's groups, its tags",
+    )
+    policy: Policy = Field("fail", description=POLICY)
 
 
 class ChampionGate(Spec):
     """The challenger against the version that serves, both evaluated now, on the same images with the same limits."""
 
     margin: float = Field(0.01, ge=0, le=1, description="so much mAP it may be worse: two trainings are never equal")
-    policy: Literal["fail", "warn"] = Field(
-        "fail", description="of a challenger that is worse, as far as the images can show; warn: it is released"
+    policy: Policy = Field(
+        "fail",
+        description="of a challenger that is worse, as far as the images can show; warn: it is released; "
+        "ask: a person decides",
     )
 
 
@@ -81,6 +98,21 @@ class Gates(Spec):
     quality: QualityGate = QualityGate()
     champion: Annotated[ChampionGate | None, OffOr(ChampionGate())] = Field(
         ChampionGate(), description="false: not compared with the version that serves"
+    )
+
+
+class Approval(Spec):
+    """A person says yes or no before the release."""
+
+    when: Literal["always", "on_doubt"] = Field(
+        "always", description="on_doubt: only where a gate did not simply pass (it warned, or its policy is ask)"
+    )
+    timeout_hours: float = Field(72, gt=0, le=24 * 90, description="for an answer")
+    on_timeout: Literal["reject", "approve"] = Field("reject", description="what no answer means")
+    assignees: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9._@+-]{1,64}$")]] = Field(
+        default_factory=list,
+        max_length=5,
+        description="who may answer, by their ids in Airflow's auth manager; empty: whoever may answer such questions",
     )
 
 
@@ -165,6 +197,9 @@ class Pipeline(Spec):
     )
     seed: int = Field(42, ge=0, le=2**31 - 1, description="of everything random in the stages")
     gates: Gates = Gates()
+    approval: Annotated[Approval | None, OffOr(Approval())] = Field(
+        None, description="a person decides before the release; left out: only where a gate's policy is ask, on doubt"
+    )
     watchdog: Watchdog = Watchdog()
     release: Annotated[Release | None, OffOr(Release())] = Field(
         Release(), description="false: the run ends with the model, nothing is deployed"
@@ -201,6 +236,14 @@ class Pipeline(Spec):
                 ("dataset", "arrival", "quarantine"),
                 "moves files, and pods may only read the inbox; leave it out",
             )
+
+    @property
+    def asks(self) -> Approval | None:
+        """When a person is asked before the release, None where nobody is."""
+        if self.release is None or self.approval is not None:
+            return self.approval if self.release is not None else None
+        policies = (getattr(gate, "policy", None) for _, gate in self.gates)
+        return Approval(when="on_doubt") if "ask" in policies else None
 
     @property
     def profile(self) -> str:

@@ -28,6 +28,7 @@ from refit.data.source import secret_name
 from refit.pipeline import Pipeline, Resources, attachments, peek_name, plain_keys
 from refit.publish import place
 from refit.specs import SpecError, did_you_mean, parse_yaml
+from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
 from refit.toolkits.chain import NO_PROFILE
 
@@ -35,6 +36,7 @@ SCHEMA = 1
 BIND = "bind"
 CONNECTION = "REFIT_CONNECTION"  # bind's variable with the login of a remote source
 GROUP = "stages"
+ALONE = ("approve", "release")  # actions whose tasks stand outside the group
 
 
 class ConfError(ValueError):
@@ -57,7 +59,7 @@ def skeleton(pipeline: Pipeline) -> list[Node]:
     """The tasks after bind, in an order in which they can run."""
     stages = toolkits.get(pipeline.toolkit).stages(pipeline, NO_PROFILE)
     return [
-        Node(s.name, s.title, s.action, None if s.action == "release" else GROUP, s.upstream, s.resources.gpus)
+        Node(s.name, s.title, s.action, None if s.action in ALONE else GROUP, s.upstream, s.resources.gpus)
         for s in stages
     ]
 
@@ -377,9 +379,12 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
         if earlier is not None:
             reused[stage.name] = str(earlier)
     off = set(bound.off)
-    if bound.champion is None or "release" in {*off, *reused}:  # nothing to be compared, or nothing would come of it
+    nothing_new = "release" in {*off, *reused}
+    if bound.champion is None or nothing_new:  # nothing to be compared, or nothing would come of it
         off |= CHAMPION_STAGES & keys.keys()
-        reused = {name: folder for name, folder in reused.items() if name not in off}
+    if nothing_new:
+        off |= {APPROVE} & keys.keys()
+    reused = {name: folder for name, folder in reused.items() if name not in off}
     return {
         "schema": SCHEMA,
         "pipeline": pipeline.name,
@@ -393,6 +398,8 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
 
 
 def _with_champion(stage: Stage, bound: Bound) -> Stage:
+    if stage.name == APPROVE and bound.champion is None:
+        return replace(stage, inputs=tuple(name for name in stage.inputs if name not in CHAMPION_STAGES))
     if stage.name not in CHAMPION_STAGES or bound.champion is None:
         return stage
     files = {name: spec_text(spec).replace(CHAMPION, str(bound.champion)) for name, spec in stage.files.items()}

@@ -8,6 +8,9 @@ ACTIONS = {
     "quality": Action(
         "refit.gates.quality:QualitySpec", "refit.gates.stage:run_quality", "mAP floor, and what pruning or INT8 cost"
     ),
+    "approve": Action(
+        "refit.gates.approval:ApproveSpec", "refit.gates.approval:run_approve", "must a person be asked, and what"
+    ),
 }
 
 if __name__ == "__main__":

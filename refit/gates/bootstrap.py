@@ -14,8 +14,9 @@ points); tests/cpu/test_bootstrap.py compares them.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Matches:
 
 @dataclass(frozen=True)
 class Interval:
-    """Holds the true figure in about LEVEL of all cases; `value` is that of the images as they are."""
+    """Holds the true figure in about LEVEL (or as asked) of all cases; `value` is that of the images as they are."""
 
     value: float
     low: float
@@ -55,18 +56,32 @@ class Interval:
 
 
 def matches(
-    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], max_detections: int, min_box_px: float
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    max_detections: int,
+    min_box_px: float,
+    *,
+    images: Set[Any] | None = None,
+    area: tuple[float, float] = (0, math.inf),
 ) -> dict[str, Matches]:
     """Match detections (a COCO results file) with the truth (a COCO instances file); by class name.
 
     Boxes below `min_box_px` (pixels, the shorter side) that match nothing are ignored, as refit.cpu.scoring does.
+    `images` (ids) leaves out all others; `area` (square pixels, from and below) objects of other sizes, as pycocotools
+    does: they are ignored, and so are detections of other sizes that match nothing.
     """
-    place = {image["id"]: i for i, image in enumerate(truth["images"])}
+    place = {
+        image["id"]: i
+        for i, image in enumerate(image for image in truth["images"] if images is None or image["id"] in images)
+    }
     wanted, found = defaultdict[Any, list[Any]](list), defaultdict[Any, list[Any]](list)
     for a in truth["annotations"]:
-        wanted[a["category_id"], a["image_id"]].append((*a["bbox"], bool(a.get("ignore"))))
+        if images is None or a["image_id"] in images:
+            other = not area[0] <= a["bbox"][2] * a["bbox"][3] < area[1]
+            wanted[a["category_id"], a["image_id"]].append((*a["bbox"], bool(a.get("ignore")) or other))
     for d in detections:
-        found[d["category_id"], d["image_id"]].append((*d["bbox"], d["score"]))
+        if images is None or d["image_id"] in images:
+            found[d["category_id"], d["image_id"]].append((*d["bbox"], d["score"]))
     return {
         str(c["name"]): _class(
             {place[image]: rows for (cls, image), rows in wanted.items() if cls == c["id"]},
@@ -74,13 +89,19 @@ def matches(
             len(place),
             max_detections,
             min_box_px,
+            area,
         )
         for c in truth["categories"]
     }
 
 
 def _class(
-    wanted: Mapping[int, Sequence[Any]], found: Mapping[int, Sequence[Any]], images: int, most: int, min_box_px: float
+    wanted: Mapping[int, Sequence[Any]],
+    found: Mapping[int, Sequence[Any]],
+    images: int,
+    most: int,
+    min_box_px: float,
+    area: tuple[float, float],
 ) -> Matches:
     objects = np.zeros(images, np.float32)
     for image, rows in wanted.items():
@@ -90,7 +111,8 @@ def _class(
         d = np.array(found[image], np.float64)
         d = d[np.argsort(-d[:, 4], kind="stable")][:most]
         hit, ignored = _match(d, np.array(wanted.get(image, ()), np.float64).reshape(-1, 5))
-        ignored |= ~hit & (d[:, 2:4].min(axis=1) < min_box_px)
+        size = d[:, 2] * d[:, 3]
+        ignored |= ~hit & ((d[:, 2:4].min(axis=1) < min_box_px) | (size < area[0]) | (size >= area[1]))
         scores.append(d[~ignored, 4])
         right.append(hit[~ignored])
         where.append(np.full(int((~ignored).sum()), image, np.intp))
@@ -169,9 +191,9 @@ def _wrong(m: Matches, weights: NDArray[np.uint8]) -> NDArray[np.int32]:
     return np.cumsum(sums, axis=1, dtype=np.int32)[:, last[1:]]
 
 
-def interval(values: Floats) -> Interval:
+def interval(values: Floats, level: float = LEVEL) -> Interval:
     """Of draws as `map50` gives them (or their differences): the first is the value itself."""
-    value, tail = float(values[0]), (1 - LEVEL) / 2
+    value, tail = float(values[0]), (1 - level) / 2
     drawn = values[1:][~np.isnan(values[1:])]
     if not len(drawn) or np.isnan(value):
         return Interval(value, float("nan"), float("nan"))

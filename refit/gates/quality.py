@@ -6,27 +6,28 @@ read the figures into its `result.json`; that they are told to evaluate alike is
 (`refit.tao.preflight`).
 
 Where the detections lie beside results.json, confidence intervals of mAP@0.5 are told (`refit.gates.bootstrap`): of the
-model, and of the difference between two, drawn on the same images.
+model, and of the difference between two, drawn on the same images; and a class or a slice that lost while the whole did
+not is found (`refit.gates.detected`).
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from refit.gates import bootstrap
-from refit.gates.verdict import GateError, State, Verdict
+from refit.gates import bootstrap, detected
+from refit.gates.verdict import Compared, GateError, State, Verdict
 from refit.specs import Spec
 
 # What must be equal for two results to be comparable: old systems evaluated boxes >= 5x5 before pruning and
 # >= 20x10 after it, so that their figures said nothing.
 SAME = ("dataset", "splits", "thresholds")
 CLASS = "AP50/"
-SEED = 7  # of the draws: the same results give the same verdict, to the last digit
 
 
 class QualitySpec(Spec):
@@ -40,7 +41,12 @@ class QualitySpec(Spec):
     only_shown: bool = Field(
         False, description="a drop counts only where the images show that the model is worse (95 %), if they can tell"
     )
-    policy: Literal["fail", "warn"] = "fail"
+    policy: Literal["fail", "warn", "ask"] = "fail"
+    max_drop_class: float | None = Field(
+        None, ge=0, le=1, description="most that a class or a slice may lose, where the images show it; null: told only"
+    )
+    slices: list[detected.Slice] = Field(default_factory=list, description="beside the classes")
+    snapshot: str | None = Field(None, description="of the images: their groups and tags")
     evaluation: str | None = Field(None, description="the version of the evaluation set that the figures rest on")
     evaluation_before: str | None = Field(None, description="that of the figures before, where it is another one")
 
@@ -49,14 +55,17 @@ def quality(spec: QualitySpec) -> Verdict:
     """Judge a model by a floor and by its drop against the model before it. Raises GateError."""
     candidate = _results(spec.candidate)
     value = _metric(candidate, spec.metric, spec.candidate)
-    drawn = _drawn(spec.candidate, candidate) if spec.metric == "mAP50" else None
+    found = detected.read(spec.candidate, candidate) if spec.metric == "mAP50" else None
+    drawn = detected.total(found) if found is not None else None
     figures: dict[str, float] = {spec.metric: value}
     named = f"{spec.metric} of the {spec.model} model is {value:.3f}"
     if drawn is not None:
         sure = bootstrap.interval(drawn)
         figures.update(low=max(sure.low, 0.0), high=min(sure.high, 1.0))
         named += f" ({figures['low']:.3f} to {figures['high']:.3f} at {bootstrap.LEVEL:.0%})"
-    bad, good = [], [named]
+    bad, good, odd = [], [named], list[str]()
+    compared: Compared | None = None
+    parts: list[detected.Part] = []
     if spec.floor is not None:
         figures["floor"] = spec.floor
         if value < spec.floor:
@@ -69,7 +78,15 @@ def quality(spec: QualitySpec) -> Verdict:
         before = _metric(baseline, spec.metric, spec.baseline)
         drop = before - value
         figures.update(baseline=before, drop=drop)
-        told = _difference(drawn, _drawn(spec.baseline, baseline), figures) if drawn is not None else ""
+        found_before = detected.read(spec.baseline, baseline) if found is not None else None
+        told = ""
+        if found is not None and found_before is not None and drawn is not None:
+            compared = _compare(drawn, detected.total(found_before), figures)
+            parts = detected.compare(found, found_before, spec.slices, Path(spec.snapshot) if spec.snapshot else None)
+        if compared is not None:
+            said = "no difference that these images could show" if compared == "equal" else compared
+            bounds = f"{-figures['drop_high']:+.3f} to {-figures['drop_low']:+.3f}"
+            told = f" ({said}: {bounds} at {bootstrap.LEVEL:.0%})"
         worst = _worst_class(candidate, baseline)
         if worst:
             figures[f"drop of {worst[0]}"] = worst[1]
@@ -84,8 +101,35 @@ def quality(spec: QualitySpec) -> Verdict:
                 )
             else:
                 good.append(f"{-drop:+.3f} against {before:.3f} {spec.against}{told}")
-    state: State = "pass" if not bad else "fail" if spec.policy == "fail" else "warn"
-    return Verdict("quality", state, ("; ".join(bad) or ", ".join(good)) + _other_set(spec), figures)
+            lost = _lost(parts, worst, spec)
+            bad += lost[0]
+            odd += lost[1]
+    state: State = spec.policy if bad else "warn" if odd else "pass"
+    reason = "; ".join([*bad, *odd] if bad else [", ".join(good), *odd]) + _other_set(spec)
+    return Verdict("quality", state, reason, figures, compared, tuple(part.to_json() for part in parts))
+
+
+def _lost(
+    parts: Sequence[detected.Part], worst: tuple[str, float] | None, spec: QualitySpec
+) -> tuple[list[str], list[str]]:
+    """Classes and slices that lost, while the whole may not have: those that are a reason to say no, and others to be
+    told. Where the images show it, the limit decides; without detections nothing shows that it is no chance."""
+    limit = spec.max_drop_class
+    lost = sorted((part for part in parts if part.worse), key=lambda part: -part.drop.value)
+    over = [part for part in lost if limit is not None and part.drop.value > limit]
+    odd = [part for part in lost if part not in over and limit is None]
+    bad = [f"{_named(over)}; the images show it, and {limit:.3f} may be lost"] if over else []
+    told = [f"{_named(odd)}; the images show it"] if odd else []
+    if not parts and worst and limit is not None and worst[1] > limit:
+        told.append(
+            f"class {worst[0]} lost {worst[1]:.3f}, more than {limit:.3f}; no detections show if that is chance"
+        )
+    return bad, told
+
+
+def _named(parts: Sequence[detected.Part]) -> str:
+    more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
+    return ", ".join(map(str, parts[:3])) + more
 
 
 def _other_set(spec: QualitySpec) -> str:
@@ -96,32 +140,13 @@ def _other_set(spec: QualitySpec) -> str:
     return f"; measured on evaluation set {now}: figures of before, on {before}, cannot be compared with it"
 
 
-def _difference(now: bootstrap.Floats, before: bootstrap.Floats | None, figures: dict[str, float]) -> str:
-    """What the images say about which of two models is better, as the end of a sentence; adds the figures."""
+def _compare(now: bootstrap.Floats, before: bootstrap.Floats | None, figures: dict[str, float]) -> Compared | None:
+    """What the images say about which of two models is better; adds the figures."""
     if before is None or len(before) != len(now):
-        return ""
+        return None
     drop = bootstrap.interval(before - now)
     figures.update(drop_low=drop.low, drop_high=drop.high)
-    told = "worse" if drop.low > 0 else "better" if drop.high < 0 else "no difference that these images could show"
-    return f" ({told}: {-drop.high:+.3f} to {-drop.low:+.3f} at {bootstrap.LEVEL:.0%})"
-
-
-def _drawn(path: str, results: dict[str, Any]) -> bootstrap.Floats | None:
-    """mAP@0.5 of each draw of the first split's images; None where the detections were not written beside `path`."""
-    folder = Path(path).parent
-    files = [folder / "ground_truth.json", folder / "detections.json"]
-    if Path(path).name != "results.json" or not all(f.exists() for f in files):
-        return None
-    thresholds = results.get("thresholds", {})
-    try:
-        truth, found = (json.loads(f.read_text(encoding="utf-8")) for f in files)
-        matched = bootstrap.matches(
-            truth, found, int(thresholds.get("max_detections", 100)), float(thresholds.get("min_box_px", 0.0))
-        )
-        drawn = bootstrap.map50(matched, bootstrap.draws(len(truth["images"]), SEED))[0]
-        return None if math.isnan(drawn[0]) else drawn
-    except (OSError, ValueError, KeyError, TypeError) as exc:
-        raise GateError(f"{folder}: its detections cannot be read ({exc!r}); run the evaluate stage again") from None
+    return "worse" if drop.low > 0 else "better" if drop.high < 0 else "equal"
 
 
 def _results(path: str) -> dict[str, Any]:

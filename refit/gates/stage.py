@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ def run(gate: Gate, spec: Any, out: Path, status: StatusWriter) -> None:
         verdict = gate(spec)
     except GateError as exc:
         raise StageError(str(exc)) from None
-    text = json.dumps(verdict.to_json(), indent=1)
-    write_text(out / "verdict.json", text)
-    write_text(out / "summary.json", text)
+    write_text(out / "verdict.json", json.dumps(verdict.to_json(), indent=1))
+    write_text(out / "summary.json", json.dumps(replace(verdict, parts=()).to_json()))
     print(f"{verdict.state}: {verdict.reason}")
     if verdict.state == "fail":
         raise Rejected(verdict.reason)

@@ -5,8 +5,10 @@ It starts the same runner with the same plan as Airflow's operators do; the diff
 
 from __future__ import annotations
 
+import getpass
 import json
 import signal
+import socket
 import sys
 import time
 import types
@@ -20,6 +22,7 @@ from refit.plan import BIND
 from refit.publish import place
 from refit.runtime import report
 from refit.runtime.local import StageProcess, interpreter
+from refit.toolkits.approval import APPROVE
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
 BAD = ("bad_spec", "bad_data")
@@ -29,9 +32,17 @@ class PipelineRun:
     """One run. `execute` returns the exit code: 0 good, 2 bad input found by bind, 1 a stage failed."""
 
     def __init__(
-        self, settings: Settings, request: Mapping[str, Any], *, until: str | None = None, quiet: bool = False
+        self,
+        settings: Settings,
+        request: Mapping[str, Any],
+        *,
+        until: str | None = None,
+        quiet: bool = False,
+        approve: str | None = None,
     ) -> None:
         self.settings, self.request, self.until, self.quiet = settings, request, until, quiet
+        self._approve = approve  # a note: whatever a person is asked, the answer is yes
+        self._answer: dict[str, str] = {}
         self._process: StageProcess | None = None
         self.resumable = False  # whether the same run, started again, goes on from what a stage saved
 
@@ -82,11 +93,32 @@ class PipelineRun:
                     self._table(plan)
                     self._explain(stage["name"], result)
                     return FAILED
+                if stage["name"] == APPROVE and result.summary["needed"] and not self._decide(result.summary):
+                    return FAILED
             if stage["name"] == self.until:
                 break
         self._table(plan)
         print(f"done in {time.monotonic() - began:.1f} s: {path.parent}")
         return GOOD
+
+    def _decide(self, question: Mapping[str, Any]) -> bool:
+        """Get the answer that the release wants; False where there is nobody to ask."""
+        from refit.gates.approval import VARIABLE, Decision
+
+        who = f"{getpass.getuser()}@{socket.gethostname()}"
+        print(f"{question['subject']}\n{question['body']}")
+        if self._approve is not None:
+            decision = Decision.now(approved=True, by=who, note=self._approve or "refit run --approve")
+        elif sys.stdin.isatty():
+            yes = input("Release it? [y/N] ").strip().lower() in ("y", "yes")
+            decision = Decision.now(approved=yes, by=who, note=input("Note for the ledger: ").strip()[:500])
+        else:
+            self.resumable = True
+            print("error: approve: a person must approve the release, and this is no terminal", file=sys.stderr)
+            print("       Read the question above, then go on with --approve.", file=sys.stderr)
+            return False
+        self._answer = {VARIABLE: decision.model_dump_json()}
+        return True
 
     def _start(self, name: str, *, environment: str = "tools", **what: Any) -> Result:
         if not self.quiet:
@@ -95,7 +127,7 @@ class PipelineRun:
             what["stage"] = name
         self._process = StageProcess(
             python=interpreter(environment),
-            env=self.settings.environment(),
+            env={**self.settings.environment(), **self._answer},
             on_line=(lambda line: None) if self.quiet else lambda line: print(line, flush=True),
             **what,
         )

@@ -99,6 +99,7 @@ class Chain:
             "floor": gate.floor if floor else None,
             "max_drop": limit if baseline else None,
             "policy": gate.policy,
+            **(self._parts() if baseline else {}),
             **self._evaluation("previous"),
         }
         inputs = (f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ()))
@@ -117,7 +118,13 @@ class Chain:
             summary="summary.json",
             code=("refit/gates", "refit/specs.py"),
             resources=self.light(name),
+            reads_snapshot="snapshot" in spec,
         )
+
+    def _parts(self) -> dict[str, Any]:
+        """What the quality gate looks at beside the whole, and where the images' groups and tags stand."""
+        gate = self.pipeline.gates.quality
+        return {"max_drop_class": gate.max_drop_class, "slices": gate.slices, "snapshot": "{snapshot}"}
 
     def _evaluation(self, before: str) -> dict[str, str | None]:
         """The versions of the evaluation set that a verdict names: today's, and that of the data set before
@@ -138,6 +145,7 @@ class Chain:
             "max_drop": champion.margin,
             "only_shown": True,
             "policy": champion.policy,
+            **self._parts(),
             **self._evaluation("served"),
         }
         title = "Gate: is it as good as the version that serves?"

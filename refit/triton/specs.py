@@ -51,6 +51,7 @@ class ReleaseSpec(Target):
     run: str | None = Field(None, description="null: from the stage's request.json")
     key: str | None = Field(None, description="the stage's key; null: from the stage's request.json")
     metrics: dict[str, float] = Field(default_factory=dict, description="what the model reached; goes into the ledger")
+    approval: Path | None = Field(None, description="question.json of the stage approve; the answer: REFIT_APPROVAL")
     results: Path | None = Field(None, description="results.json of the evaluate stage: more metrics")
     images: Path | list[Path] | None = Field(None, description="pictures to prove with: a folder, or files")
     reference_images: int | None = Field(

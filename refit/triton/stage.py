@@ -9,6 +9,8 @@ from pathlib import Path
 from refit.command import BadData, BadSpec, Rejected, StageError
 from refit.files import write_json
 from refit.status import StatusWriter
+from refit.triton.approved import approved
+from refit.triton.artefact import read_origin
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
 from refit.triton.release import release
 from refit.triton.rollback import rollback
@@ -22,7 +24,7 @@ _SUMMARY = (
 
 def run_release(spec: ReleaseSpec, out: Path, status: StatusWriter) -> None:
     """Release and write ``out/release.json`` and ``out/summary.json``."""
-
+    approved(spec, read_origin(spec, out).run)
     with stage_errors():
         report = release(spec, out, _say(status))
     _done(report, out, status)

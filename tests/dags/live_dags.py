@@ -17,6 +17,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, BaseOperator, Context, TaskGroup, TriggerRule, get_parsing_context
 
 from operators import factory, names
+from operators.approval import ApproveOperator
 from operators.arrival import DatasetArrivalSensor, asset
 from operators.stage import LocalStageOperator, finish_bind
 from refit import pipeline as pipelines
@@ -67,6 +68,70 @@ def shape() -> DAG:
         return factory.bad_file_dag("shape", [Problem("shape.json", 1, "", str(exc))])
 
 
+class AskingPlanOperator(BaseOperator):
+    """A plan of a gate that says what the conf wants, the real stage `approve`, and a release that asks for the answer
+    as the real one does."""
+
+    def execute(self, context: Context) -> None:
+        conf: dict[str, Any] = context["dag_run"].conf
+        run = ROOT / "workspace" / "live" / "runs" / context["run_id"]
+        verdict = {"gate": "quality", "verdict": conf["verdict"], "reason": "ring lost {{ 1/0 }} 0.2", "figures": {}}
+        gate = f"import pathlib, sys; pathlib.Path(sys.argv[1], 'verdict.json').write_text({json.dumps(verdict)!r})"
+        outputs = [{"name": "question", "path": "question.json", "kind": "file", "format": "json", "min_bytes": 1}]
+        spec = json.dumps({"run": str(run), **conf["approval"]}).replace("{{", "\\u007b\\u007b")
+        command = {
+            "argv": ["{python}", "-m", "refit.gates", "approve", "-e", "{specs}/approve.yaml", "-r", "{out}"],
+            "files": {"approve.yaml": spec},
+            "outputs": outputs,
+            "summary": "summary.json",
+        }
+        written = json.loads(write_plan(run, {"gate": gate, "approve": "", "release": RELEASE}).read_text())
+        gate_stage, approve, release = written["stages"]
+        gate_stage["outputs"][0]["path"] = "verdict.json"
+        approve |= command
+        release |= {"inputs": {"approve": approve["paths"]["stage"]}, "key": f"{context['ti'].try_number:064d}"}
+        release["argv"].append("{input:approve.question}")
+        plan = run / "plan.json"
+        plan.write_text(
+            json.dumps(
+                {**written, "reused": {}, "off": []}
+                | {"stages": [{**stage, "model": "live"} for stage in (gate_stage, approve, release)]}
+            )
+        )
+        summary = {"plan": str(plan), "skip": []}
+        finish_bind(context, Result(name=names.BIND, outcome=Outcome.SUCCEEDED, summary=summary))
+
+
+RELEASE = """
+import pathlib, sys
+from refit.command import Rejected
+from refit.triton.approved import approved
+from refit.triton.specs import ReleaseSpec
+ledger = pathlib.Path(sys.argv[1]).parents[3] / "releases"
+place = {"model": "live", "url": "http://127.0.0.1:9", "repository": "m", "ledger": ledger, "model_path": "m"}
+spec = ReleaseSpec(**place, approval=sys.argv[2])
+try:
+    approved(spec, pathlib.Path(sys.argv[1]).parents[1].name)
+except Rejected as exc:
+    print(f"error: {exc}", file=sys.stderr)
+    sys.exit(4)
+pathlib.Path(sys.argv[1], "out.txt").write_text("released")
+"""
+
+
+def asking() -> DAG:
+    """bind >> gate >> approve >> release, wired as the factory does."""
+    with DAG("asking", schedule=None) as dag:
+        bind = AskingPlanOperator(task_id=names.BIND)
+        gate = LocalStageOperator(task_id="gate", stage="gate", trigger_rule=factory.RULE)
+        approve = ApproveOperator(task_id=names.APPROVE, stage=names.APPROVE, trigger_rule=factory.RULE)
+        release = LocalStageOperator(task_id="release", stage="release", trigger_rule=factory.RULE)
+        bind >> gate >> approve >> release
+        tasks = [bind, gate, approve, release]
+        tasks >> EmptyOperator(task_id=names.DONE, trigger_rule=TriggerRule.NONE_FAILED)
+    return dag
+
+
 def inbox() -> DAG:
     settings = Settings.from_env()
     pipeline = pipelines.load(settings.pipelines / "live.yaml")
@@ -76,4 +141,4 @@ def inbox() -> DAG:
 
 
 def everything() -> dict[str, DAG]:
-    return {d.dag_id: d for d in (chain("chain", "abcd"), shape(), inbox())}
+    return {d.dag_id: d for d in (chain("chain", "abcd"), shape(), inbox(), asking())}

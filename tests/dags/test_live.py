@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -223,3 +224,62 @@ def test_unknown_params_are_refused_by_the_first_task(airflow: Airflow) -> None:
     assert airflow.states("inbox", run) == {"arrival": "failed", "after": "upstream_failed"}
     assert "did you mean 'train_epochs'" in airflow.log("inbox", run, "arrival")
     assert airflow.tasks("inbox", run)["arrival"]["try_number"] == 1
+
+
+def question(airflow: Airflow, run: str) -> dict[str, Any]:
+    """What Airflow shows a person, once the task waits for one."""
+    wait_for("the question", lambda: airflow.states("asking", run)["approve"] == "awaiting_input")
+    return dict(airflow.call("GET", f"/dags/asking/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"))
+
+
+def answer(airflow: Airflow, run: str, option: str, **params: str) -> None:
+    path = f"/dags/asking/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
+    airflow.call("PATCH", path, {"chosen_options": [option], "params_input": params})
+
+
+def decisions(airflow: Airflow, run: str) -> list[dict[str, Any]]:
+    file = airflow.root / "workspace" / "live" / "releases" / "decisions.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [d for d in map(json.loads, lines) if d["run"] == run]
+
+
+@pytest.mark.parametrize(("option", "state"), [("Approve", "success"), ("Reject", "failed")])
+def test_a_person_decides_before_the_release(airflow: Airflow, option: str, state: str) -> None:
+    run = airflow.trigger("asking", verdict="ask", approval={"when": "on_doubt"})
+    asked = question(airflow, run)
+    assert asked["subject"] == f"Release live of run {run}?"
+    assert "- **gate: ask** ring lost {{ 1/0 }} 0.2" in asked["body"]
+    assert airflow.states("asking", run)["release"] is None
+    answer(airflow, run, option, note="seen the pictures")
+    assert airflow.finished("asking", run) == state
+    (said,) = decisions(airflow, run)
+    assert (said["approved"], said["how"], said["note"]) == (option == "Approve", "answered", "seen the pictures")
+    assert said["by"].endswith(" (Airflow)")
+    assert said["doubts"] == ["gate"]
+    assert (folder(airflow, run, "03-release") / "out" / "out.txt").exists() == (option == "Approve")
+    if option == "Reject":
+        assert airflow.tasks("asking", run)["release"]["try_number"] == 1
+        assert "release: rejected: " in airflow.log("asking", run, "release")
+        assert "rejected it: seen the pictures; what serves was not touched" in airflow.log("asking", run, "release")
+
+
+def test_without_a_doubt_nobody_is_asked(airflow: Airflow) -> None:
+    run = airflow.trigger("asking", verdict="pass", approval={"when": "on_doubt"})
+    assert airflow.finished("asking", run) == "success"
+    assert decisions(airflow, run) == []
+    assert (folder(airflow, run, "03-release") / "out" / "out.txt").read_text() == "released"
+
+
+def test_no_answer_in_time_is_what_the_pipeline_says(airflow: Airflow) -> None:
+    run = airflow.trigger("asking", verdict="pass", approval={"when": "always", "timeout_hours": 0.0003})
+    assert airflow.finished("asking", run) == "failed"
+    (said,) = decisions(airflow, run)
+    assert (said["approved"], said["how"], said["by"]) == (False, "timeout", "nobody")
+
+
+def test_a_task_that_was_only_marked_good_is_no_approval(airflow: Airflow) -> None:
+    run = airflow.trigger("asking", verdict="warn", approval={"when": "on_doubt"})
+    question(airflow, run)
+    airflow.mark("asking", run, "approve", "success")
+    assert airflow.finished("asking", run) == "failed"
+    assert "a person must approve this release and nobody has" in airflow.log("asking", run, "release")

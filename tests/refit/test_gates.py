@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refit.command import main
 from refit.gates.__main__ import ACTIONS
 from refit.gates.quality import QualitySpec, quality
-from refit.gates.verdict import GateError
+from refit.gates.verdict import GateError, Verdict
 
 
 def results(folder: Path, name: str, value: Any, classes: dict[str, float] | None = None, **more: Any) -> str:
@@ -115,7 +116,7 @@ def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main("refit.gates", ACTIONS, ["quality", "--help"])
     shown = capsys.readouterr().out
-    assert "policy: fail | warn, default 'fail'" in shown
+    assert "policy: fail | warn | ask, default 'fail'" in shown
     assert "candidate: string, required" in shown
 
 
@@ -153,6 +154,119 @@ def test_two_models_on_the_same_images(tmp_path: Path, found: int, said: str) ->
     assert said in verdict.reason
     assert verdict.figures["drop_low"] <= verdict.figures["drop"] + 0.01
     assert verdict.figures["drop_high"] >= verdict.figures["drop"] - 0.01
+
+
+@pytest.mark.parametrize(("found", "said"), [(36, "worse"), (60, "better"), (47, "equal"), (48, "equal")])
+def test_the_comparison_is_a_statement_of_its_own(tmp_path: Path, found: int, said: str) -> None:
+    before, after = evaluated(tmp_path / "b", 0.8, 48), evaluated(tmp_path / "c", found / 60, found)
+    verdict = quality(QualitySpec(model="retrained", candidate=after, baseline=before, max_drop=1.0))
+    assert verdict.compared == said
+    assert verdict.to_json()["compared"] == said
+
+
+def parts_of(folder: Path, missed: str, images: int = 60) -> str:
+    """An evaluation of two classes and three sizes: of every image a small ring and a large cross; what is named is
+    missed in every second image."""
+    folder.mkdir()
+    sides = {"ring": 20, "cross": 100}
+    truth: dict[str, Any] = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 200, "height": 200} for i in range(images)],
+        "categories": [{"id": 1, "name": "ring"}, {"id": 2, "name": "cross"}],
+        "annotations": [
+            {"image_id": i, "category_id": c, "bbox": [90 * c - 80, 5, sides[name], sides[name]]}
+            for i in range(images)
+            for c, name in ((1, "ring"), (2, "cross"))
+        ],
+    }
+
+    def seen(a: dict[str, Any]) -> bool:
+        names = ("ring" if a["category_id"] == 1 else "cross", "night" if a["image_id"] < images / 2 else "day")
+        return missed not in names or a["image_id"] % 2 == 0
+
+    boxes = [{**a, "score": 0.9} for a in truth["annotations"] if seen(a)]
+    (folder / "ground_truth.json").write_text(json.dumps(truth))
+    (folder / "detections.json").write_text(json.dumps(boxes))
+    (folder / "annotations.jsonl").write_text(
+        "".join(
+            json.dumps({"file": f"{i}.png", "tags": ["night" if i < images / 2 else "day"], "groups": [f"line{i % 2}"]})
+            + "\n"
+            for i in range(images)
+        )
+    )
+    return results(folder, "results.json", 0.8)
+
+
+def judged(tmp_path: Path, missed: str, **more: Any) -> Verdict:
+    before, after = parts_of(tmp_path / "b", "nothing"), parts_of(tmp_path / "c", missed)
+    limits = {"max_drop": 0.5, "max_drop_class": 0.05, "slices": ["size", "group", "tag"], **more}
+    spec = {"model": "quantized", "candidate": after, "baseline": before, "snapshot": str(tmp_path / "b")}
+    return quality(QualitySpec.model_validate({**spec, **limits}))
+
+
+@pytest.mark.parametrize(
+    ("missed", "named"),
+    [
+        ("ring", {"class ring", "size small", "group line1", "tag day", "tag night"}),
+        ("cross", {"class cross", "size large", "group line1", "tag day", "tag night"}),
+        ("night", {"class ring", "class cross", "size small", "size large", "group line1", "tag night"}),
+    ],
+)
+def test_a_class_or_a_slice_that_lost_is_caught_and_named(tmp_path: Path, missed: str, named: set[str]) -> None:
+    """The whole is within its limit; every second object of a class, or of the images with a tag, is missed."""
+    verdict = judged(tmp_path, missed)
+    assert verdict.state == "fail"
+    assert {f"{p['kind']} {p['name']}" for p in verdict.parts if p["drop"]["low"] > 0.05} == named
+    worst = max(verdict.parts, key=lambda p: p["drop"]["value"])
+    assert f"{worst['kind']} {worst['name']} lost {worst['drop']['value']:.3f} (1.000 -> " in verdict.reason
+    assert "the images show it, and 0.050 may be lost" in verdict.reason
+
+
+def test_parts_that_lost_nothing_are_no_reason(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, "nothing")
+    assert (verdict.state, verdict.compared) == ("pass", "equal")
+    assert {p["kind"] for p in verdict.parts} == {"class", "size", "group", "tag"}
+
+
+@pytest.mark.parametrize(("more", "state"), [({"max_drop_class": None}, "warn"), ({"policy": "ask"}, "ask")])
+def test_what_a_lost_part_means_is_the_pipelines_to_say(tmp_path: Path, more: dict[str, Any], state: str) -> None:
+    verdict = judged(tmp_path, "ring", **more)
+    assert verdict.state == state
+    assert "class ring lost" in verdict.reason
+
+
+def test_a_part_of_few_objects_is_not_judged(tmp_path: Path) -> None:
+    before, after = parts_of(tmp_path / "b", "nothing", images=12), parts_of(tmp_path / "c", "ring", images=12)
+    spec = QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.5, max_drop_class=0.05)
+    verdict = quality(spec)
+    assert verdict.state == "pass"
+    assert verdict.parts == ()
+
+
+def test_chance_is_no_loss_of_a_part(tmp_path: Path) -> None:
+    """Two models that are equally good, on other images of 60: none of their 9 parts is called worse."""
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for trial in range(5):
+        paths = []
+        for name in ("b", "c"):
+            path = parts_of(tmp_path / f"{trial}{name}", "nothing")
+            file = Path(path).parent / "detections.json"
+            kept = [row for row in json.loads(file.read_text()) if rng.random() < 0.8]
+            file.write_text(json.dumps(kept))
+            paths.append(path)
+        spec = {"model": "m", "candidate": paths[1], "baseline": paths[0], "slices": ["size", "group", "tag"]}
+        more = {"max_drop": 0.5, "max_drop_class": 0.05, "snapshot": str(Path(paths[0]).parent)}
+        alarms += quality(QualitySpec.model_validate({**spec, **more})).state != "pass"
+    assert alarms == 0
+
+
+def test_without_detections_a_class_that_lost_is_told(tmp_path: Path) -> None:
+    before = results(tmp_path, "b", 0.8, {"cell": 0.9, "plate": 0.7})
+    after = results(tmp_path, "c", 0.8, {"cell": 1.0, "plate": 0.6})
+    spec = QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.01, max_drop_class=0.05)
+    verdict = quality(spec)
+    assert verdict.state == "warn"
+    assert "class plate lost 0.100, more than 0.050; no detections show if that is chance" in verdict.reason
 
 
 @pytest.mark.parametrize(
