@@ -374,7 +374,7 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
         folders[stage.name] = earlier or own
         if earlier is not None:
             reused[stage.name] = str(earlier)
-    off = set(bound.off)
+    off = bound.off & keys.keys()
     if bound.champion is None or "release" in {*off, *reused}:  # nothing to be compared, or nothing would come of it
         off |= CHAMPION_STAGES & keys.keys()
         reused = {name: folder for name, folder in reused.items() if name not in off}
