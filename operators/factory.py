@@ -144,6 +144,7 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
     from operators import texts
     from operators.params import form
     from refit import plan as plans
+    from refit.toolkits.chain import WATCH
 
     name = str(pipeline.name)
     with DAG(
@@ -171,7 +172,7 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
                 pipeline.runtime,
                 task_group=group,
                 task_display_name=node.title,
-                **pools.of_stage(pipeline.runtime, node.gpus),
+                **pools.of_stage(pipeline.runtime, node.gpus, waits=node.name == WATCH),
             )
             [bind, *(tasks[upstream] for upstream in node.upstream)] >> task
         publish, done = _task(name, names.PUBLISH, pipeline.runtime), _task(name, names.DONE)

@@ -22,10 +22,13 @@ class Pool:
     include_deferred: bool = False
 
 
-def of_stage(runtime: str, gpus: int) -> dict[str, Any]:
-    """The pool of a stage's task and how many of its slots it takes, as arguments of the operator."""
+def of_stage(runtime: str, gpus: int, waits: bool = False) -> dict[str, Any]:
+    """The pool of a stage's task and how many of its slots it takes, as arguments of the operator.
+
+    waits: it sleeps nearly all of its time, so that it takes no other stage's place on this machine.
+    """
     if runtime == "local":
-        return {"pool": LOCAL}
+        return {} if waits else {"pool": LOCAL}
     return {"pool": GPU, "pool_slots": gpus} if gpus else {"pool": PODS}
 
 

@@ -37,6 +37,7 @@ from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import Stage
+from refit.toolkits.chain import WATCH
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
 REPORT, ISSUES = "report.html", "issues.jsonl"
@@ -99,7 +100,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
             dataset=dataset,
             champion=_champion(pipeline, workspace),
-            off=frozenset(() if switches.get("release", True) else ("release",)),
+            off=frozenset(() if switches.get("release", True) else ("release", WATCH)),
         )
         plan = plans.make_plan(pipeline, profile, bound)
         plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}

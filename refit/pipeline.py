@@ -143,6 +143,21 @@ class Tolerance(Spec):
     mean: float = Field(0.005, ge=0, le=1, description="of all values")
 
 
+class WatchLines(Spec):
+    """When a new version is not good enough to stay, by Triton's own counters."""
+
+    max_failed: float = Field(0.01, ge=0, le=1, description="share of failed requests, above that before the swap")
+    max_slowdown: float = Field(2.0, ge=1, le=1000, description="a request's mean time, in parts of that before")
+    min_requests: int = Field(100, ge=1, description="fewer than these are not judged by share or time")
+
+
+class Watch(WatchLines):
+    """The time after a swap in which both versions stay loaded, so that going back takes less than a second."""
+
+    minutes: float = Field(10, gt=0, le=24 * 60, description="then the version before is unloaded")
+    every_seconds: float = Field(5, gt=0, le=600, description="between two looks at the counters, each with a probe")
+
+
 class Release(Spec):
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="name in Triton; null: the pipeline's name"
@@ -157,6 +172,11 @@ class Release(Spec):
         True,
         description="serve it from a throwaway Triton first, where the release runs with Triton installed; "
         "false: production is the first to load it",
+    )
+    watch: Annotated[Watch | None, OffOr(Watch())] = Field(
+        None,
+        description="keep the version before loaded for some minutes, and go back where errors or time cross a line; "
+        "true: the defaults",
     )
     triton: TritonTarget | None = Field(None, description="null: the cluster profile's")
 

@@ -378,7 +378,7 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
         folders[stage.name] = earlier or own
         if earlier is not None:
             reused[stage.name] = str(earlier)
-    off = set(bound.off)
+    off = bound.off & keys.keys()
     nothing_new = "release" in {*off, *reused}
     if bound.champion is None or nothing_new:  # nothing to be compared, or nothing would come of it
         off |= CHAMPION_STAGES & keys.keys()

@@ -7,10 +7,11 @@ from typing import Any
 
 from refit.cluster import LocalProfile, Profile
 from refit.cpu.specs import AugmentParams
-from refit.pipeline import Pipeline, Release, Resources, TritonTarget
+from refit.pipeline import Pipeline, Release, Resources, TritonTarget, WatchLines
 from refit.specs import Key, did_you_mean
 from refit.toolkits.base import Output, Stage, command
 
+WATCH = "watch"  # the stage after the release, where the pipeline wants one
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 
 CPU_CODE = (
@@ -180,6 +181,7 @@ class Chain:
             "tolerance": release.tolerance.model_dump(),
             "reference_images": release.images,
             "prove": "auto" if release.prove else "never",
+            **({"watched": True} if release.watch else {}),
             **more,
         }
         return Stage(
@@ -197,4 +199,38 @@ class Chain:
             env=control_key(secret),
             code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
             resources=self.light("release"),
+        )
+
+    def watch(self) -> Iterator[Stage]:
+        """After the release, where the pipeline wants it: the time in which the version before stays loaded."""
+        release = self.pipeline.release
+        if release is None or release.watch is None:
+            return
+        target, secret = served_by(release, self.profile)
+        spec = {
+            "model": release.model or self.pipeline.name,
+            "url": target.url,
+            "repository": target.repository,
+            "ledger": "{workspace}/releases",
+            "keep_versions": release.keep_versions,
+            "timeout_seconds": release.timeout_seconds,
+            "tolerance": release.tolerance.model_dump(),
+            "minutes": release.watch.minutes,
+            "every_seconds": release.watch.every_seconds,
+            "lines": release.watch.model_dump(include=set(WatchLines.model_fields)),
+        }
+        yield Stage(
+            name=WATCH,
+            action="release",
+            title="Watch the new version",
+            environment="tools",
+            argv=command("refit.triton", "watch", "watch.yaml"),
+            files={"watch.yaml": spec},
+            inputs=("release",),
+            outputs=(Output("release", "release.json", "json"),),
+            summary="summary.json",
+            secrets=(secret,) if secret else (),
+            env=control_key(secret),
+            code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
+            resources=self.light(WATCH),
         )

@@ -225,6 +225,7 @@ class _Chain(Chain):
             yield self.release(last, judged, after=("gate_champion",))
         elif p.release:
             yield self.release(last, judged)
+        yield from self.watch()
 
     def _cpu(self, name: str, spec: Mapping[str, Any], *, title: str, action: str | None = None, **more: Any) -> Stage:
         """A stage whose command is one of the cpu toolkit's."""

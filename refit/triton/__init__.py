@@ -11,6 +11,7 @@
 | `fleet` | every server behind one address, and what holds when they come and go |
 | `artefact`, `champion` | the model that is released; what serves before it |
 | `transaction`, `release`, `rollback` | the crash-safe change of a champion |
+| `watch`, `traffic` | the time after a swap in which going back takes less than a second |
 | `stage`, `infer` | the stage command; one picture answered by a server |
 | `serving` | is a release still what serves? |
 

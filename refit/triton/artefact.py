@@ -100,18 +100,24 @@ class Origin:
     metrics: dict[str, float]
 
 
+def read_request(out: Path | None) -> dict[str, Any]:
+    """The stage's request.json, which stands beside its result folder; {} where it runs by hand."""
+    if out is None:
+        return {}
+    try:
+        request: dict[str, Any] = json.loads((out.absolute().parent / "request.json").read_text(encoding="utf-8"))
+        return request
+    except (OSError, ValueError):
+        return {}
+
+
 def read_origin(spec: ReleaseSpec, out: Path | None) -> Origin:
     """From the spec, and where it is silent from the stage's request.json (beside ``out``).
 
     Raises:
         ArtefactError: the results file cannot be read.
     """
-    request: dict[str, Any] = {}
-    if out is not None:
-        try:
-            request = json.loads((out.absolute().parent / "request.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            request = {}  # run by hand
+    request = read_request(out)
     metrics = dict(spec.metrics)
     if spec.results is not None:
         metrics = {**_metrics(spec.results), **metrics}

@@ -29,6 +29,7 @@ from refit.triton.errors import (
     TritonUnavailable,
 )
 from refit.triton.server import CONTROL_HEADER, CONTROL_KEY_VARIABLE
+from refit.triton.traffic import Traffic
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 T = TypeVar("T")
@@ -153,6 +154,15 @@ class TritonClient:
             ModelNotServed: no version of it is loaded.
         """
         return Served.from_json(self._call(lambda: self._client.get_model_config(model, headers=self._headers)))
+
+    def traffic(self, model: str, version: int) -> Traffic:
+        """What requests of a version have cost since it was loaded.
+
+        Raises:
+            ModelNotServed: it is not loaded.
+        """
+        answer = self._call(lambda: self._client.get_inference_statistics(model, str(version)))
+        return Traffic.from_json(answer["model_stats"][0])
 
     def load(self, model: str) -> None:
         """Load a model, or load it again after its files changed; returns when the new state serves. Restricted API.

@@ -9,6 +9,7 @@ the server: the sidecar, and where the model came from.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
-from refit.triton.errors import ArtefactError
+from refit.triton.errors import ArtefactError, RepositoryError
 
 SHA256, MODEL, PIPELINE, RUN, KEY, REFIT = (
     f"refit.{name}" for name in ("sha256", "model", "pipeline", "run", "key", "version")
@@ -187,6 +188,25 @@ class ModelConfig:
                 return None
             sample.append(("inputs", [("key", t.name), ("value", [*_shape(t.datatype, dims), ("zero_data", True)])]))
         return sample
+
+
+def pin(config: bytes, versions: Sequence[int]) -> bytes:
+    """A configuration of ours with other versions in its policy, and nothing else changed.
+
+    Triton (2.51.0) then loads what is new in the list, unloads what is not in it any more, and leaves the rest as it
+    is; any other change makes it load every version anew.
+
+    Raises:
+        RepositoryError: it pins no versions: it is not of Refit's making.
+    """
+    policy = "\n".join(_render([("version_policy", [("specific", [("versions", v) for v in sorted(versions)])])], ""))
+    text, found = _POLICY.subn(policy, config.decode())
+    if found != 1:
+        raise RepositoryError("config.pbtxt does not pin versions as Refit's do: it was changed by hand; release again")
+    return text.encode()
+
+
+_POLICY = re.compile(r"^version_policy \{\n  specific \{\n(?:    versions: \d+\n)+  \}\n\}$", re.MULTILINE)
 
 
 class Word(str):

@@ -67,9 +67,10 @@ def verify(
     servers: Servers,
     model: str,
     version: int,
-    sha256: str,
+    sha256: str | None,
     expected: Reference,
     *,
+    loaded: tuple[int, ...],
     tolerance: Tolerance,
     timeout_seconds: float,
 ) -> Proof:
@@ -87,7 +88,14 @@ def verify(
         try:
             seen.append(
                 proof.verify(
-                    server, model, version, sha256, expected, tolerance=tolerance, timeout_seconds=timeout_seconds
+                    server,
+                    model,
+                    version,
+                    sha256,
+                    expected,
+                    loaded=loaded,
+                    tolerance=tolerance,
+                    timeout_seconds=timeout_seconds,
                 )
             )
         except TritonUnavailable:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from refit.files import link_or_copy, sync_folder, write_text
 from refit.triton.errors import RepositoryError
 from refit.triton.lock import actor
+from refit.triton.traffic import Traffic
 
 State = Literal["staged", "serving", "retired", "failed"]
 
@@ -46,7 +47,10 @@ class Previous(BaseModel):
 
 
 class Record(BaseModel):
-    """release.json. Unknown keys are kept: a later Refit may have written more."""
+    """release.json. Unknown keys are kept: a later Refit may have written more.
+
+    `traffic_before` is what requests of the version before cost, on all servers, when this one was staged.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -64,13 +68,14 @@ class Record(BaseModel):
     url: str
     repository: str
     previous: Previous | None = None
+    traffic_before: Traffic | None = None
     config: str
     sidecar: dict[str, Any] = {}
     history: list[Event] = []
 
     def turn(self, state: State, reason: str) -> Record:
-        """The record in another state, with the change in its history; itself where it is in that state already."""
-        if state == self.state and self.history:
+        """The record in another state, with the change in its history; itself where that is in it already."""
+        if (state, reason) == (self.state, self.reason) and self.history:
             return self
         event = Event(state=state, when=datetime.now(UTC).isoformat(timespec="seconds"), reason=reason, by=actor())
         return self.model_copy(update={"state": state, "reason": reason, "history": [*self.history, event]})

@@ -28,13 +28,14 @@ from refit.triton import config as cfg
 from refit.triton import fleet, proof, reference
 from refit.triton.artefact import Artefact, Origin, read_artefact, read_origin
 from refit.triton.champion import Champion, look
-from refit.triton.config import ModelConfig
+from refit.triton.config import ModelConfig, pin
 from refit.triton.errors import ArtefactError, InstallationError, ProofFailed, RepositoryError
 from refit.triton.installation import Installation, find
 from refit.triton.ledger import Ledger, Previous, Record
 from refit.triton.proof import Proof
 from refit.triton.reference import Reference, Samples
 from refit.triton.specs import ReleaseReport, ReleaseSpec
+from refit.triton.traffic import Traffic
 from refit.triton.transaction import MODEL_AT_FAULT, Change, Held, exclusive, reached, tolerance
 from refit.version import version
 
@@ -118,8 +119,7 @@ def _is_same(champion: Champion, artefact: Artefact) -> bool:
         served is not None
         and served.sha256 == artefact.sha256
         and served.sidecar == artefact.sidecar
-        and served.versions == champion.versions
-        and len(champion.versions) == 1
+        and set(champion.versions) <= set(served.versions or ())
     )
 
 
@@ -132,7 +132,7 @@ def _confirm(
     say: Callable[[str], None],
 ) -> ReleaseReport | None:
     """The artefact serves already: prove it and report; None when it does not answer right and must be released."""
-    version = champion.versions[0]
+    version = champion.versions[-1]
     begin = time.perf_counter()
     stored = Ledger(spec.ledger).find(spec.model, version)
     expected = artefact.reference or champion.answers
@@ -150,6 +150,7 @@ def _confirm(
             version,
             artefact.sha256,
             expected,
+            loaded=champion.versions,
             tolerance=tolerance(spec),
             timeout_seconds=spec.timeout_seconds,
         )
@@ -207,6 +208,7 @@ class _Release:
     def run(self, out: Path | None) -> ReleaseReport:
         """Do it; the errors are those of `release`."""
         spec = self.spec
+        beside = self._beside()
         change = Change.begin(
             "release",
             spec,
@@ -216,10 +218,12 @@ class _Release:
             keep_versions=spec.keep_versions,
             run=f"{self.origin.pipeline}/{self.origin.run}",
             say=self.say,
+            beside=beside,
+            note="" if beside is None else f"version {beside} stays loaded for the watch",
         )
         begin = time.perf_counter()
         try:
-            config = self._config().text()
+            config = pin(self._config().text().encode(), change.journal.loaded).decode()
             self.ledger.write(self._record(config))
             self.ledger.keep(self.version, self.artefact.files())
             reached("begun")
@@ -264,6 +268,19 @@ class _Release:
             notes=self.notes,
         )
 
+    def _beside(self) -> int | None:
+        """The champion, where it is to stay loaded for the watch: both versions share one configuration."""
+        before, served = self.champion.version, self.champion.served
+        if not self.spec.watched or before is None or served is None:
+            return None
+        files = self.repository.files(self.spec.model, before)
+        if served.signature == self.artefact.signature and files == set(self.artefact.files()):
+            return before
+        self.notes.append(
+            f"version {before} has other inputs, outputs or files, so it cannot stay loaded: going back loads it again"
+        )
+        return None
+
     def _config(self) -> ModelConfig:
         spec, artefact, origin = self.spec, self.artefact, self.origin
         return ModelConfig(
@@ -306,9 +323,17 @@ class _Release:
             url=spec.url,
             repository=str(self.repository.root),
             previous=previous,
+            traffic_before=self._traffic() if spec.watched else None,
             config=config,
             sidecar=artefact.sidecar,
         ).turn("staged", f"staged by {origin.run}")
+
+    def _traffic(self) -> Traffic | None:
+        """What the champion's requests cost on all servers: what the watch holds the new version against."""
+        before = self.champion.version
+        if before is None:
+            return None
+        return sum((s.traffic(self.spec.model, before) for s in self.held.servers), Traffic())
 
     def _prove(self, tree: Path, out: Path | None) -> Reference:
         """Serve the staged version aside, and get the answers that production must give.

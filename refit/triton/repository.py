@@ -76,6 +76,11 @@ class ModelRepository:
         names = [p.name for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         return sorted(int(n) for n in names if re.fullmatch(r"[1-9][0-9]*", n))
 
+    def files(self, model: str, version: int) -> set[str]:
+        """The names of a version's files."""
+        folder = self.root / model / str(version)
+        return {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+
     def used_versions(self, model: str) -> set[int]:
         """Every version number that was ever in use here, names that Triton would parse as one included."""
         used = set()

@@ -36,7 +36,7 @@ def rollback(spec: RollbackSpec, say: Callable[[str], None] = lambda _: None) ->
         ledger, record, signature = _choose(spec, held.repository, champion)
         if champion.versions == (record.version,):
             raise RollbackError(f"version {record.version} of {spec.model} serves already; name another one with --to")
-        expected = _expected(ledger, record, signature)
+        expected = expected_of(ledger, record, signature)
         change = Change.begin(
             "rollback",
             spec,
@@ -50,12 +50,17 @@ def rollback(spec: RollbackSpec, say: Callable[[str], None] = lambda _: None) ->
         reached("begun")
         say(f"Going back to version {record.version} of {spec.model}")
         begin = time.perf_counter()
+        seconds = {}
         try:
+            if record.version in champion.versions:
+                change.route(expected)
+                seconds["back"] = time.perf_counter() - begin
+                say(f"Version {record.version} answers again, after {seconds['back']:.2f} s; its configuration follows")
             seen = change.swap(record.config.encode(), record.sha256, expected)
         except BaseException as exc:
             change.fail(exc)
             raise
-        seconds = time.perf_counter() - begin
+        seconds["swap"] = time.perf_counter() - begin
         change.finish()
         return ReleaseReport(
             outcome="rolled_back",
@@ -71,7 +76,7 @@ def rollback(spec: RollbackSpec, say: Callable[[str], None] = lambda _: None) ->
             difference=seen.difference,
             milliseconds=seen.milliseconds,
             proven_by=expected.source,
-            seconds={"swap": round(seconds, 3)},
+            seconds={name: round(value, 3) for name, value in seconds.items()},
             notes=[],
         )
 
@@ -116,7 +121,7 @@ def _before(spec: RollbackSpec, ledger: Ledger, there: list[int], champion: Cham
     )
 
 
-def _expected(ledger: Ledger, record: Record, signature: Signature) -> Reference:
+def expected_of(ledger: Ledger, record: Record, signature: Signature) -> Reference:
     """The answers that the version gave when it was released; without them its shapes are proven."""
     path = ledger.reference(record.version)
     if path.exists():

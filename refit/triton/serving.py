@@ -39,5 +39,5 @@ def _serves(client: TritonClient, model: str, version: int, sha256: str) -> bool
     try:
         served = client.config(model)
     except AccessRefused:
-        return client.versions(model) == (version,)
-    return served.versions == (version,) and served.sha256 == sha256
+        return max(client.versions(model)) == version
+    return bool(served.versions) and max(served.versions or ()) == version and served.sha256 == sha256

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from refit.engine.record import Capability, Version
+from refit.pipeline import WatchLines
 from refit.specs import Spec
 from refit.triton.lock import actor
 
@@ -47,6 +48,9 @@ class ReleaseSpec(Target):
     keep_versions: int = Field(
         3, ge=1, le=1000, description="versions kept in the repository, the serving one included"
     )
+    watched: bool = Field(
+        False, description="a watch follows: the version before stays loaded until it ends, where it can"
+    )
     pipeline: str | None = Field(None, description="null: from the stage's request.json")
     run: str | None = Field(None, description="null: from the stage's request.json")
     key: str | None = Field(None, description="the stage's key; null: from the stage's request.json")
@@ -76,6 +80,16 @@ class ReleaseSpec(Target):
     )
 
 
+class WatchSpec(Target):
+    """The spec of `python -m refit.triton watch`."""
+
+    minutes: float = Field(gt=0, le=24 * 60, description="from the swap on")
+    every_seconds: float = Field(5, gt=0, le=600, description="between two looks")
+    lines: WatchLines = WatchLines()
+    keep_versions: int = Field(3, ge=1, le=1000, description="as in the release")
+    run: str | None = Field(None, description="null: from the stage's request.json")
+
+
 class RollbackSpec(Target):
     """The spec of `python -m refit.triton rollback`."""
 
@@ -89,6 +103,40 @@ class RollbackSpec(Target):
         name = self.by or f"{who['user']}@{who['host']}"
         line = f"{name}: {self.reason}" if self.reason else name
         return "".join(c if c.isprintable() else " " for c in line)
+
+
+class WatchReport(BaseModel):
+    """How a watch ended (release.json of its stage).
+
+    Attributes:
+        outcome: the version stays alone; or somebody else changed the model, or nothing was to be watched.
+        before: the version that was kept loaded.
+        requests, failed, milliseconds: of the version that was watched, the probes among them.
+        why: what a reader should know, "" where all is said.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_: Literal[1] = Field(1, serialization_alias="schema")
+    outcome: Literal["stays", "superseded"]
+    model: str
+    version: int
+    before: int | None
+    sha256: str
+    url: str
+    requests: int
+    failed: int
+    milliseconds: float
+    why: str
+
+    def sentence(self) -> str:
+        """The report in one line."""
+        if self.outcome == "superseded":
+            return f"Version {self.version} of {self.model} is not watched (any more): {self.why}"
+        return (
+            f"Version {self.version} of {self.model} stays: {self.failed} of {self.requests + self.failed} requests "
+            f"failed, {self.milliseconds:g} ms each; version {self.before} is unloaded"
+        )
 
 
 class ReleaseReport(BaseModel):

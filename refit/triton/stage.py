@@ -14,7 +14,8 @@ from refit.triton.artefact import read_origin
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
 from refit.triton.release import release
 from refit.triton.rollback import rollback
-from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec
+from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec, WatchSpec
+from refit.triton.watch import watch
 
 _SUMMARY = (
     *("outcome", "model", "version", "previous", "sha256", "url", "servers"),
@@ -36,6 +37,18 @@ def run_rollback(spec: RollbackSpec, out: Path, status: StatusWriter) -> None:
         report = rollback(spec, _say(status))
     _done(report, out, status)
     tell_people(spec.ledger)
+
+
+def run_watch(spec: WatchSpec, out: Path, status: StatusWriter) -> None:
+    """Watch and write ``out/release.json`` and ``out/summary.json``."""
+    with stage_errors():
+        report = watch(spec, out, _say(status))
+    value = report.model_dump(by_alias=True)
+    for name in ("release.json", "summary.json"):
+        write_json(out / name, value)
+    print(report.sentence())
+    kpi = {"requests": float(report.requests), "failed": float(report.failed), "milliseconds": report.milliseconds}
+    status.success(report.sentence(), kpi=kpi)
 
 
 def _say(status: StatusWriter) -> Callable[[str], None]:

@@ -73,6 +73,19 @@ def test_the_chain_in_order() -> None:
     assert {n.name for n in nodes if n.group is None} == {"release"}
 
 
+def test_a_watch_follows_the_release_where_it_is_asked_for_and_goes_with_it() -> None:
+    watched = TEXT + "release: {watch: {minutes: 3, max_failed: 0.2}}\n"
+    nodes = plans.skeleton(load(watched))
+    assert [n.name for n in nodes] == [*CHAIN, "watch"]
+    assert (nodes[-1].upstream, nodes[-1].group) == (("release",), None)
+    assert changed(watched) == {"release"}
+    made = plans.make_plan(load(watched), profile(), bound(off=frozenset({"release", "watch"})))
+    assert {"release", "watch"} <= set(made["off"])
+    asked = yaml.safe_load(made["stages"][-1]["files"]["watch.yaml"])
+    assert (asked["minutes"], asked["lines"]["max_failed"], asked["lines"]["min_requests"]) == (3, 0.2, 100)
+    assert yaml.safe_load(made["stages"][-2]["files"]["release.yaml"])["watched"] is True
+
+
 @pytest.mark.parametrize(
     ("block", "gone"),
     [

@@ -89,6 +89,7 @@ class TaoChain(Chain):
         yield own.package(self, onnx, judged)
         if self.p.release:
             yield self._release(judged)
+        yield from self.watch()
 
     def _converted(self) -> Iterator[Stage]:
         augmented = self.p.stages.augment is not None
