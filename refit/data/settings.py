@@ -189,6 +189,13 @@ class Dataset(DatasetSettings):
         None, description="of a .dvc source: s3://, gs://, az:// or abfs:// of its DVC remote"
     )
     arrival: Arrival = Arrival()
+    shards: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="runtime kubernetes: how many pods look at a large data set before bind, each at its share "
+        "of the files; the result is the same for any number. With runtime local, bind uses all cores by itself",
+    )
 
     @field_validator("source")
     @classmethod
@@ -212,5 +219,5 @@ class Dataset(DatasetSettings):
     def settings(self) -> DatasetSettings:
         """What decides how the data is read, without where it is."""
         return DatasetSettings.model_validate(
-            self.model_dump(exclude={"source", "connection", "dvc_remote", "arrival"})
+            self.model_dump(exclude={"source", "connection", "dvc_remote", "arrival", "shards"})
         )
