@@ -30,12 +30,13 @@ from refit.data.examine import (
     unchanged,
 )
 from refit.data.faults import BadData, Fault, graded
-from refit.data.formats.base import Changed, read_whole
+from refit.data.formats.base import Changed, own_lists, read_whole
 from refit.data.memory import FILE, Memory
 from refit.data.model import Sample
 from refit.data.samples import Samples
 from refit.data.settings import DatasetSettings, GroupBy
 from refit.data.snapshot import Snapshot
+from refit.data.tree import scan
 
 
 def ingest(
@@ -126,7 +127,7 @@ def look_share(
     datasets = Path(workspace) / "datasets"
     os.makedirs(datasets, exist_ok=True)
     memory = _memory(datasets, settings, share)
-    how: How = {**_how(settings, leave), "memory": memory, "progress": progress}
+    how: How = {**_how(source, settings, leave), "memory": memory, "progress": progress}
     looked = look_at(source, _classes(settings), share=share, **how)
     shares.write(looked, share, _made(settings, leave), out)
     return len(looked.found.samples)
@@ -157,10 +158,12 @@ def _classes(settings: DatasetSettings) -> checks.Classes:
     return checks.Classes(settings.classes, settings.class_map)
 
 
-def _how(settings: DatasetSettings, leave: Iterable[str]) -> How:
+def _how(source: Path, settings: DatasetSettings, leave: Iterable[str]) -> How:
     """How the settings have a source read; `leave` names files in it that are no data."""
     by = settings.split.group
-    beside = [*leave, *(settings.split.lists or {}).values()]
+    beside = [*leave, *settings.split.listed.values()]
+    if settings.split.lists == "own" and os.path.isdir(source):
+        beside += own_lists(scan(source)).values()
     beside += [by.file] if isinstance(by, GroupBy) and by.file is not None else []
     beside += [append.REMOVED] if settings.mode == "append" else []
     return {
@@ -228,7 +231,7 @@ def _examine(
     decode: bool = True,
 ) -> Examination:
     """The data set in `source`; with a data set to add to, a list of what to remove is enough. Raises BadData."""
-    how: How = {**_how(settings, leave), "memory": memory, "progress": progress, "decode": decode}
+    how: How = {**_how(source, settings, leave), "memory": memory, "progress": progress, "decode": decode}
     limit, severity = settings.max_bad_labels, settings.severity
     try:
         return examine(source, classes=_classes(settings), max_bad_labels=limit, severity=severity, **how)
@@ -273,10 +276,12 @@ def divide(
             trained = _trained(base) if by.evaluation_grow else None
             division = evaluation.divide(samples, by, memory, trained)
             parts, names = division.parts, [split.TRAIN, split.VAL]
-            faults += division.faults
+            faults += [*division.faults, *split.dealt_anew(examined)]
         else:
-            listed = split.by_lists(examined, by.lists, before)
-            parts, names = listed.parts, list(by.lists)
+            own = by.lists == "own"
+            listed = split.by_own(examined, before) if own else split.by_lists(examined, by.listed, before)
+            parts = listed.parts
+            names = list(by.listed) or sorted({split.TRAIN, split.VAL, *parts.values()})
             faults += listed.faults
             for file, found in list(evaluation.held_back(samples, parts, memory)):
                 del parts[file]
@@ -291,7 +296,8 @@ def divide(
     images = evaluation.measured(samples, parts)
     about: dict[str, Any] = {"version": evaluation.version(images), "mode": by.evaluation, "images": len(images)}
     previous = memory.version or (base.evaluation if base else "")
-    why = f"{by.val:g} of {len(parts)} images" if by.lists is None else "by lists"
+    by_parts = "by its own parts" if by.lists == "own" else "by lists"
+    why = by_parts if by.lists else f"{by.val:g} of {len(parts)} images"
     if previous and previous != about["version"]:
         about["previous"] = previous
         why = evaluation.changes(memory.images(), images) if memory.version else "drawn anew"
