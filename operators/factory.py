@@ -2,6 +2,8 @@
 
     arrival -> bind -> stages (a task group: dataset_convert ... quantize, gates) -> release -> publish -> done
 
+With dataset.shards, pods that look at a share of the data each stand between arrival and bind: a mapped task.
+
 Every task after bind has bind as a direct upstream and runs where nothing upstream failed and at least one upstream
 task succeeded. So a stage that bind skipped (its result is reused) does not skip what follows, a failed stage stops
 what needs it, and a skipped or failed bind stops everything. `done` follows every task, because Airflow judges a run by
@@ -54,6 +56,7 @@ APPROVE_OPERATORS: Mapping[str, str] = {
     "local": "operators.approval:ApproveOperator",
     "kubernetes": "operators.pod:ApprovePodOperator",
 }
+LOOK_OPERATOR = "operators.pod:LookPodOperator"
 DEFAULTS: Mapping[str, Any] = {"owner": "refit", "retries": 2, "retry_delay": timedelta(seconds=15)}
 
 
@@ -159,7 +162,7 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
         auto_register=False,
     ) as dag:
         arrival, bind = _task(name, names.ARRIVAL), _task(name, names.BIND, pipeline.runtime)
-        arrival >> bind
+        _looks(pipeline, arrival, bind)
         tasks: dict[str, BaseOperator] = {}
         groups: dict[str, TaskGroup] = {}
         for node in nodes:
@@ -184,6 +187,22 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
     dag.validate()  # type: ignore[no-untyped-call]
     dag.check_cycle()
     return dag
+
+
+def _looks(pipeline: Pipeline, arrival: BaseOperator, bind: BaseOperator) -> None:
+    """arrival >> bind; between them, where the pipeline says so, a pod for each share of the data: a mapped task."""
+    shares = pipeline.dataset.shards
+    if shares == 1 or pipeline.runtime == "local":
+        arrival >> bind
+        return
+    mapped = PodTask.partial(
+        task_id=names.LOOK,
+        operator=LOOK_OPERATOR,
+        pipeline=str(pipeline.name),
+        pool=pools.PODS,
+        task_display_name="Look at a share of the data",
+    ).expand(share=list(range(shares)))
+    arrival >> mapped >> bind
 
 
 def bad_file_dag(name: str, found: Iterable[Problem]) -> DAG:
@@ -211,7 +230,7 @@ def task_dag(pipeline: str, task_id: str, settings: Settings | None = None) -> D
     with DAG(names.dag_id(pipeline), schedule=None, default_args=dict(DEFAULTS), auto_register=False) as dag:
         group, _, rest = task_id.rpartition(".")
         stage = names.stage_of(task_id)
-        there = stage is not None or rest in (names.BIND, names.PUBLISH)
+        there = stage is not None or rest in (names.LOOK, names.BIND, names.PUBLISH)
         runtime = _peek_runtime(pipeline, settings or Settings.from_env()) if there else ""
         _task(pipeline, rest, runtime, task_group=TaskGroup(group) if group else None)
     return dag
@@ -230,6 +249,8 @@ def _task(pipeline: str, name: str, runtime: str = "", **kwargs: Any) -> BaseOpe
         kwargs = {"task_display_name": "Publish the report", "pipeline": pipeline, **kwargs}
         rule = TriggerRule.ALL_DONE
         return _operator(PUBLISH_OPERATORS, runtime, task_id=name, trigger_rule=rule, retries=0, **kwargs)
+    if name == names.LOOK:  # in a task process, which runs one share and needs no mapping
+        return load(LOOK_OPERATOR)(task_id=name, pipeline=pipeline, **kwargs)
     if name == names.BAD_FILE:
         return BadFileOperator(
             task_id=name, pipeline=pipeline, retries=0, task_display_name="Faults of the pipeline file", **kwargs

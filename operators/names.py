@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 DAG_PREFIX = "retrain_"
 ARRIVAL = "arrival"
+LOOK = "look"
 BIND = "bind"
 GROUP = "stages"
 PUBLISH = "publish"
@@ -31,7 +32,7 @@ def task_id(stage: str, group: str | None) -> str:
 
 def stage_of(task: str) -> str | None:
     """The stage that a task id stands for; None for the tasks around the stages."""
-    if task in (ARRIVAL, BIND, PUBLISH, DONE, BAD_FILE):
+    if task in (ARRIVAL, LOOK, BIND, PUBLISH, DONE, BAD_FILE):
         return None
     return task.removeprefix(f"{GROUP}.")
 

@@ -423,22 +423,7 @@ class BindPodOperator(TaoStageOperator):
         self.pipeline = pipeline
 
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
-        from refit.plan import bind_request
-
-        where = inputs.settings()
-        pipeline = inputs.read(self.pipeline, inputs.conf_of(context), where)
-        profile = kubernetes_profile(pipeline.profile)
-        file = inputs.pipeline_file(self.pipeline, where)
-        request = bind_request(
-            file,
-            file.read_text(encoding="utf-8"),
-            context["run_id"],
-            inputs.conf_of(context),
-            cluster.settings_in_pod(profile),
-            nonce=f"{context['ti'].id}",  # the same for each return of this try, another for the next
-            profile=profile.model_dump(mode="json", by_alias=True, exclude_defaults=True),
-        )
-        return profile, pods.PodStage.of(request)
+        return _first(self.pipeline, context)
 
     def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
         from operators.arrival import note_taken
@@ -484,6 +469,47 @@ class ApprovePodOperator(TaoStageOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """The answer has come, or the time is over."""
         return approval.answered(self, event)
+
+
+class LookPodOperator(TaoStageOperator):
+    """Looks at one share of the data before bind, in a pod; the mapped task's index says at which (`refit.bind.look`).
+
+    Which shares there are is the DAG's: this operator stands for any of them, and is itself not mapped.
+    """
+
+    ui_color = "#e3ecf7"
+
+    def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
+        super().__init__(stage=names.LOOK, **kwargs)
+        self.pipeline = pipeline
+
+    def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
+        profile, stage = _first(self.pipeline, context, share=max(0, context["ti"].map_index))
+        self.stage = stage.name
+        return profile, stage
+
+
+def _first(
+    name: str, context: Mapping[str, Any], *, share: int | None = None
+) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
+    """The cluster and the pod of a run's first stage: bind, or before it the look at a share of the data."""
+    from refit.plan import bind_request
+
+    where = inputs.settings()
+    pipeline = inputs.read(name, inputs.conf_of(context), where)
+    profile = kubernetes_profile(pipeline.profile)
+    file = inputs.pipeline_file(name, where)
+    request = bind_request(
+        file,
+        file.read_text(encoding="utf-8"),
+        context["run_id"],
+        inputs.conf_of(context),
+        cluster.settings_in_pod(profile),
+        nonce=f"{context['ti'].id}",  # the same for each return of this try, another for the next
+        profile=profile.model_dump(mode="json", by_alias=True, exclude_defaults=True),
+        share=share,
+    )
+    return profile, pods.PodStage.of(request)
 
 
 class RollbackPodOperator(TaoStageOperator):

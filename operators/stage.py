@@ -200,10 +200,12 @@ class PodTask(BaseOperator):
         operator: str,
         pipeline: str | None = None,
         stage: str | None = None,
+        share: int | None = None,
         pool: str = pools.PODS,
         **kwargs: Any,
     ) -> None:
         super().__init__(pool=pool, **kwargs)
+        self.share = share  # the real operator goes by the task's index
         self.operator = operator
         self.custom_operator_name = operator.rpartition(":")[2]
         self._own = {k: v for k, v in (("pipeline", pipeline), ("stage", stage)) if v is not None}

@@ -40,7 +40,7 @@ from refit.toolkits.base import Stage
 from refit.toolkits.chain import WATCH
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
-REPORT, ISSUES = "report.html", "issues.jsonl"
+REPORT, ISSUES, SHARE = "report.html", "issues.jsonl", "share"
 NOT_ITS_OWN = frozenset({"source_changed", "base_missing"})  # faults for which an inbox's data is not put aside
 WARNINGS_SHOWN = 5  # in the log; issues.jsonl has all
 
@@ -56,6 +56,7 @@ class BindSpec(Spec):
     data: str | None = Field(None, description="a folder in place of dataset.source")
     attached: dict[str, str] = Field(default_factory=dict, description="files that it names -> their content then")
     profile: dict[str, Any] | None = Field(None, description="the cluster profile, where its file is not at hand")
+    share: int | None = Field(None, ge=0, description="of `look`: which of dataset.shards")
     workspace: str = Field(description="the pipeline's folder in the workspace")
     run: str = Field(description="the run's folder")
 
@@ -174,14 +175,8 @@ def _take_data(
 
     dataset: Dataset = pipeline.dataset
     rule = dataset.arrival
-    try:
-        source = settings.source(dataset.source)
-    except ConfigError as exc:
-        raise BadSpec(str(exc)) from None
-    remote = _remote(source, dataset, settings)
-    listing = arrival.listing(source.text, rule=rule) if remote is None else remotes.listing(remote, rule=rule)
-    last = arrival.last_taken(workspace)
-    before = _snapshot_of(last, workspace)
+    came = _came(dataset, settings, workspace)
+    source, listing, before = came.source, came.listing, came.before
     if not listing.files:
         if before is None:
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
@@ -191,23 +186,22 @@ def _take_data(
         raise BadData(
             f"{source}: {listing.lacks}; copy what is missing, or correct {rule.manifest} (dataset.arrival.manifest)"
         )
-    how = _how(dataset, settings)
-    if remote is not None and before is not None and _made_of(before, listing.signature, how, dataset, workspace):
-        print(f"{source}: nothing has changed since run {last.run if last else ''}; it is not fetched again")
+    if came.known and before is not None:
+        print(f"{source}: nothing has changed since run {came.last}; it is not fetched again")
         data = _again(pipeline, spec, before, workspace, out)
         arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
         return data
     status.running(f"Reading {listing.files} files from {source}")
-    origin = {"source": source.text, "arrival": listing.signature, "how": how}
-    leave = [name for name in (rule.marker, rule.manifest) if name]
+    origin = {"source": source.text, "arrival": listing.signature, "how": came.how}
     try:
-        with take.at_hand(source, remote, listing, dataset, workspace, status) as hand:
+        with take.at_hand(source, came.remote, listing, dataset, workspace, status) as hand:
             taken = ingest.ingest(
                 hand.folder,
                 dataset.settings(),
                 workspace,
                 origin=origin,
-                leave=leave,
+                leave=_no_data(dataset),
+                parts=_parts(pipeline, spec),
                 accept=lambda made: _report(pipeline, spec, made.path, made.faults, before, out),
             )
             hand.snapshot = Path(taken.path)
@@ -221,6 +215,82 @@ def _take_data(
     if taken.changes:
         print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
     return Data(taken.path, taken.faults, taken.evaluation, taken.changes)
+
+
+@dataclass(frozen=True)
+class _Came:
+    """What lies in the source now, against what was taken last: `before` that snapshot, `last` its run. `known`: it was
+    made of this very arrival in the same way (`how`), so nothing need be fetched."""
+
+    source: Source
+    remote: remotes.Remote | None
+    listing: arrival.Listing
+    before: Path | None
+    last: str
+    how: str
+    known: bool
+
+
+def _came(dataset: Dataset, settings: Settings, workspace: Path) -> _Came:
+    try:
+        source = settings.source(dataset.source)
+    except ConfigError as exc:
+        raise BadSpec(str(exc)) from None
+    remote = _remote(source, dataset, settings)
+    rule = dataset.arrival
+    listing = arrival.listing(source.text, rule=rule) if remote is None else remotes.listing(remote, rule=rule)
+    last = arrival.last_taken(workspace)
+    before = _snapshot_of(last, workspace)
+    how = _how(dataset, settings)
+    fetched = remote is not None and listing.files > 0 and not listing.lacks
+    known = fetched and before is not None and _made_of(before, listing.signature, how, dataset, workspace)
+    return _Came(source, remote, listing, before, last.run if last else "", how, known)
+
+
+def _no_data(dataset: Dataset) -> list[str]:
+    """The files of a source that say when it is complete."""
+    return [name for name in (dataset.arrival.marker, dataset.arrival.manifest) if name]
+
+
+def look(spec: BindSpec, out: Path, status: StatusWriter) -> None:
+    """Look at one share of the data before bind, which puts the shares together. What it cannot look at is told by
+    bind, which then looks at the whole: bind notes what is refused."""
+    settings = Settings.from_env()
+    pipeline, _, _ = _pipeline(spec, parse_yaml(spec.text, _short(spec.file, settings)))
+    workspace, dataset = Path(spec.workspace), pipeline.dataset
+    _check_space(workspace)
+    from refit.data import examine, faults, ingest
+    from refit.data.remote import take
+
+    came = _came(dataset, settings, workspace)
+    images = None
+    if came.listing.files and not came.listing.lacks and not came.known:
+        share = examine.Share(spec.share or 0, dataset.shards)
+        status.running(f"Reading share {share.index + 1} of {share.count} of {came.source}")
+        try:
+            with collect.binding(workspace):
+                folder = take.beforehand(came.source, came.remote, came.listing, dataset, workspace, status)
+                read = dataset.settings(), workspace, share, out / SHARE
+                images = ingest.look_share(folder, *read, leave=_no_data(dataset))
+        except faults.BadData as exc:
+            print(f"{exc}; bind looks at the whole")
+    files.write_json(out / "look.json", {"images": images})
+    message = "nothing to look at" if images is None else f"{images} images"
+    print(message)
+    status.success(message)
+
+
+def _parts(pipeline: Any, spec: BindSpec) -> list[Path]:
+    """What the shares of this run have left; none where one of them has not."""
+    shards = pipeline.dataset.shards
+    if shards == 1:
+        return []
+    if pipeline.runtime == "local":
+        print(f"dataset.shards: {shards} is for runtime: kubernetes; here bind uses all cores")
+        return []
+    found = [Path(spec.run) / plans.stage_folder(0, plans.stage_name(plans.LOOK, i)) for i in range(shards)]
+    parts = [folder / "out" / SHARE for folder in found]
+    return parts if all(part.exists() for part in parts) else []
 
 
 def _again(pipeline: Any, spec: BindSpec, snapshot: Path, workspace: Path, out: Path) -> Data:
@@ -438,7 +508,10 @@ def _short(path: str, settings: Settings) -> str:
     return path
 
 
-ACTIONS = {"bind": Action("refit.bind:BindSpec", "refit.bind:bind", "check params, take the data in, write the plan")}
+ACTIONS = {
+    "bind": Action("refit.bind:BindSpec", "refit.bind:bind", "check params, take the data in, write the plan"),
+    "look": Action("refit.bind:BindSpec", "refit.bind:look", "look at one share of the data, for bind"),
+}
 
 if __name__ == "__main__":
     sys.exit(main("refit.bind", ACTIONS))

@@ -216,16 +216,18 @@ def pod(args: argparse.Namespace, settings: Settings) -> int:
         )
     inside = cluster.settings_in_pod(profile)
     made = _plan(pipeline, profile, inside.workspace)
-    names = [plans.BIND, *(s["name"] for s in made["stages"])]
+    first = [plans.BIND, *([plans.LOOK] if pipeline.dataset.shards > 1 else [])]
+    names = [*first, *(s["name"] for s in made["stages"])]
     if args.stage not in names:
         hint = did_you_mean(args.stage, names) or f"; it has {', '.join(names)}"
         raise CliError(f"{args.file}: this pipeline has no stage {args.stage!r}{hint}")
-    if args.stage == plans.BIND:
+    if args.stage in first:
         text, shown = (
             path.read_text(encoding="utf-8"),
             profile.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         )
-        request = plans.bind_request(path, text, RUN, {}, inside, nonce="", profile=shown)
+        share = 0 if args.stage == plans.LOOK else None
+        request = plans.bind_request(path, text, RUN, {}, inside, nonce="", profile=shown, share=share)
         request = json.loads(json.dumps(request).replace(request["run"], RUN))
         stage = pods.PodStage.of({**request, "key": "<key>"})
     else:

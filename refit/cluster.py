@@ -130,7 +130,7 @@ class Volume(Spec):
 class Volumes(Spec):
     workspace: Volume
     models: Volume = Field(description="Triton's model repository with its staging area; only release pods mount it")
-    inbox: Volume | None = Field(None, description="where data arrives, mounted read-only by bind; null: none")
+    inbox: Volume | None = Field(None, description="where data arrives, mounted read-only by bind and look; null: none")
 
 
 class Toleration(Spec):

@@ -9,6 +9,7 @@ plan can be printed, compared and tested.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -27,13 +28,13 @@ from refit.config import Settings
 from refit.data.source import secret_name
 from refit.pipeline import Pipeline, Resources, attachments, peek_name, plain_keys
 from refit.publish import place
-from refit.specs import SpecError, did_you_mean, parse_yaml
+from refit.specs import Document, SpecError, did_you_mean, parse_yaml
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
 from refit.toolkits.chain import NO_PROFILE
 
 SCHEMA = 1
-BIND = "bind"
+BIND, LOOK = "bind", "look"
 CONNECTION = "REFIT_CONNECTION"  # bind's variable with the login of a remote source
 GROUP = "stages"
 ALONE = ("approve", "release")  # actions whose tasks stand outside the group
@@ -187,6 +188,10 @@ def stage_folder(index: int, name: str) -> str:
     return f"{index:02d}-{name}"
 
 
+def stage_name(action: str, share: int | None) -> str:
+    return action if share is None else f"{action}-{share}"
+
+
 def bind_request(
     pipeline_file: Path,
     text: str,
@@ -197,8 +202,10 @@ def bind_request(
     nonce: str,
     data: str | None = None,
     profile: Mapping[str, Any] | None = None,
+    share: int | None = None,
 ) -> dict[str, Any]:
-    """The request of the run's first stage, which reads the data and writes plan.json.
+    """The request of the run's first stage, which reads the data and writes plan.json; with `share`, of the stage that
+    looks at that share of the data before it (dataset.shards).
 
     `text` is the pipeline file's content as it is now: later edits do not reach this run. `nonce` differs at every
     start, so that a bind is never answered by an older one. `data` replaces dataset.source (CLI). `profile` is the
@@ -223,39 +230,49 @@ def bind_request(
         "conf": dict(conf),
         "data": data,
         "profile": dict(profile) if profile is not None else None,
+        "share": share,
         "workspace": str(workspace),
         "run": str(run),
     }
-    stage = run / stage_folder(0, BIND)
+    action = BIND if share is None else LOOK
+    stage = run / stage_folder(0, stage_name(action, share))
+    wanted = _wanted(document, action)
     return {
         "schema": SCHEMA,
         "pipeline": name,
         "run": run.name,
-        "name": BIND,
-        "action": BIND,
+        "name": stage_name(action, share),
+        "action": action,
         "index": 0,
         "toolkit": "refit",
         "environment": "tools",
         "image": None,
         "key": _sha({"spec": spec, "nonce": nonce}),
-        "argv": list(command("refit.bind", BIND, "bind.yaml")),
+        "argv": list(command("refit.bind", action, "bind.yaml")),
         "env": {**_reach(settings), **({CONNECTION: f"{{secret:{secret}}}"} if secret else {})},
         "files": {"bind.yaml": literal(spec)},
         "secrets": [secret] if secret else [],
         "connection": connection,
         "paths": {"workspace": str(workspace), "run": str(run), "stage": str(stage)},
         "inputs": {},
-        "outputs": [{"name": "bind", "path": "bind.json", "kind": "file", "format": "json", "min_bytes": 2}],
+        "outputs": [{"name": action, "path": f"{action}.json", "kind": "file", "format": "json", "min_bytes": 2}],
         "status": "status.json",
-        "summary": "summary.json",
+        "summary": "summary.json" if action == BIND else None,
         "watch": None,
-        "timeout_seconds": 24 * 3600,
+        "timeout_seconds": wanted.timeout_hours * 3600,
         "grace_seconds": 20,
         "exit_codes": {"2": "bad_spec", "3": "bad_data"},
-        "resources": {"gpus": 0, "gpu_type": None, "cpus": 1, "memory_gib": 2},
+        "resources": {"gpus": 0, "gpu_type": None, "cpus": wanted.cpus, "memory_gib": wanted.memory_gib},
         "publish": None,
         "progress": str(place.progress(workspace, BIND)),
     }
+
+
+def _wanted(document: Document, stage: str) -> Resources:
+    """What a stage that takes data in asks for. bind, not this, tells what is wrong with a pipeline file."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return Resources.model_validate(document.data["resources"]["stages"][stage])
+    return Resources(cpus=1, memory_gib=2)
 
 
 def literal(spec: Mapping[str, Any]) -> str:

@@ -43,6 +43,10 @@ CODES: dict[str, Code] = {
         "dataset.split.lists names files of the data set; without it ({val: 0.2}) Refit splits by itself",
         fixed=True,
     ),
+    "own_parts_unused": Code(
+        "warning",
+        "dataset.split: {lists: own} keeps them; dealt out anew on purpose: dataset.severity: {own_parts_unused: info}",
+    ),
     "list_unknown_name": Code("error", "correct the list, or add the image", fixed=True),
     "list_overlap": Code("error", "leave the image in one list only", fixed=True),
     "split_without_objects": Code("error", "take labelled images into it", fixed=True),
@@ -116,7 +120,7 @@ CODES: dict[str, Code] = {
     "duplicate_name": Code("error", "rename or remove all but one: they would share one label"),
     "bad_name": Code("error", "rename the file: only readable UTF-8 names without control characters can be used"),
     "not_followed": Code("error", "put the files themselves there: links out of the data set are not followed"),
-    "not_in_lists": Code("info", "it is in none of dataset.split.lists"),
+    "not_in_lists": Code("info", "no list (dataset.split.lists), or part of the data set's own, names it"),
     "ignored_files": Code("info", "nothing to do, unless one of them should have been read"),
     # labels
     "label_without_image": Code("error", "add the image, or remove the label file"),

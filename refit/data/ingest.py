@@ -15,16 +15,28 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from refit.data import append, checks, diff, doubts, evaluation, groups, provenance, snapshot, split
+from refit.data import append, checks, diff, doubts, evaluation, groups, provenance, shares, snapshot, split
 from refit.data.arrival import signature
-from refit.data.examine import Examination, Progress, changed, examine, ordered, unchanged
+from refit.data.examine import (
+    Examination,
+    How,
+    Progress,
+    Share,
+    changed,
+    examine,
+    judge,
+    look_at,
+    ordered,
+    unchanged,
+)
 from refit.data.faults import BadData, Fault, graded
-from refit.data.formats.base import Changed, read_whole
+from refit.data.formats.base import Changed, own_lists, read_whole
 from refit.data.memory import FILE, Memory
 from refit.data.model import Sample
 from refit.data.samples import Samples
 from refit.data.settings import DatasetSettings, GroupBy
 from refit.data.snapshot import Snapshot
+from refit.data.tree import scan
 
 
 def ingest(
@@ -36,12 +48,14 @@ def ingest(
     leave: Iterable[str] = (),
     progress: Progress | None = None,
     accept: Callable[[Snapshot], None] | None = None,
+    parts: Sequence[Path] = (),
 ) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
 
     `origin` is what the provenance says of where the data came from in place of the folder, `leave` names files below
     it that are no data (a marker, a manifest). `accept` is shown the snapshot and may raise BadData: what it refuses is
-    not held as evaluated.
+    not held as evaluated. `parts` are the files of `look_share` for all shares: what they saw is not opened again,
+    where they can be used.
 
     The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
     to run several times at once. `progress(done, total)` is called while images are read.
@@ -58,9 +72,10 @@ def ingest(
     store = snapshot.Store(datasets)
     base = append.last(Path(workspace))
     folder = Path(workspace) / evaluation.FOLDER
-    remembered = Memory(datasets / FILE, (settings.classes, settings.class_map))
     try:
-        examined = _examine(source, settings, remembered, progress, base, leave)
+        examined = _put_together(source, settings, parts, leave) if parts else None
+        if examined is None:
+            examined = _examine(source, settings, _memory(datasets, settings), progress, base, leave)
         before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
         while True:
             memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
@@ -95,6 +110,68 @@ def ingest(
         raise _reported(exc, datasets) from None
     told = _told(memory, base, taken.fingerprint, divided.evaluation)
     return replace(taken, changes=_changes(base, taken, divided), evaluation=told)
+
+
+def look_share(
+    source: Path,
+    settings: DatasetSettings,
+    workspace: Path,
+    share: Share,
+    out: Path,
+    *,
+    leave: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> int:
+    """Look at one share of the data set in `source` and write to `out` what `ingest` puts together; the number of its
+    images. Raises BadData as `examine` does."""
+    datasets = Path(workspace) / "datasets"
+    os.makedirs(datasets, exist_ok=True)
+    memory = _memory(datasets, settings, share)
+    how: How = {**_how(source, settings, leave), "memory": memory, "progress": progress}
+    looked = look_at(source, _classes(settings), share=share, **how)
+    shares.write(looked, share, _made(settings, leave), out)
+    return len(looked.found.samples)
+
+
+def _put_together(
+    source: Path, settings: DatasetSettings, parts: Sequence[Path], leave: Iterable[str]
+) -> Examination | None:
+    """What all shares saw; None where they cannot be used, which a look at the whole then explains or makes good."""
+    try:
+        looked = shares.merge(source, parts, _made(settings, leave))
+    except (BadData, OSError, ValueError) as exc:
+        print(f"what the shares saw cannot be used, looking at the whole data set: {exc}")
+        return None
+    return judge(looked, _classes(settings), settings.max_bad_labels, settings.severity)
+
+
+def _made(settings: DatasetSettings, leave: Iterable[str]) -> str:
+    return f"{sorted(leave)} {settings.model_dump_json()}"
+
+
+def _memory(datasets: Path, settings: DatasetSettings, share: Share | None = None) -> Memory:
+    name = FILE if share is None else f"{FILE}-{share.index}-of-{share.count}"
+    return Memory(datasets / name, (settings.classes, settings.class_map))
+
+
+def _classes(settings: DatasetSettings) -> checks.Classes:
+    return checks.Classes(settings.classes, settings.class_map)
+
+
+def _how(source: Path, settings: DatasetSettings, leave: Iterable[str]) -> How:
+    """How the settings have a source read; `leave` names files in it that are no data."""
+    by = settings.split.group
+    beside = [*leave, *settings.split.listed.values()]
+    if settings.split.lists == "own" and os.path.isdir(source):
+        beside += own_lists(scan(source)).values()
+    beside += [by.file] if isinstance(by, GroupBy) and by.file is not None else []
+    beside += [append.REMOVED] if settings.mode == "append" else []
+    return {
+        "format": settings.format,
+        "image_dir": settings.image_dir,
+        "label_dir": settings.label_dir,
+        "leave": [str(PurePosixPath(p)) for p in beside],
+    }
 
 
 def look(source: Path, settings: DatasetSettings) -> tuple[dict[str, Any], list[Fault]]:
@@ -154,24 +231,10 @@ def _examine(
     decode: bool = True,
 ) -> Examination:
     """The data set in `source`; with a data set to add to, a list of what to remove is enough. Raises BadData."""
-    by = settings.split.group
-    beside = [*leave, *(settings.split.lists or {}).values()]
-    beside += [by.file] if isinstance(by, GroupBy) and by.file is not None else []
-    beside += [append.REMOVED] if settings.mode == "append" else []
+    how: How = {**_how(source, settings, leave), "memory": memory, "progress": progress, "decode": decode}
+    limit, severity = settings.max_bad_labels, settings.severity
     try:
-        return examine(
-            source,
-            format=settings.format,
-            image_dir=settings.image_dir,
-            label_dir=settings.label_dir,
-            classes=checks.Classes(settings.classes, settings.class_map),
-            max_bad_labels=settings.max_bad_labels,
-            severity=settings.severity,
-            leave=[str(PurePosixPath(p)) for p in beside],
-            memory=memory,
-            progress=progress,
-            decode=decode,
-        )
+        return examine(source, classes=_classes(settings), max_bad_labels=limit, severity=severity, **how)
     except BadData as exc:
         if base is None or settings.mode != "append":
             raise
@@ -213,10 +276,12 @@ def divide(
             trained = _trained(base) if by.evaluation_grow else None
             division = evaluation.divide(samples, by, memory, trained)
             parts, names = division.parts, [split.TRAIN, split.VAL]
-            faults += division.faults
+            faults += [*division.faults, *split.dealt_anew(examined)]
         else:
-            listed = split.by_lists(examined, by.lists, before)
-            parts, names = listed.parts, list(by.lists)
+            own = by.lists == "own"
+            listed = split.by_own(examined, before) if own else split.by_lists(examined, by.listed, before)
+            parts = listed.parts
+            names = list(by.listed) or sorted({split.TRAIN, split.VAL, *parts.values()})
             faults += listed.faults
             for file, found in list(evaluation.held_back(samples, parts, memory)):
                 del parts[file]
@@ -231,7 +296,8 @@ def divide(
     images = evaluation.measured(samples, parts)
     about: dict[str, Any] = {"version": evaluation.version(images), "mode": by.evaluation, "images": len(images)}
     previous = memory.version or (base.evaluation if base else "")
-    why = f"{by.val:g} of {len(parts)} images" if by.lists is None else "by lists"
+    by_parts = "by its own parts" if by.lists == "own" else "by lists"
+    why = by_parts if by.lists else f"{by.val:g} of {len(parts)} images"
     if previous and previous != about["version"]:
         about["previous"] = previous
         why = evaluation.changes(memory.images(), images) if memory.version else "drawn anew"

@@ -1,7 +1,8 @@
 """What the last examination of a pipeline's data found out, so that a file that is still the same is not opened again.
 
 One file beside the snapshots, `datasets/remembered`, replaced whole. Where it is missing, damaged, or was made by other
-code or for other classes, everything is read.
+code or for other classes, everything is read. A share of a data set (`dataset.shards`) has one of its own,
+`remembered-<share>-of-<shards>`.
 
 **What it trusts.** A file is the same when its path, size, mtime, ctime and inode number are. The kernel sets ctime at
 every write and rename, and no call sets it back: so what `cp -p` and `rsync -t` hide in mtime is seen. A file that
@@ -91,7 +92,7 @@ class Memory:
 
     def __init__(self, path: Path, settings: Any) -> None:
         self.path = path
-        self._version = hashlib.sha256(repr((_code(), sys.version, settings)).encode()).digest()
+        self._version = version(settings)
         self._old, self._new = self._load(), _Shelf()
         self._by_pair = _places(self._old.pairs)
         self._by_image = _places(self._old.images)
@@ -155,6 +156,11 @@ class Memory:
         shelf.declared.frombytes(declared)
         shelf.faults = {at: [Fault(*f) for f in found] for at, found in faults}
         return shelf
+
+
+def version(settings: Any) -> bytes:
+    """What decides what is found in a file, beside the file: the settings, the code, Python's version."""
+    return hashlib.sha256(repr((_code(), sys.version, settings)).encode()).digest()
 
 
 def keys_of(tree: Tree, item: Item) -> Keys:

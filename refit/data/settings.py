@@ -109,15 +109,16 @@ class Split(Spec):
     evaluation_grow: bool = Field(
         False, description="frozen: take the share `val` of new images, too; the figures are then of another version"
     )
-    lists: dict[str, str] | None = Field(
+    lists: dict[str, str] | Literal["own"] | None = Field(
         None,
         description="split name -> text file of image names (one a line, relative to the source); "
-        "`train` and `val` are needed, others are evaluated and reported apart",
+        "`train` and `val` are needed, others are evaluated and reported apart; own: the parts that the data set "
+        "itself has, by its folders, lists or files (COCO's train2017 and val2017, YOLO's data.yaml, VOC's ImageSets)",
     )
 
     @model_validator(mode="after")
     def _lists(self) -> Split:
-        if self.lists is not None:
+        if isinstance(self.lists, dict):
             missing = [n for n in ("train", "val") if n not in self.lists]
             if missing:
                 raise ValueError(f"lists needs an entry for {' and '.join(missing)}")
@@ -125,6 +126,11 @@ class Split(Spec):
                 if not name.replace("_", "").isalnum() or name == "all":
                     raise ValueError(f"{name!r} cannot be a split's name; use letters, digits and _")
         return self
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """The lists that are files of the source."""
+        return self.lists if isinstance(self.lists, dict) else {}
 
 
 class DatasetSettings(Spec):
@@ -189,6 +195,13 @@ class Dataset(DatasetSettings):
         None, description="of a .dvc source: s3://, gs://, az:// or abfs:// of its DVC remote"
     )
     arrival: Arrival = Arrival()
+    shards: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="runtime kubernetes: how many pods look at a large data set before bind, each at its share "
+        "of the files; the result is the same for any number. With runtime local, bind uses all cores by itself",
+    )
 
     @field_validator("source")
     @classmethod
@@ -212,5 +225,5 @@ class Dataset(DatasetSettings):
     def settings(self) -> DatasetSettings:
         """What decides how the data is read, without where it is."""
         return DatasetSettings.model_validate(
-            self.model_dump(exclude={"source", "connection", "dvc_remote", "arrival"})
+            self.model_dump(exclude={"source", "connection", "dvc_remote", "arrival", "shards"})
         )

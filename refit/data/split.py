@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from refit.data.examine import Examination
 from refit.data.faults import Fault, fault
+from refit.data.formats.base import own_lists
 from refit.data.groups import Block
 from refit.data.model import Sample
 from refit.data.names import lines, of_images, of_samples
@@ -48,7 +49,7 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The result of `by_lists`: part by sample file, and what was wrong. Samples in no list are not in `parts`."""
+    """The result of `by_lists` and `by_own`: part by sample file, and what was wrong. `parts` lacks what no list names."""
 
     parts: dict[str, str]
     faults: list[Fault]
@@ -88,6 +89,37 @@ def by_lists(examined: Examination, lists: Mapping[str, str], before: Mapping[st
             else:
                 found.faults.append(fault("not_in_lists", s.source, "left out", objects=len(s.objects), images=1))
     return found
+
+
+def by_own(examined: Examination, before: Mapping[str, str] | None = None) -> Lists:
+    """Split as the data set itself is, by its files and folders or else its lists; for `before` see `by_lists`."""
+    before = before or {}
+    if not any(s.part for s in examined.samples):
+        lists = own_lists(examined.tree)
+        found = by_lists(examined, lists, before)
+        if not lists and not before:
+            message = "dataset.split.lists is own, and the data set says of no image to which part it belongs"
+            found.faults.append(fault("list_missing", "", message))
+        return found
+    found = Lists({}, [])
+    for s in examined.samples:
+        part = s.part or before.get(s.file)
+        if part:
+            found.parts[s.file] = part
+        else:
+            message = "left out: the data set does not say to which part it belongs"
+            found.faults.append(fault("not_in_lists", s.source, message, objects=len(s.objects), images=1))
+    return found
+
+
+def dealt_anew(examined: Examination) -> Iterator[Fault]:
+    """That a data set has parts of its own, where a split passes them over."""
+    own = Counter(s.part for s in examined.samples if s.part)
+    parts = {part: f"{part} {n} images" for part, n in own.items()} or own_lists(examined.tree)
+    if len(parts) > 1:
+        named = ", ".join(parts[part] for part in sorted(parts))
+        message = f"the data set has parts of its own ({named}), and its images were dealt out anew"
+        yield fault("own_parts_unused", "", message, value=",".join(sorted(parts)))
 
 
 def _without_flag(line: str) -> str:

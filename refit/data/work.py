@@ -7,14 +7,17 @@ held twice as soon as the parent touches it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import math
 import multiprocessing
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -23,11 +26,46 @@ R = TypeVar("R")
 
 _MANY = 600  # files; reading fewer takes no longer than to start processes
 _PR_SET_PDEATHSIG = 1
+CPUS = "REFIT_CPUS"  # in pods: the CPUs that the stage asks for
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """How many cores this process may use: by its affinity, by its cgroups' quota, by what its pod asks for."""
+    allowed = [len(os.sched_getaffinity(0)), math.ceil(_quota())]
+    with contextlib.suppress(KeyError, ValueError):
+        allowed.append(math.ceil(float(os.environ[CPUS])))
+    return max(1, min(allowed))
+
+
+@lru_cache(maxsize=1)
+def _quota() -> float:
+    return min(_quotas(), default=os.cpu_count() or 1)
+
+
+def _quotas(root: Path = Path("/"), cgroups: str = "proc/self/cgroup") -> Iterator[float]:
+    """The CPU quota of each cgroup that this process is in, in cores; of version 2 and of version 1.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), .../scheduler/sched-bwc.html (cpu.cfs_quota_us).
+    A container sees its own cgroup at the root of the mount, whatever path the host has for it.
+    """
+    try:
+        lines = (root / cgroups).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        own = PurePosixPath(path)
+        for folder in (mount / str(at).lstrip("/") for at in (own, *own.parents)):
+            with contextlib.suppress(OSError, ValueError):
+                if controllers:
+                    quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+                else:
+                    quota, period = (folder / "cpu.max").read_text().split()
+                if float(quota) > 0:  # -1 in version 1, "max" in version 2: none
+                    yield float(quota) / float(period)
 
 
 def many(root: Path) -> bool:

@@ -14,6 +14,8 @@ from refit.toolkits.base import Output, Stage, command
 WATCH = "watch"  # the stage after the release, where the pipeline wants one
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 
+FIRST = ("bind", "look")  # what takes the data in, in every pipeline
+
 CPU_CODE = (
     "refit/cpu",
     "refit/data/tfrecord.py",
@@ -30,8 +32,10 @@ def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]])
     Airflow parses every pipeline file over and over."""
     if not pipeline.resources.stages:
         return
-    names = sorted(s.name for s in stages())
-    for name in pipeline.resources.stages:
+    names = sorted([*FIRST, *(s.name for s in stages())])
+    for name, wanted in pipeline.resources.stages.items():
+        if name in FIRST and wanted.gpus:
+            yield ("resources", "stages", name, "gpus"), f"{name} reads data and uses no GPU; leave it out"
         if name not in names:
             hint = did_you_mean(name, names) or f"; known here: {', '.join(names)}"
             yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"

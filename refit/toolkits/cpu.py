@@ -86,9 +86,10 @@ class CpuPipeline(Pipeline):
         if stages.retrain is not None and stages.prune is None:
             yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
         yield from unknown_resources(self, lambda: TOOLKIT.stages(self, NO_PROFILE))
-        known = set(self.dataset.split.lists or ("train", "val")) - {"train"}
+        by = self.dataset.split
+        known = set(by.listed or ("train", "val")) - {"train"}
         for i, split in enumerate(stages.evaluate.splits):
-            if split not in known:
+            if split not in known and by.lists != "own":  # whose names are known once the data is
                 hint = did_you_mean(split, sorted(known)) or f"; there is {', '.join(sorted(known))}"
                 yield ("stages", "evaluate", "splits", i), f"the data set has no split {split!r} to evaluate on{hint}"
 

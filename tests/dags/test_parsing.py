@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jinja2
 import pytest
@@ -237,6 +238,31 @@ def test_pods_need_no_kubernetes_client_while_airflow_parses(folder: Path) -> No
     assert task["tasks"] == {"retrain_p": {"stages.train": "TaoStageOperator"}}
     assert bind["tasks"] == {"retrain_p": {"bind": "BindPodOperator"}}
     assert publish["tasks"] == {"retrain_p": {"publish": "PublishPodOperator"}}
+
+
+def test_shares_of_a_data_set_are_a_mapped_task_before_bind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pipeline(folder / "p.yaml", "runtime: kubernetes", source="inbox, shards: 3")
+    made = only_dag(folder)
+    dag = DagSerialization.from_dict(DagSerialization.to_dict(made))  # what the scheduler gets
+    look = dag.get_task("look")
+    assert (look.is_mapped, look.pool, look.retries) == (True, pools.PODS, 2)
+    assert look.get_parse_time_mapped_ti_count() == 3
+    assert (look.upstream_task_ids, look.downstream_task_ids) == ({"arrival"}, {"bind"})
+    (own,) = in_processes_of_tasks(("retrain_p", "look"))
+    assert own["tasks"] == {"retrain_p": {"look": "LookPodOperator"}}
+
+    look = factory.task_dag("p", "look").get_task("look")
+    ti = SimpleNamespace(id="0", map_index=2)
+    context = {"ti": ti, "run_id": "r1", "dag_run": SimpleNamespace(conf={})}
+    _, stage = look.planned(context)  # type: ignore[attr-defined]
+    assert (stage.name, stage.action, look.stage) == ("look-2", "look", "look-2")  # type: ignore[attr-defined]
+    assert stage.request["paths"]["stage"].endswith("/p/runs/r1/00-look-2")
+
+
+def test_one_share_and_one_machine_need_no_task_for_it(folder: Path) -> None:
+    write_pipeline(folder / "p.yaml", "runtime: kubernetes")
+    write_pipeline(folder / "q.yaml", source="inbox, shards: 3")
+    assert not {"look"} & {t.task_id for name in "pq" for t in only_dag(folder, name).tasks}
 
 
 def test_orphaned_pods_are_looked_for_where_a_pipeline_file_names_a_cluster(folder: Path) -> None:

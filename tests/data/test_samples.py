@@ -101,6 +101,39 @@ def test_many_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.
     assert {f.code for f in alone.faults} >= {"image_truncated", "inverted"}
 
 
+@pytest.mark.parametrize(
+    ("cgroups", "quotas", "allowed"),
+    [
+        ("0::/", {"cpu.max": "250000 100000"}, 3),  # a container's own, at the root of the mount
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "400000 100000"}, 4),  # the least on the way up
+        (
+            "4:cpu,cpuacct:/pod",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "150000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            2,
+        ),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 9),
+        ("3:memory:/", {"cpu.max": "100000 100000"}, 9),
+        ("0::/", {"cpu.max": "half"}, 9),
+    ],
+)
+def test_no_more_workers_than_the_cgroup_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroups: str, quotas: dict[str, str], allowed: int
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(cgroups + "\n")
+    for name, text in quotas.items():
+        (tmp_path / "sys/fs/cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys/fs/cgroup" / name).write_text(text + "\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)))
+    monkeypatch.setattr(work, "_quota", lambda: min(work._quotas(tmp_path), default=99))
+    monkeypatch.delenv(work.CPUS, raising=False)
+    assert work.cores() == allowed
+    monkeypatch.setenv(work.CPUS, "1.5")
+    assert work.cores() == 2  # what its pod asks for
+    monkeypatch.setenv(work.CPUS, "0.1")
+    assert work.cores() == 1
+
+
 def test_what_a_process_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "cores", lambda: 2)
     with work.Team(lambda n: 12 // n, True) as team:
@@ -161,8 +194,8 @@ def test_shares_together_are_the_whole(tmp_path: Path, count: int) -> None:
     for i, path in enumerate(parts):
         looked = look_at(root, Classes(CLASSES), share=Share(i, count))
         sizes.append(len(looked.found.samples))
-        shares.write(looked, path)
-    merged = judge(shares.merge(root, parts[::-1]), Classes(CLASSES), 0.01)
+        shares.write(looked, Share(i, count), "how", path)
+    merged = judge(shares.merge(root, parts, "how"), Classes(CLASSES), 0.01)
     assert list(merged.samples) == list(whole.samples)
     assert (merged.faults, merged.declared) == (whole.faults, whole.declared)
     assert {f.code for f in whole.faults} >= {"image_truncated", "inverted", "duplicate_name", "not_followed"}
@@ -171,14 +204,28 @@ def test_shares_together_are_the_whole(tmp_path: Path, count: int) -> None:
 
 def test_shares_of_a_folder_that_changed_are_not_put_together(tmp_path: Path) -> None:
     root = kitti_set(tmp_path / "set")
-    shares.write(look_at(root, Classes(), share=Share(0, 2)), tmp_path / "0")
+    parts = [tmp_path / "0", tmp_path / "1"]
+
+    def look(index: int, count: int = 2, how: str = "how") -> None:
+        share = Share(index, count)
+        shares.write(look_at(root, Classes(), share=share), share, how, parts[index])
+
+    look(0)
     (root / "labels/003.txt").write_text("")
-    shares.write(look_at(root, Classes(), share=Share(1, 2)), tmp_path / "1")
+    look(1)
     with pytest.raises(BadData, match="still being copied"):
-        shares.merge(root, [tmp_path / "0", tmp_path / "1"])
-    (tmp_path / "0").write_bytes(b"x" * 99)
+        shares.merge(root, parts, "how")
+    look(0)
+    shares.merge(root, parts, "how")
+    for other in ({"how": "other classes"}, {"count": 4}):
+        look(1, **other)
+        with pytest.raises(ValueError, match=r"1: made with other settings, for another number of shares"):
+            shares.merge(root, parts, "how")
+    with pytest.raises(ValueError, match="another number of shares"):
+        shares.merge(root, parts[::-1], "how")
+    parts[0].write_bytes(b"x" * 99)
     with pytest.raises(ValueError, match="damaged"):
-        shares.merge(root, [tmp_path / "0"])
+        shares.merge(root, parts, "how")
 
 
 def test_classes_by_image_and_briefly() -> None:

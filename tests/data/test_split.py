@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.data.helpers import CLASSES, kitti_line, kitti_set, voc_set  # isort: skip
+from tests.data.helpers import CLASSES, coco_set, kitti_line, kitti_set, voc_set, yolo_set  # isort: skip
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,10 @@ from hypothesis import strategies as st
 from refit.data import groups, split
 from refit.data.checks import Classes
 from refit.data.examine import Examination, examine
+from refit.data.faults import BadData
+from refit.data.ingest import ingest
 from refit.data.model import Box, Sample
+from refit.data.settings import DatasetSettings, Split
 
 
 def _sample(i: int, classes: Sequence[str], sha256: str | None = None) -> Sample:
@@ -155,3 +159,78 @@ def test_a_list_that_is_no_text(tmp_path: Path, content: bytes) -> None:
     (root / "val.txt").write_text("000\n")
     lists = split.by_lists(examine(root), {"train": "train.txt", "val": "val.txt"})
     assert [f.code for f in lists.faults if f.file == "train.txt"] == ["list_missing"]
+
+
+# ---- parts that the data set itself has
+
+OWN = Split(lists="own")
+
+
+def coco_of_two_files(root: Path) -> Path:
+    """instances_train2017.json and instances_val2017.json: images 0 to 7, and 8 to 11."""
+    coco_set(root)
+    file = root / "annotations/instances_default.json"
+    whole = json.loads(file.read_text())
+    for part, kept in (("train", range(8)), ("val", range(8, 12))):
+        ids = {7 * i for i in kept}
+        rows = {
+            "images": [r for r in whole["images"] if r["id"] in ids],
+            "annotations": [r for r in whole["annotations"] if r["image_id"] in ids],
+        }
+        file.with_name(f"instances_{part}2017.json").write_text(json.dumps({**whole, **rows}))
+    file.unlink()
+    return root
+
+
+def yolo_of_three_folders(root: Path) -> Path:
+    yolo_set(root)
+    for i in range(12):
+        part = ("train", "val", "test")[min(2, i // 5)]
+        for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+            (root / kind / part).mkdir(exist_ok=True)
+            (root / kind / f"{i:03}.{suffix}").rename(root / kind / part / f"{i:03}.{suffix}")
+    return root
+
+
+def voc_with_lists(root: Path) -> Path:
+    voc_set(root)
+    (root / "ImageSets/Main").mkdir(parents=True)
+    for part, kept in (("train", range(9)), ("val", range(9, 12))):
+        (root / f"ImageSets/Main/{part}.txt").write_text("".join(f"{i:03}\n" for i in kept))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "told", "splits"),
+    [
+        (coco_of_two_files, "train 8 images, val 4 images", {"train": 8, "val": 4}),
+        (yolo_of_three_folders, "test 2 images, train 5 images, val 5 images", {"test": 2, "train": 5, "val": 5}),
+        (voc_with_lists, "ImageSets/Main/train.txt, ImageSets/Main/val.txt", {"train": 9, "val": 3}),
+    ],
+)
+def test_a_data_sets_own_parts_are_kept_or_it_is_told(
+    tmp_path: Path, make: Callable[[Path], Path], told: str, splits: dict[str, int]
+) -> None:
+    root = make(tmp_path / "set")
+    anew = ingest(root, DatasetSettings(classes=CLASSES), tmp_path / "anew")
+    (said,) = [f for f in anew.faults if f.code == "own_parts_unused"]
+    assert f"parts of its own ({told}), and its images were dealt out anew" in said.message
+    assert (said.severity, "{lists: own}" in said.advice) == ("warning", True)
+    kept = ingest(root, DatasetSettings(classes=CLASSES, split=OWN), tmp_path / "kept")
+    assert not [f for f in kept.faults if f.code == "own_parts_unused"]
+    assert json.loads((kept.path / "dataset.json").read_text())["splits"] == splits
+
+
+def test_own_parts_that_are_not_there_are_missed(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    with pytest.raises(BadData, match="the data set says of no image to which part it belongs"):
+        ingest(root, DatasetSettings(classes=CLASSES, split=OWN), tmp_path / "ws")
+
+
+def test_an_image_without_a_part_is_left_out_and_told(tmp_path: Path) -> None:
+    root = yolo_of_three_folders(tmp_path / "set")
+    for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+        (root / kind / "test" / f"011.{suffix}").rename(root / kind / f"011.{suffix}")
+    kept = ingest(root, DatasetSettings(classes=CLASSES, split=OWN), tmp_path / "ws")
+    (said,) = [f for f in kept.faults if f.code == "not_in_lists"]
+    assert (said.file, said.objects, said.images) == ("images/011.jpg", 1, 1)

@@ -42,16 +42,22 @@ class Place:
         conf: dict[str, Any] | None = None,
         profile: dict[str, Any] | None = None,
         data: str | None = None,
+        share: int | None = None,
     ) -> int:
+        """Bind a run, or look at a share of its data."""
         file = self.root / "mine.yaml"
         nonce = os.urandom(4).hex()
-        more: dict[str, Any] = {"nonce": nonce, "profile": profile, "data": data}
+        more: dict[str, Any] = {"nonce": nonce, "profile": profile, "data": data, "share": share}
         request = plans.bind_request(file, text, run_id, conf or {}, Settings.from_env(), **more)
         stage = Path(request["paths"]["stage"])
         (stage / "specs").mkdir(parents=True, exist_ok=True)
         (stage / "specs" / "bind.yaml").write_text(request["files"]["bind.yaml"])
         self.out = stage / "out"
-        code = main("refit.bind", bind.ACTIONS, ["bind", "-e", str(stage / "specs" / "bind.yaml"), "-r", str(self.out)])
+        code = main(
+            "refit.bind",
+            bind.ACTIONS,
+            [request["action"], "-e", str(stage / "specs" / "bind.yaml"), "-r", str(self.out)],
+        )
         last = json.loads((self.out / "status.json").read_text().splitlines()[-1])
         self.error = last["message"] if last["status"] == "FAILURE" else ""
         return code

@@ -57,6 +57,14 @@ def test_bind(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"name": "inbox", "mountPath": "/inbox", "readOnly": True} in container["volumeMounts"]
 
 
+def test_a_share_of_the_data(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(file.read_text().replace("source: inbox/x", "source: inbox/x, shards: 2"))
+    container = shown(capsys, str(file), "look")["spec"]["containers"][0]
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    assert json.loads(env["REFIT_REQUEST"])["paths"]["stage"] == "/workspace/mine/runs/<run>/00-look-0"
+    assert {"name": "inbox", "mountPath": "/inbox", "readOnly": True} in container["volumeMounts"]
+
+
 def test_another_profile(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "runtimeClassName" not in shown(capsys, str(file), "train")["spec"]
     assert shown(capsys, str(file), "train", "--cluster", "workstation")["spec"]["runtimeClassName"] == "nvidia"

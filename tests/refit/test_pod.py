@@ -89,6 +89,7 @@ def resources(gpus: int, gpu_type: str | None = None) -> dict[str, Any]:
 TRAIN = request("train", "train", "cpu", resources=resources(1))
 STAGES = {
     "bind": PodStage.of(request("bind", "bind", "tools", files={"bind.yaml": "text: $(HOME)"})),
+    "look": PodStage.of(request("look-3", "look", "tools", files={"bind.yaml": "share: 3"})),
     "train": PodStage.of(TRAIN, plan=PLAN),
     "gate": PodStage.of(request("gate_trained", "gate", "tools"), plan=PLAN),
     "release": PodStage.of(request("release", "release", "tools", secrets=["TRITON_CONTROL_KEY"]), plan=PLAN),
@@ -189,16 +190,16 @@ def test_volumes(stage: PodStage, profile: cluster.KubernetesProfile, pod: dict[
     claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
     assert (profile.volumes.models.claim in claims) is (stage.action == "release")
     assert profile.volumes.inbox is not None
-    assert (profile.volumes.inbox.claim in claims) is (stage.action == "bind")
+    assert (profile.volumes.inbox.claim in claims) is (stage.action in {"bind", "look"})
     found = mounts(pod)
     own = found["/workspace/plates"]
     assert own["subPath"].endswith("plates")
     assert own.get("readOnly", False) is (stage.action == "read-back")
-    if stage.action in {"bind", "read-back"}:
+    if stage.action in {"bind", "look", "read-back"}:
         assert "/workspace/plates/datasets" not in found
     else:
         assert found["/workspace/plates/datasets"]["readOnly"] is True
-    if stage.action == "bind":
+    if stage.action in {"bind", "look"}:
         assert found["/inbox"]["readOnly"] is True
     named = {v["name"] for v in pod["spec"]["volumes"]}
     assert {m["name"] for c in containers(pod) for m in c["volumeMounts"]} == named
@@ -307,6 +308,22 @@ def test_the_stage_wins_over_the_pipeline() -> None:
     assert pods["prune"]["resources"]["limits"] == {"memory": memory(default.memory_gib), "nvidia.com/mig-3g.40gb": "2"}
     assert pods["prune"]["resources"]["requests"]["cpu"] == "1"
     assert pods["gate_trained"]["resources"]["limits"] == {"memory": "6Gi"}  # compares files: no GPU
+
+
+def test_bind_and_look_get_what_the_pipeline_gives_them_and_count_their_workers_by_it() -> None:
+    from refit import plan as plans
+
+    text = "resources: {default: {gpus: 1, cpus: 32}, stages: {bind: {cpus: 6, memory_gib: 12}, look: {cpus: 3.5}}}\n"
+    place = cluster.settings_in_pod(LAB)
+    for share, name, cpus, gib in ((None, "bind", 6, 12), (2, "look-2", 3.5, Resources().memory_gib)):
+        made = plans.bind_request(Path("plates.yaml"), text, "r1", {}, place, nonce="", share=share)
+        (container,) = stage_pod(PodStage.of({**made, "key": ""}), LAB)["spec"]["containers"]
+        assert made["name"] == name
+        assert container["resources"] == {
+            "requests": {"cpu": cpu(cpus), "memory": memory(gib)},
+            "limits": {"memory": memory(gib)},
+        }
+        assert {"name": "REFIT_CPUS", "value": f"{cpus:g}"} in container["env"]
 
 
 def test_a_stages_own_image_wins_and_keeps_what_the_profile_knows_of_it() -> None:

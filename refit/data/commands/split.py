@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from refit.data.ingest import Divided
 
 # Beginnings of the codes that a split brings about; of the rest only the number is shown.
-_OWN = ("split", "group", "class_not_in_split", "not_in_group", "duplicate_across", "too_few", "no_objects")
+_OWN = ("split", "group", "class_not_in_", "not_in_group", "duplicate_across", "too_few", "no_objects", "own_parts")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

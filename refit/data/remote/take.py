@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from refit import archive
+from refit.data import work
 from refit.data.arrival import Listing
 from refit.data.faults import BadData, fault
 from refit.data.formats import READERS
@@ -56,13 +57,41 @@ def at_hand(
 
     Raises BadData for what is damaged, unsafe, or not what its manifest says, and what `Fetch.run` raises.
     """
-    beside = {dataset.arrival.marker or "", dataset.arrival.manifest or ""}
+    beside = _beside(dataset)
     inbox = Path(source.text)
     if remote is None:
         _check(source, inbox, listing.manifest.files if listing.manifest is not None else {})
         if not _archives(inbox, beside):
             yield AtHand(inbox)
             return
+    with _incoming(workspace, listing) as own:
+        folder, data = _brought(source, remote, listing, beside, own, status)
+        hand = AtHand(_begin(folder, data, dataset))
+        yield hand
+        if remote is not None and data == folder and hand.snapshot is not None:
+            _keep(own, own.parent / LAST, hand.snapshot)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def beforehand(
+    source: Source, remote: Remote | None, listing: Listing, dataset: Dataset, workspace: Path, status: StatusWriter
+) -> Path:
+    """The folder that `at_hand` will give, for several processes that only look at it: the first one brings what has to
+    be brought, and it stays. Raises as `at_hand`, whose part it is to hold an inbox's files against a manifest."""
+    beside = _beside(dataset)
+    if remote is None and not _archives(Path(source.text), beside):
+        return Path(source.text)
+    with _incoming(workspace, listing) as own:
+        return _begin(*_brought(source, remote, listing, beside, own, status), dataset)
+
+
+def _beside(dataset: Dataset) -> Set[str]:
+    return {dataset.arrival.marker or "", dataset.arrival.manifest or ""}
+
+
+@contextlib.contextmanager
+def _incoming(workspace: Path, listing: Listing) -> Iterator[Path]:
+    """The folder of an arrival, held by one process at a time; those of others go."""
     incoming = workspace / INCOMING
     incoming.mkdir(exist_ok=True)
     with open(incoming / LOCK, "a", encoding="utf-8") as lock, no_space(incoming):
@@ -71,15 +100,20 @@ def at_hand(
         for old in incoming.iterdir():
             if old.name not in (LOCK, LAST, listing.signature):
                 shutil.rmtree(old, ignore_errors=True)
-        own = incoming / listing.signature
-        folder = inbox if remote is None else _fetched(source, remote, listing, beside, own, status)
-        data = _unpacked(source, folder, own, beside, status)
-        free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
-        hand = AtHand(inner(data) if data != folder and free else data)
-        yield hand
-        if remote is not None and data == folder and hand.snapshot is not None:
-            _keep(own, incoming / LAST, hand.snapshot)
-        shutil.rmtree(own, ignore_errors=True)
+        yield incoming / listing.signature
+
+
+def _brought(
+    source: Source, remote: Remote | None, listing: Listing, beside: Set[str], own: Path, status: StatusWriter
+) -> tuple[Path, Path]:
+    """What was fetched (or the inbox), and what archives in it hold (or the same)."""
+    folder = Path(source.text) if remote is None else _fetched(source, remote, listing, beside, own, status)
+    return folder, _unpacked(source, folder, own, beside, status)
+
+
+def _begin(folder: Path, data: Path, dataset: Dataset) -> Path:
+    free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
+    return inner(data) if data != folder and free else data
 
 
 def _fetched(
@@ -138,7 +172,7 @@ def _check(source: Source, folder: Path, named: Mapping[str, Named]) -> None:
         return path if want.hash is not None and _hash(folder / path, want) != want.hash else ""
 
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(work.cores()) as pool:
             bad = [path for path in pool.map(wrong, named.items()) if path]
     except FileNotFoundError as exc:
         raise BadData(source.text, [fault("source_changed", "", f"{exc.filename} vanished")]) from None
