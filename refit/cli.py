@@ -366,7 +366,7 @@ def rollback(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def publish(args: argparse.Namespace, settings: Settings) -> int:
-    """Make anew what people look at: each pipeline's index, and reports of runs that lack one; runs do it themselves."""
+    """Make anew what people look at: each pipeline's index, and reports of runs that lack one."""
     from refit import collect
     from refit.publish import place
     from refit.publish.stage import refresh

@@ -49,7 +49,7 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The result of `by_lists` and `by_own`: part by sample file, and what was wrong. `parts` lacks what no list names."""
+    """What `by_lists` and `by_own` found: part by sample file, and what was wrong; what no list names is in no part."""
 
     parts: dict[str, str]
     faults: list[Fault]
