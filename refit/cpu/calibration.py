@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from onnxruntime.quantization.calibrate import (
     HistogramCalibrater,
     MinMaxCalibrater,
     PercentileCalibrater,
-    TensorsData,
 )
 
+from refit.command import BadData
+from refit.cpu.qdq import Ranges
 from refit.cpu.records import Record
 from refit.cpu.specs import QuantizeParams
+from refit.cpu.work import ordered_map
 from refit.postprocess import InputInfo, preprocess
+from refit.postprocess.blank import shows_nothing
 
 # onnxruntime's own default for entropy, 128, gives the ranges of minmax.
 _BINS = 2048
@@ -87,8 +89,8 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._items, None)
 
 
-def measure(model: Path, images: Sequence[Record], target: InputInfo, params: QuantizeParams) -> TensorsData:
-    """The range of each tensor of a float32 ONNX model on these images.
+def measure(model: Path, images: Sequence[Record], target: InputInfo, params: QuantizeParams) -> Ranges:
+    """The range of each tensor of a float32 ONNX model on these images, by `params.method`.
 
     Raises BadData for an image that cannot be decoded.
     """
@@ -105,24 +107,27 @@ def measure(model: Path, images: Sequence[Record], target: InputInfo, params: Qu
             part = [preprocess(r.image(), target)[0] for r in images[start : start + _CHUNK]]
             calibrator.collect_data(_Reader(target.name, part))
         assert isinstance(calibrator, HistogramCalibrater | MinMaxCalibrater)
-        return calibrator.compute_data()
-
-
-def ranges(data: TensorsData) -> dict[str, tuple[float, float]]:
-    """Tensor name -> (lowest, highest) value that INT8 represents."""
+        data = calibrator.compute_data()
     return {
         name: (float(np.min(data[name].range_value[0])), float(np.max(data[name].range_value[1])))
         for name in sorted(data.keys())
     }
 
 
-def cache_text(params: QuantizeParams, tensor_ranges: dict[str, tuple[float, float]], model_sha256: str) -> str:
-    """`calibration.cache`: the ranges as JSON for people and scripts."""
-    content = {
-        "format": "refit calibration ranges/1",
-        "note": "Ranges for ONNX Q/DQ. This is not TensorRT's calibration cache and TensorRT cannot read it.",
-        "method": params.method,
-        "model_sha256": model_sha256,
-        "ranges": {name: [low, high] for name, (low, high) in tensor_ranges.items()},
-    }
-    return json.dumps(content, indent=1) + "\n"
+def check_pictures(images: Sequence[Record]) -> list[str]:
+    """What a person should know of the calibration images.
+
+    Raises:
+        BadData: most of them show nothing, so the ranges would be of nothing; names some of them.
+    """
+
+    def flat(record: Record) -> bool:
+        return shows_nothing(record.image()[::4, ::4])  # a sample is enough
+
+    files = [record.file for record, empty in zip(images, ordered_map(flat, images), strict=True) if empty]
+    if not files:
+        return []
+    told = f"{len(files)} of {len(images)} calibration images are of one colour ({', '.join(files[:3])} ...)"
+    if 2 * len(files) > len(images):
+        raise BadData(f"{told}: ranges measured on them are of nothing; look at what made these files")
+    return [told]

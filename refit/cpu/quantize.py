@@ -1,61 +1,47 @@
-"""`quantize`: the exported model as INT8 by explicit Q/DQ nodes, with a record of what it was calibrated on.
+"""`quantize`: the exported model as INT8, by the first rung of the ladder that loses little and is not slower.
 
-Written to `out`: `model.onnx`, `model.json`, `calibration.json` (the images with their hashes, method, versions, hashes
-of both models, latency), `calibration.cache` (the range of each tensor), `reference.npz` (answers to some images of the
-val split).
+Written to `out`: `model.onnx`, `model.json`, `calibration.json` (what the ranges were measured on, hashes of both
+models), `calibration.cache` (the range of each tensor; none of a float32 model), `reference.npz` (answers to some
+images of the val split), and, but for `ladder: []`, `ladder.json` (every rung with its figures) and `summary.json`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import platform
-import statistics
-import tempfile
-import time
-from collections.abc import Sequence
-from importlib.metadata import version
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
-from onnxruntime.quantization.shape_inference import quant_pre_process
-
-from refit.command import BadData, BadSpec
-from refit.cpu import reference
-from refit.cpu.calibration import cache_text, choose, measure, ranges, sample
-from refit.cpu.models import OnnxModel, Predictor, open_model
-from refit.cpu.records import Dataset, Record
-from refit.cpu.specs import QuantizeParams, QuantizeSpec
+from refit.command import BadData, BadSpec, Rejected
+from refit.cpu import latency, provenance, reference
+from refit.cpu.calibration import check_pictures, choose
+from refit.cpu.judge import Try
+from refit.cpu.ladder import FLOAT, FOLDER, Ladder, Made, report, table
+from refit.cpu.models import OnnxModel
+from refit.cpu.provenance import cache_text
+from refit.cpu.records import Dataset
+from refit.cpu.specs import QuantizeSpec
 from refit.cpu.status import StatusWriter
 from refit.cpu.work import workers
 from refit.files import sha256, write_bytes, write_json, write_text
 from refit.postprocess.info import FILE_NAME
-
-_METHODS = {
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-    "minmax": CalibrationMethod.MinMax,
-}
-_RUNS = 30  # timed runs of one image
 
 
 def run(spec: QuantizeSpec, out: Path, status: StatusWriter) -> None:
     """Quantize `spec.model`; see the module's docstring.
 
     Raises:
-        BadSpec: the model is not an exported float32 .onnx, or knows other classes than the data.
-        BadData: no training image to calibrate on.
+        BadSpec: the model is not an exported float32 .onnx, or knows other classes than the data; or the figures to
+            compare with are of something else.
+        BadData: no training image to calibrate on, or most show nothing; or the cache that was given is of something
+            else.
+        Rejected: no rung passes.
     """
     threads = workers()
     source = Path(spec.model)
     if source.suffix != ".onnx":
         raise BadSpec(f"model {source}: INT8 is made from an exported .onnx; run export first")
-    full = open_model(source, threads)
+    full = _open(source, threads)
     dataset = Dataset.load(spec.records)
     if full.info.classes != dataset.classes:
         raise BadSpec(f"model {source} and records {dataset.folder} have different classes; give those of one pipeline")
@@ -65,115 +51,79 @@ def run(spec: QuantizeSpec, out: Path, status: StatusWriter) -> None:
     images = [records[i] for i in choose(records, len(dataset.classes), spec.images, spec.seed)]
     if len(images) < spec.images:
         status.running(f"Only {len(images)} training images; {spec.images} were asked for.")
-
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        prepare(source, prepared)
-        status.running(f"Measuring ranges on {len(images)} images ({spec.method}).")
-        data = measure(prepared, images, full.info.input, spec)
-        content = quantize(prepared, data, spec, outputs=list(full.info.outputs.values()))
-    path = out / "model.onnx"
-    write_text(out / FILE_NAME, full.info.text())
-    write_bytes(path, content)
-    write_text(out / "calibration.cache", cache_text(spec, ranges(data), sha256(source)))
-    made = OnnxModel(path, threads)
-    latency = compare_latency(full, made)
+    for told in check_pictures(images):
+        status.running(f"{told}: look at them.")
     inputs = reference.images(dataset, full.info.input)
     assert inputs is not None  # the train split has some
-    reference.write(out, made, inputs)
-    write_json(out / "calibration.json", _record(spec, source, path, images, latency))
-    status.success(
-        f"INT8: {len(content):,} bytes, {len(content) / source.stat().st_size:.2f} of the float32 file; "
-        f"{latency['fp32_ms']:.2f} -> {latency['int8_ms']:.2f} ms an image on this CPU.",
-        {"bytes": len(content), "bytes_before": source.stat().st_size, **latency},
-    )
+    facts = provenance.facts(source, dataset.fingerprint, images, full.info.input, spec)
+    ladder = Ladder(spec, out, status, full, dataset, images, facts, inputs, threads)
+    winner, made = _climbed(ladder, out) if spec.ladder else (None, ladder.take())
+    path = out / "model.onnx"
+    write_text(out / FILE_NAME, full.info.text())
+    write_bytes(path, made.content)
+    reference.write(out, OnnxModel(path, threads), inputs)
+    write_json(out / provenance.RECORD, _record(spec, facts, made, winner, path, out))
+    shutil.rmtree(out / FOLDER)
+    status.success(*_told(winner, made, source, full, OnnxModel(path, threads)))
 
 
-def prepare(source: Path, target: Path) -> None:
-    """What onnxruntime wants before quantization: shapes inferred, the graph simplified."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        quant_pre_process(source, target, skip_symbolic_shape=True)
+def _open(source: Path, threads: int) -> OnnxModel:
+    if not source.is_file():
+        raise BadSpec(f"{source}: no such file; the stage that makes it has not run, or it was moved")
+    return OnnxModel(source, threads)
 
 
-def quantize(prepared: Path, data: TensorsData, params: QuantizeParams, outputs: Sequence[str]) -> bytes:
-    """The INT8 file of a prepared model, checked. The nodes that make the outputs stay float32.
-
-    An output quantized to 8 bits would give scores in steps of 1/255 and cut the largest boxes; the last 1x1
-    convolutions hold hardly any weights.
-    """
-    graph = onnx.load(prepared).graph
-    activation = QuantType.QUInt8 if params.activation == "uint8" else QuantType.QInt8
-    with tempfile.TemporaryDirectory() as folder:
-        cache, made = Path(folder) / "ranges.json", Path(folder) / "int8.onnx"
-        save_tensors_data(data, cache)
-        with _quiet():
-            quantize_static(
-                prepared,
-                made,
-                None,
-                quant_format=QuantFormat.QDQ,
-                activation_type=activation,
-                weight_type=QuantType.QInt8,
-                per_channel=params.per_channel,
-                calibrate_method=_METHODS[params.method],
-                calibration_cache_path=cache,
-                nodes_to_exclude=_last_nodes(graph, outputs),
-                # TensorRT wants zero points of 0; so does int8 on most accelerators.
-                extra_options={"ActivationSymmetric": params.activation == "int8"},
-            )
-        model = onnx.load(made)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
-
-
-def _last_nodes(graph: Any, outputs: Sequence[str]) -> list[str]:
-    """The nodes from each output back to its convolution, that included."""
-    makers = {name: node for node in graph.node for name in node.output}
-    found: list[str] = []
-    for output in outputs:
-        node = makers.get(output)
-        while node is not None:
-            found.append(node.name)
-            node = makers.get(node.input[0]) if node.op_type != "Conv" else None
+def _climbed(ladder: Ladder, out: Path) -> tuple[Try, Made]:
+    """Climb, and write the report in any case."""
+    spec = ladder.spec
+    found = ladder.climb()
+    winner = found[0] if found else None
+    print(table(ladder.tries, spec.metric), flush=True)
+    write_json(out / "ladder.json", report(ladder, winner))
+    rungs = [[t.name, t.skipped or "; ".join(t.failed)[:80] or "passes"] for t in ladder.tries]
+    write_text(out / "summary.json", json.dumps({"rung": winner.name if winner else None, "rungs": rungs}))
+    if found is None:
+        tried = [t for t in ladder.tries if not t.skipped]
+        why = "; ".join(f"{t.name} {', '.join(t.failed)}" for t in tried)
+        causes = [c for t in tried for c in t.causes][:1]
+        raise Rejected(
+            f"no rung of the ladder passes: {why}{''.join(f'. {c}' for c in causes)}. "
+            "Raise quantize.max_drop or max_drop_class, lower min_speedup, or let the ladder end with float"
+        )
     return found
 
 
-def compare_latency(full: Predictor, int8: Predictor) -> dict[str, float]:
-    """Median milliseconds for one image, taken in turns so that other load falls on both alike."""
-    entry = full.info.input
-    image = np.random.default_rng(0).random((1, entry.channels, entry.height, entry.width)).astype(np.float32)
-    times: dict[str, list[float]] = {"fp32_ms": [], "int8_ms": []}
-    for _ in range(_RUNS + 3):
-        for name, model in (("fp32_ms", full), ("int8_ms", int8)):
-            begin = time.perf_counter()
-            model(image)
-            times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: round(statistics.median(values[3:]), 3) for name, values in times.items()}
-
-
 def _record(
-    spec: QuantizeSpec, source: Path, made: Path, images: Sequence[Record], latency: dict[str, float]
+    spec: QuantizeSpec, facts: dict[str, Any], made: Made, winner: Try | None, path: Path, out: Path
 ) -> dict[str, Any]:
+    """calibration.json; writes calibration.cache where there are ranges that the exported model can be given again."""
+    cached = None
+    if made.ranges and not made.tuned:
+        facts = provenance.by(facts, made.method, spec)
+        write_text(out / provenance.CACHE, cache_text(made.ranges, facts))
+        cached = sha256(out / provenance.CACHE)
     return {
-        "schema": 1,
-        "settings": spec.model_dump(exclude={"model", "records"}),
-        "split": "train",
-        "images": [vars(sample(record)) for record in images],
-        "source": {"sha256": sha256(source), "bytes": source.stat().st_size},
-        "model": {"sha256": sha256(made), "bytes": made.stat().st_size},
-        "latency": {**latency, "runs": _RUNS, "batch": 1, "machine": platform.machine()},
-        "tools": {name: version(name) for name in ("onnxruntime", "onnx", "numpy", "opencv-python-headless")},
+        "schema": 2,
+        "rung": winner.name if winner else "ptq",
+        "settings": spec.model_dump(mode="json", exclude={"model", "records", "checkpoint", "baseline"}),
+        **facts,
+        "cache_sha256": cached,
+        "model": {"sha256": sha256(path), "bytes": path.stat().st_size},
     }
 
 
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """onnxruntime's quantizer prints, and logs hints through the root logger."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+def _told(
+    winner: Try | None, made: Made, source: Path, full: OnnxModel, model: OnnxModel
+) -> tuple[str, dict[str, float]]:
+    """The stage's last line."""
+    before = source.stat().st_size
+    sizes: dict[str, float] = {"bytes": len(made.content), "bytes_before": before}
+    if winner is not None and winner.name == FLOAT:
+        return f"Not INT8: the float32 model stays, {before:,} bytes; the table above says why.", sizes
+    speed = winner.speed[0] if winner else latency.compare(full, model, 1)
+    text = (
+        f"INT8{f' by rung {winner.name}' if winner else ''}: {len(made.content):,} bytes, "
+        f"{len(made.content) / before:.2f} of the float32 file; {speed.before_ms:.2f} -> {speed.after_ms:.2f} ms an "
+        "image on this CPU."
+    )
+    return text, {**sizes, "fp32_ms": speed.before_ms, "int8_ms": speed.after_ms, "speedup": speed.speedup}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from refit.specs import Spec
 
@@ -182,6 +182,12 @@ class ExportParams(Spec):
     score_threshold: Fraction = Field(0.3, description="written to model.json: the client's default threshold")
 
 
+Rung = Literal["ptq", "ptq_other", "mixed", "qat", "float"]
+RUNGS: tuple[Rung, ...] = ("ptq", "ptq_other", "mixed", "qat", "float")
+"""Ways to a model that is smaller and faster, each costlier to make or to run than the one before: INT8 by `method`; by
+other methods; with the layers that lose most in float32; after fine-tuning with rounded values; the float32 model."""
+
+
 class QuantizeParams(Spec):
     """INT8 by explicit Q/DQ (onnxruntime quantize_static) with a recorded calibration set."""
 
@@ -194,7 +200,36 @@ class QuantizeParams(Spec):
     )
     percentile: float = Field(99.99, gt=50, le=100)
     per_channel: bool = True
-    activation: Literal["uint8", "int8"] = Field("uint8", description="int8 for TensorRT, uint8 is faster on a CPU")
+    activation: Literal["uint8", "int8"] = Field(
+        "uint8", description="int8 for TensorRT, uint8 is faster on a CPU; the speed of int8 is not judged here"
+    )
+    ladder: list[Rung] = Field(
+        default_factory=lambda: list(RUNGS),
+        description="tried in this order; the first that loses little and is not slower wins; []: nothing is judged",
+    )
+    max_drop: Fraction | None = Field(
+        None, description="most that a rung may lose of gates.quality.metric; null: gates.quality.max_drop_quantized"
+    )
+    max_drop_class: Fraction = Field(0.03, description="most that a rung may lose of the AP of any class")
+    min_speedup: float | None = Field(
+        1.0, gt=0, le=100, description="against float32, on this machine, batch 1 and 8; null: speed is not judged"
+    )
+    qat_epochs: int = Field(3, ge=1, le=1000, description="of the fine-tuning with rounded values")
+    qat_learning_rate: float = Field(3e-4, gt=0, le=1, description="the highest of it")
+    cache: str | None = Field(
+        None,
+        min_length=1,
+        description="a calibration.cache with its calibration.json, of this model, data and machine; null: measured",
+    )
+
+    @field_validator("ladder")
+    @classmethod
+    def _once(cls, value: list[Rung]) -> list[Rung]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a rung twice; name each once")
+        if "float" in value[:-1]:
+            raise ValueError("float always passes, so nothing comes after it; put it last")
+        return value
 
 
 class InferenceParams(Spec):
@@ -243,6 +278,12 @@ class ExportSpec(StageSpec, ExportParams):
 class QuantizeSpec(StageSpec, QuantizeParams):
     model: Path = Field(description="the exported FP32 .onnx with model.json beside it")
     records: Path
+    checkpoint: Path | None = Field(None, description="the .pth that was exported, for the rung qat; null: without it")
+    training: TrainParams = Field(TrainParams(), description="how it was trained; epochs and rate are those of qat_*")
+    evaluate: EvaluateParams = Field(EvaluateParams(), description="how each rung is judged, on the first split")
+    baseline: Path | None = Field(None, description="results.json of the model before; null: `model` is evaluated here")
+    metric: Literal["mAP50", "mAP"] = "mAP50"
+    floor: Fraction | None = Field(None, description="a rung below it does not pass, where the model before is above")
 
 
 class InferenceSpec(StageSpec, InferenceParams):

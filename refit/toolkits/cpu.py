@@ -100,6 +100,7 @@ ONNX = (
     Output("info", "model.json", "json"),
     Output("reference", "reference.npz"),
 )
+LADDER = Output("ladder", "ladder.json", "json")
 RESULTS = (Output("results", "results.json", "json"),)
 
 
@@ -196,6 +197,7 @@ class _Chain(Chain):
                 last, name = "retrain", "retrained"
             yield from self._judge(name, last, judged)
             judged = name
+        trained = last
         yield self._cpu(
             "export",
             {
@@ -211,13 +213,7 @@ class _Chain(Chain):
         )
         last = "export"
         if s.quantize:
-            yield self._cpu(
-                "quantize",
-                {"model": "{input:export.model}", "records": "{input:dataset_convert}", **s.quantize.model_dump()},
-                title="Quantize to INT8",
-                inputs=("export", "dataset_convert"),
-                outputs=(*ONNX, Output("calibration", "calibration.json", "json")),
-            )
+            yield self._quantize(s.quantize, trained, judged)
             yield from self._judge("quantized", "quantize", judged)
             last, judged = "quantize", "quantized"
         if p.release and p.gates.champion:
@@ -266,6 +262,33 @@ class _Chain(Chain):
                 "zero_metric": "val_mAP50",
                 "zero_evaluations": dog.zero_evaluations,
             },
+        )
+
+    def _quantize(self, params: QuantizeParams, trained: str, judged: str) -> Stage:
+        """INT8 of the export, by the ladder's first rung that holds against the figures of evaluate_<judged>."""
+        gate, stages = self.p.gates.quality, self.p.stages
+        spec = {"model": "{input:export.model}", "records": "{input:dataset_convert}", **params.model_dump()}
+        inputs: tuple[str, ...] = ("export", "dataset_convert")
+        outputs: tuple[Output, ...] = (*ONNX, Output("calibration", "calibration.json", "json"))
+        if params.ladder:
+            spec |= {
+                "max_drop": gate.max_drop_quantized if params.max_drop is None else params.max_drop,
+                "checkpoint": f"{{input:{trained}.model}}",
+                "training": (stages.retrain or stages.train).model_dump(),
+                "evaluate": stages.evaluate.model_dump(),
+                "baseline": f"{{input:evaluate_{judged}.results}}",
+                "metric": gate.metric,
+                "floor": gate.floor,
+            }
+            inputs = (*inputs, trained, f"evaluate_{judged}")
+            outputs = (*outputs, LADDER)
+        return self._cpu(
+            "quantize",
+            spec,
+            title="Quantize to INT8",
+            inputs=inputs,
+            outputs=outputs,
+            summary="summary.json" if params.ladder else None,
         )
 
     def _judge(self, name: str, model: str, baseline: str | None) -> Iterator[Stage]:

@@ -1,0 +1,18 @@
+"""Pictures on which nothing can be measured: INT8 ranges from them would cut off all that real pictures hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SPREAD = 2.0
+"""Standard deviation in steps of 256: the noise of a covered lens is below it, the darkest night scene with a lamp in
+it is above."""
+
+
+def shows_nothing(picture: NDArray[np.uint8]) -> bool:
+    """Is a picture [h, w, c], as the network sees it, of one colour?"""
+    values: NDArray[Any] = picture.reshape(-1, picture.shape[-1])
+    return bool(values.std(axis=0).max() < _SPREAD)
