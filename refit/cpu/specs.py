@@ -197,11 +197,6 @@ class QuantizeParams(Spec):
     activation: Literal["uint8", "int8"] = Field("uint8", description="int8 for TensorRT, uint8 is faster on a CPU")
 
 
-class InferenceParams(Spec):
-    score_threshold: Fraction = 0.3
-    draw: bool = True
-
-
 class StageSpec(Spec):
     """What every spec carries."""
 
@@ -243,8 +238,3 @@ class ExportSpec(StageSpec, ExportParams):
 class QuantizeSpec(StageSpec, QuantizeParams):
     model: Path = Field(description="the exported FP32 .onnx with model.json beside it")
     records: Path
-
-
-class InferenceSpec(StageSpec, InferenceParams):
-    model: Path
-    images: Path = Field(description="folder of images, searched with its subfolders")
