@@ -29,7 +29,7 @@ from urllib3.exceptions import HTTPError
 from operators import approval, inputs, names, orphans, pools
 from operators.failures import raise_failure
 from operators.pod_trigger import StageTrigger
-from operators.stage import compact, finish_bind
+from operators.stage import compact, finish_bind, load
 from refit import cluster
 from refit.outcome import Outcome, Result
 from refit.runtime import pod as pods
@@ -512,18 +512,31 @@ def _first(
     return profile, pods.PodStage.of(request)
 
 
-class RollbackPodOperator(TaoStageOperator):
-    """A roll back in a pod that mounts the model repository; see `operators.release.RollbackOperator`."""
+class ByHandPodOperator(TaoStageOperator):
+    """In a pod what `operators.byhand.ByHandOperator` runs; a subclass names the operator whose request it is."""
+
+    by_hand: ClassVar[str]
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(stage="rollback", **kwargs)
+        super().__init__(stage=load(self.by_hand).stage, **kwargs)
 
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
-        from operators.release import request
-
         pipeline = inputs.read(str(context["params"]["pipeline"]), {}, inputs.settings())
         profile = kubernetes_profile(pipeline.profile)
-        return profile, pods.PodStage.of(request(context, pipeline, profile, cluster.settings_in_pod(profile)))
+        request = load(self.by_hand).request(context, pipeline, profile, cluster.settings_in_pod(profile))
+        return profile, pods.PodStage.of(request)
+
+
+class RollbackPodOperator(ByHandPodOperator):
+    """A roll back in a pod that mounts the model repository."""
+
+    by_hand = "operators.release:RollbackOperator"
+
+
+class PredictPodOperator(ByHandPodOperator):
+    """Batch inference in a pod that sees the inbox and reaches Triton."""
+
+    by_hand = "operators.predict:PredictOperator"
 
 
 def kubernetes_profile(name: str) -> cluster.KubernetesProfile:

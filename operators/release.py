@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseOperator, Param, get_parsing_context
+from airflow.sdk import DAG, Param, get_parsing_context
 
 from operators import inputs, names
-from operators.stage import ProcessOperator, compact, load
+from operators.byhand import ByHandOperator
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
-
     from refit.cluster import Profile
     from refit.config import Settings
     from refit.pipeline import Pipeline
@@ -36,46 +34,17 @@ def request(context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, wh
         raise inputs.BadInput(str(exc)) from None
 
 
-class RollbackOperator(ProcessOperator):
+class RollbackOperator(ByHandOperator):
     """Makes version `params.version` of the model of pipeline `params.pipeline` the champion again, or (null) the one
     that served before. Fails, with the champion untouched, where that version does not serve.
 
     Runs where the pipeline's releases run: as a subprocess, or in a pod that mounts the model repository.
-
-    XCom: as other stages, see `operators.stage.LocalStageOperator`.
     """
 
     ui_color = "#f7e3e3"
-
-    _real: BaseOperator | None = None
-
-    def execute(self, context: Context) -> Any:
-        from refit import cluster
-        from refit.specs import SpecError
-
-        where = inputs.settings()
-        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, where)
-        if pipeline.runtime == "kubernetes":
-            return self.real().execute(context)
-        try:
-            profile = cluster.of_pipeline(pipeline, where)
-        except SpecError as exc:
-            raise inputs.BadInput(str(exc)) from None
-        asked = request(context, pipeline, profile, where)
-        return compact(self._run("rollback", asked["environment"], where, request=asked))
-
-    def real(self) -> BaseOperator:
-        if self._real is None:
-            self._real = load("operators.pod:RollbackPodOperator")(task_id=self.task_id)
-        return self._real
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        return self.real().resume_execution(next_method, next_kwargs, context)
-
-    def on_kill(self) -> None:
-        super().on_kill()
-        if self._real is not None:
-            self._real.on_kill()
+    stage = "rollback"
+    pod = "operators.pod:RollbackPodOperator"
+    request = staticmethod(request)
 
 
 def dag(pipelines: list[str]) -> DAG:

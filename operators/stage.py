@@ -40,7 +40,7 @@ class ProcessOperator(BaseOperator):
     ) -> Result:
         """Run a request or a plan's stage; its lines go to the task's log. Raises for any outcome but success.
 
-        `login`: more variables for the runner: a login (`_login`), a person's answer (`operators.approval`).
+        `login`: more variables for the runner: a login (`login_of`), a person's answer (`operators.approval`).
         """
         try:
             python = interpreter(environment)
@@ -100,11 +100,11 @@ class BindOperator(ProcessOperator):
             where,
             nonce=uuid.uuid4().hex,
         )
-        login = _login(connection_of(request))
+        login = login_of(connection_of(request))
         finish_bind(context, self._run(names.BIND, request["environment"], where, login, request=request))
 
 
-def _login(name: str | None) -> dict[str, str]:
+def login_of(name: str | None) -> dict[str, str]:
     """The variable with the login of a remote source, as bind's runner looks for it, where Airflow has that connection;
     else it may be a secret of this machine (`refit.runtime.local.secret`)."""
     from refit.data.source import secret_name

@@ -1,7 +1,7 @@
 """The command line.
 
-`refit validate | plan | pod | run | status | shell | dataset | ngc list | import | releases | rollback | publish | gc |
-doctor | schema`
+`refit validate | plan | pod | run | predict | status | shell | dataset | ngc list | import | releases | rollback |
+publish | gc | doctor | schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -34,6 +34,7 @@ from refit.data.commands import add_all
 from refit.doctor import lacking
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
+from refit.predict.cli import add_predict, run_predict
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
 from refit.triton.cli import add_releases, add_rollback, run_releases, run_rollback
 from refit.triton.errors import TritonError
@@ -318,6 +319,11 @@ def _alone(workspace: Path) -> Iterator[None]:
         yield
 
 
+def predict(args: argparse.Namespace, settings: Settings) -> int:
+    """Detect objects in a folder or bucket of images; a killed one goes on with the same command."""
+    return run_predict(args, settings)
+
+
 def status(args: argparse.Namespace, settings: Settings) -> int:
     """What the workspace holds: each pipeline's last run, stage by stage, and the version that Triton serves."""
     from refit.runtime import report
@@ -494,6 +500,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument(
         "--approve", nargs="?", const="", metavar="NOTE", help="say yes where a person is asked before the release"
     )
+    add_predict(command("predict", predict))
     c = command("status", status)
     c.add_argument("pipeline", nargs="?", help="only this one")
     c.add_argument("--json", action="store_true")

@@ -249,7 +249,7 @@ def bind_request(
         "image": None,
         "key": _sha({"spec": spec, "nonce": nonce}),
         "argv": list(command("refit.bind", action, "bind.yaml")),
-        "env": {**_reach(settings), **({CONNECTION: f"{{secret:{secret}}}"} if secret else {})},
+        "env": {**reach(settings), **({CONNECTION: f"{{secret:{secret}}}"} if secret else {})},
         "files": {"bind.yaml": literal(spec)},
         "secrets": [secret] if secret else [],
         "connection": connection,
@@ -289,7 +289,7 @@ def connection_of(request: Mapping[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _reach(settings: Settings) -> dict[str, str]:
+def reach(settings: Settings) -> dict[str, str]:
     """The settings that decide which remote sources may be asked."""
     return {k: v for k, v in settings.environment().items() if k in ("REFIT_ALLOWED_HOSTS", "REFIT_CA_FILE")}
 

@@ -36,7 +36,7 @@ ACTIONS = {
         f"{_SPECS}:QuantizeSpec", "refit.cpu.quantize:run", "make the ONNX model INT8 with a recorded calibration set"
     ),
     "inference": Action(
-        f"{_SPECS}:InferenceSpec",
+        "refit.predict.specs:FileInferenceSpec",
         "refit.cpu.inference:run",
         "detect objects in a folder of images; writes JSON and pictures",
     ),

@@ -232,11 +232,6 @@ class QuantizeParams(Spec):
         return value
 
 
-class InferenceParams(Spec):
-    score_threshold: Fraction = 0.3
-    draw: bool = True
-
-
 class StageSpec(Spec):
     """What every spec carries."""
 
@@ -284,8 +279,3 @@ class QuantizeSpec(StageSpec, QuantizeParams):
     baseline: Path | None = Field(None, description="results.json of the model before; null: `model` is evaluated here")
     metric: Literal["mAP50", "mAP"] = "mAP50"
     floor: Fraction | None = Field(None, description="a rung below it does not pass, where the model before is above")
-
-
-class InferenceSpec(StageSpec, InferenceParams):
-    model: Path
-    images: Path = Field(description="folder of images, searched with its subfolders")

@@ -117,11 +117,16 @@ def verify(data: bytes, header: Header) -> Decoded:
     """Decode an image to its last row. Raises ImageFault."""
     if header.kind == "jpeg":
         return _verify_jpeg(data, header)
+    check_container(data, header)
+    return Decoded("", _look(_decode(data, header), data, header))
+
+
+def check_container(data: bytes, header: Header) -> None:
+    """Whether a PNG, WebP or BMP file is all there, by its own lengths and checksums. Raises ImageFault."""
     try:
         {"png": _check_png, "webp": _check_webp, "bmp": _check_bmp}[header.kind](data)
     except (IndexError, struct.error):
         raise ImageFault(_TRUNCATED, f"the file ends in its header, after {len(data)} bytes") from None
-    return Decoded("", _look(_decode(data, header), data, header))
 
 
 def _look(pixels: NDArray[Any], data: bytes, header: Header) -> Look:

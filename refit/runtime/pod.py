@@ -8,7 +8,7 @@ What a pod gets and what not:
 - The runner's result comes as termination message; the runner itself is brought by an init container where the image
   has none.
 - Only its pipeline's folder of the workspace; snapshots read-only, except for bind and look, which write there. The
-  inbox: these two, read-only. The model repository: releases. Of what people look at, where it says how far it is; the
+  inbox: these two and batch inference, read-only. The model repository: releases. Of what people look at, where it says how far it is; the
   publisher writes the rest.
 - No service account token; secrets by reference, and only those that the stage names.
 - Pod Security "restricted", but for images that are declared to need root (NVIDIA TAO's).
@@ -34,8 +34,9 @@ BROUGHT_PYTHON = "/refit/python/bin/python3"
 BROUGHT_LIMIT = "512Mi"  # the CPython that is brought has some 120 MB
 START_MARGIN_SECONDS = 120  # of activeDeadlineSeconds: for the init container and the runner's own end
 GRACE_MARGIN_SECONDS = 10  # for the runner to write its result once the command has ended
-BIND, LOOK, RELEASE, PUBLISH = "bind", "look", "release", "publish"
+BIND, LOOK, RELEASE, PUBLISH, PREDICT = "bind", "look", "release", "publish", "predict"
 TAKES_DATA = (BIND, LOOK)  # sees the inbox, and writes what becomes a snapshot
+READS_INBOX = (*TAKES_DATA, PREDICT)
 READ_BACK = "read-back"
 LABEL = "refit/"
 PIPELINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")  # part of a mount's path, where ":" and ".." are refused
@@ -247,7 +248,7 @@ def _labels(stage: PodStage, profile: KubernetesProfile) -> dict[str, str]:
     }
     if stage.model:
         labels[LABEL + "model"] = label_value(stage.model)
-    if stage.action in (BIND, RELEASE):  # bind asks whether an earlier release still serves
+    if stage.action in (BIND, RELEASE, PREDICT):  # bind asks whether an earlier release still serves
         labels |= profile.triton.client_labels
     if profile.queue and stage.action != READ_BACK:
         labels["kueue.x-k8s.io/queue-name"] = profile.queue
@@ -330,8 +331,8 @@ def _env(stage: PodStage, profile: KubernetesProfile) -> list[dict[str, Any]]:
     }
     if stage.action in TAKES_DATA:
         plain["REFIT_CPUS"] = f"{stage.cpus:g}"  # a request is no quota: without it, a process for each of the node's
-        if volumes.inbox:
-            plain["REFIT_DATA_ROOTS"] = volumes.inbox.mount_path
+    if stage.action in READS_INBOX and volumes.inbox:
+        plain["REFIT_DATA_ROOTS"] = volumes.inbox.mount_path
     if not stage.gpus:
         # Where NVIDIA's is the default runtime, an image that asks for all GPUs would get them uncounted.
         plain["NVIDIA_VISIBLE_DEVICES"] = "void"
@@ -391,7 +392,7 @@ def _mounts(stage: PodStage, profile: KubernetesProfile, brought: bool) -> list[
                 "subPath": _below(volumes.workspace, f"{PUBLISHED}/{below}"),
             }
         )
-    if stage.action in TAKES_DATA and volumes.inbox:
+    if stage.action in READS_INBOX and volumes.inbox:
         mounts.append(_mount("inbox", volumes.inbox, read_only=True))
     if stage.action == RELEASE:
         mounts.append(_mount("models", volumes.models))
@@ -420,7 +421,7 @@ def _volumes(stage: PodStage, profile: KubernetesProfile, brought: bool) -> list
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": profile.shared_memory}},
         {"name": "workspace", "persistentVolumeClaim": {"claimName": volumes.workspace.claim}},
     ]
-    if stage.action in TAKES_DATA and volumes.inbox:
+    if stage.action in READS_INBOX and volumes.inbox:
         claim = {"claimName": volumes.inbox.claim, "readOnly": True}
         out.append({"name": "inbox", "persistentVolumeClaim": claim})
     if stage.action == RELEASE:

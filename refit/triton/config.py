@@ -250,12 +250,14 @@ class Served:
 
     Attributes:
         versions: the pinned versions; None where the policy is another one (latest, all).
+        max_batch_size: 0 where the model takes no batches.
     """
 
     name: str
     signature: Signature
     versions: tuple[int, ...] | None
     parameters: Mapping[str, str]
+    max_batch_size: int = 0
 
     @property
     def sha256(self) -> str | None:
@@ -288,4 +290,5 @@ class Served:
             ),
             versions=tuple(int(v) for v in policy["versions"]) if policy else None,
             parameters={k: v.get("string_value", "") for k, v in config.get("parameters", {}).items()},
+            max_batch_size=int(config.get("max_batch_size", 0)),
         )

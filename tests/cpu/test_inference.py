@@ -16,12 +16,13 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from pycocotools.coco import COCO
 
 from refit.command import BadData, BadSpec
 from refit.cpu import inference
-from refit.cpu.specs import InferenceSpec
 from refit.cpu.status import StatusWriter
 from refit.postprocess import InputInfo, ModelInfo
+from refit.predict.specs import FileInferenceSpec
 from tests.cpu.conftest import CLASSES, COLORS, encode, status_lines
 
 CELL, WIDTH, HEIGHT, NORM = 16, 160, 96, 35.0
@@ -68,11 +69,16 @@ def cells(*at: tuple[int, int, int], strength: float = 1.0, scale: int = 1) -> N
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
+@pytest.fixture(autouse=True)
+def _roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIT_DATA_ROOTS", str(tmp_path))
+
+
 def run(model: Path, images: Path, out: Path, status: StatusWriter, **more: Any) -> dict[str, Any]:
-    inference.run(InferenceSpec(model=str(model), images=str(images), **more), out, status)
+    inference.run(FileInferenceSpec(model=str(model), images=str(images), **more), out, status)
     last = status_lines(status.path)[-1]
     assert last["status"] == "SUCCESS"
-    return dict(last["kpi"])
+    return {name: value for name, value in last["kpi"].items() if name != "images_per_second"}
 
 
 def read(path: Path) -> Any:
@@ -89,7 +95,7 @@ def test_a_folder_and_its_subfolders(model: Path, tmp_path: Path, status: Status
     (yard / ".hidden" / "x.png").write_bytes(encode(cells()))
     (yard / "gate" / "large.bmp").write_bytes(encode(cells((9, 5, 1), scale=2), ".bmp"))
     (yard / "gate" / "night" / "empty.webp").write_bytes(encode(cells(), ".webp"))
-    kpi = run(model, yard, out, status)
+    kpi = run(model, yard, out, status, draw=True)
     assert kpi == {"images": 4, "objects": 4, "bad_images": 0}
     red = {"type": "car", "x1": 16.0, "y1": 32.0, "x2": 32.0, "y2": 48.0, "score": 1.0}
     blue = {"type": "sign", "x1": 80.0, "y1": 48.0, "x2": 96.0, "y2": 64.0, "score": 1.0}
@@ -118,12 +124,27 @@ def test_a_folder_and_its_subfolders(model: Path, tmp_path: Path, status: Status
     assert (picture != cv2.imread(str(yard / "a.png"))).any()
 
 
+def test_coco_s_own_reader_takes_the_results(model: Path, tmp_path: Path, status: StatusWriter) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"")
+    (images / "b.png").write_bytes(encode(cells((1, 2, 0), (5, 3, 2))))
+    run(model, images, out, status)
+    truth = COCO(str(out / "images.json"))
+    found = truth.loadRes(str(out / "detections.json"))
+    assert [c["name"] for c in truth.loadCats(truth.getCatIds())] == list(CLASSES)
+    (image,) = truth.loadImgs(truth.getImgIds())
+    assert (image["file_name"], image["width"], image["height"]) == ("b.png", WIDTH, HEIGHT)
+    boxes = {a["category_id"]: a["bbox"] for a in found.loadAnns(found.getAnnIds(imgIds=[image["id"]]))}
+    assert boxes == {1: [16.0, 32.0, 16.0, 16.0], 3: [80.0, 48.0, 16.0, 16.0]}
+
+
 def test_the_threshold_of_the_spec_counts(model: Path, tmp_path: Path, status: StatusWriter) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.png").write_bytes(encode(cells((1, 1, 0), strength=0.5)))
     (images / "b.png").write_bytes(encode(cells((1, 1, 0), strength=0.2)))
-    assert run(model, images, tmp_path / "1", status, draw=False)["objects"] == 1
+    assert run(model, images, tmp_path / "1", status)["objects"] == 1
     assert run(model, images, tmp_path / "2", status, score_threshold=0.15)["objects"] == 2
     assert run(model, images, tmp_path / "3", status, score_threshold=0.6)["objects"] == 0
     assert not (tmp_path / "1" / "images").exists()
@@ -147,9 +168,9 @@ def test_bad_images_are_told_and_the_rest_goes_on(model: Path, tmp_path: Path, s
     assert "empty" in errors["03.png"]
     assert "not an image" in errors["07.png"]
     assert "cannot be read to its end" in errors["19.png"]
-    assert "No such file" in errors["gone.png"]
+    assert errors["gone.png"] == "a link out of the data set"
     said = [line["message"] for line in status_lines(status.path) if "left out" in line["message"]]
-    assert len(said) == 4
+    assert len(said) == 3
     ids = [r["id"] for r in read(out / "results" / "images.json")]
     assert len(ids) == 18
     assert ids[-1] == "\\udcff.png"
@@ -165,10 +186,10 @@ def test_the_second_run_gives_the_same_bytes(model: Path, tmp_path: Path, status
     def files() -> dict[str, bytes]:
         return {str(p): p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
-    run(model, images, out, status)
+    run(model, images, out, status, draw=True)
     first = files()
-    (out / "images" / ".3.tmp-1.png").write_bytes(b"half")  # of a process that was killed
-    run(model, images, out, status)
+    (out / "images" / ".3.png.tmp-1").write_bytes(b"half")  # of a process that was killed
+    run(model, images, out, status, draw=True)
     assert files() == first
 
 
