@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -80,17 +80,22 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     profile = _profile(spec, pipeline, settings)
     workspace = Path(spec.workspace)
     _check_space(workspace)
+
+    def fits(snapshot: Path) -> None:
+        """Hold the stages' specs against a data set (preflight). Raises SpecError."""
+        about = json.loads((snapshot / "dataset.json").read_text(encoding="utf-8"))
+        faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, about)
+        problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
+        if problems:
+            raise SpecError(problems)
+
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        data = _take_data(pipeline, spec, settings, workspace, out, status)
+        data = _take_data(pipeline, spec, settings, workspace, out, status, fits)
         dataset = json.loads((data.snapshot / "dataset.json").read_text(encoding="utf-8"))
         measured = dataset["evaluation"] = dict(data.evaluation)
         served = _evaluation_served(workspace, pipeline)
         if served not in (None, measured.get("version")):
             measured["served"] = served
-        faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
-        problems = [pipelines.of_param(doc.told(fault), changed) for fault in faults]
-        if problems:
-            raise SpecError(problems)
         bound = plans.Bound(
             run=Path(spec.run).name,
             workspace=workspace,
@@ -167,10 +172,20 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
 
 
 def _take_data(
-    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, out: Path, status: StatusWriter
+    pipeline: Any,
+    spec: BindSpec,
+    settings: Settings,
+    workspace: Path,
+    out: Path,
+    status: StatusWriter,
+    fits: Callable[[Path], None],
 ) -> Data:
-    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last."""
+    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last.
+
+    `fits` raises SpecError for a snapshot that the stages cannot work with: it is kept, but nothing was evaluated.
+    """
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
+    from refit.data import snapshot as snapshots
     from refit.data.remote import take
 
     dataset: Dataset = pipeline.dataset
@@ -180,6 +195,7 @@ def _take_data(
     if not listing.files:
         if before is None:
             raise BadData(f"{source}: there is no data; put a complete data set there, or name another dataset.source")
+        fits(before)
         print(f"{source} is empty: using the data set taken last, {before.name[:12]}")
         return _again(pipeline, spec, before, workspace, out)
     if listing.lacks:
@@ -188,11 +204,22 @@ def _take_data(
         )
     if came.known and before is not None:
         print(f"{source}: nothing has changed since run {came.last}; it is not fetched again")
+        fits(before)
         data = _again(pipeline, spec, before, workspace, out)
         arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
         return data
     status.running(f"Reading {listing.files} files from {source}")
     origin = {"source": source.text, "arrival": listing.signature, "how": came.how}
+
+    def accept(made: snapshots.Snapshot) -> None:
+        _report(pipeline, spec, made.path, made.faults, before, out)
+        try:
+            fits(made.path)
+        except SpecError:  # the data is good, and not new when it is looked at again
+            name = made.fingerprint
+            arrival.record_taken(workspace, listing, fingerprint=name, run=spec.run_id, outcome="taken")
+            raise
+
     try:
         with take.at_hand(source, came.remote, listing, dataset, workspace, status) as hand:
             taken = ingest.ingest(
@@ -202,7 +229,7 @@ def _take_data(
                 origin=origin,
                 leave=_no_data(dataset),
                 parts=_parts(pipeline, spec),
-                accept=lambda made: _report(pipeline, spec, made.path, made.faults, before, out),
+                accept=accept,
             )
             hand.snapshot = Path(taken.path)
     except faults.BadData as exc:

@@ -111,10 +111,12 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 class _Stay(urllib.request.HTTPRedirectHandler):
-    """Redirects are followed by the caller, who looks at each."""
+    """Redirects are followed by the caller, who looks at each; urllib does not even read where they lead."""
 
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def opener(*, public: bool, context: ssl.SSLContext | None = None) -> urllib.request.OpenerDirector:

@@ -98,7 +98,11 @@ class Fetcher:
                     raise ImportFault(
                         f"{place(at)}: the server answers {exc.code} {exc.reason}; {_advice(exc.code)}"
                     ) from None
-                to = urljoin(self.vault.reveal(at), exc.headers["Location"])
+                try:
+                    to = urljoin(self.vault.reveal(at), exc.headers["Location"])
+                    _ = _parts(to).port
+                except ValueError:  # half an IPv6 address, a port that is no number
+                    raise ImportFault(f"{place(at)}: redirects to something that is no URL") from None
                 if _parts(at).scheme == "https" and _parts(to).scheme != "https":
                     raise ImportFault(
                         f"{place(at)}: redirects to plain http ({place(to)}), which is not followed"

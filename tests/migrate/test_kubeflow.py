@@ -304,6 +304,9 @@ def test_a_redirect_on_the_same_host_is_followed(refit: Refit, serve: Serve, tmp
     assert told.code == 0, told.text
     server.add("/round", "", status=302, Location="/round")
     assert "redirects more than 5 times" in refit("import", server.url + "/round", "--allow-http").err
+    server.add("/half", "", status=302, Location="http://[::1/x")
+    told = refit("import", server.url + "/half", "--allow-http")
+    assert (told.code, "redirects to something that is no URL" in told.err) == (2, True)
 
 
 @pytest.mark.parametrize(

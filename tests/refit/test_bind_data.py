@@ -161,3 +161,15 @@ def test_the_gates_hear_of_a_model_that_was_measured_on_another_set(place: Place
     assert place.bind("r5") == 0
     assert gate(place)["evaluation_before"] is None
     assert gate(place, "gate_champion")["evaluation_before"] == version
+
+
+def test_what_the_stages_cannot_work_with_was_not_evaluated(place: Place) -> None:
+    ledger = place.workspace / "evaluation" / "ledger.json"
+    assert place.bind("r1", PIPELINE.replace("batch_size: 4", "batch_size: 100")) == 2
+    assert "stages.train.batch_size: 100 is more than the 1" in place.error
+    assert not ledger.exists()
+    taken = json.loads((place.workspace / "datasets" / "arrival.json").read_text())
+    assert (taken["outcome"], taken["run"]) == ("taken", "r1")  # no watcher starts a run again for the same data
+    assert place.bind("r2", PIPELINE.replace("val: 0.3", "val: 0.5")) == 0
+    history = json.loads(ledger.read_text())["history"]
+    assert [entry["images"] for entry in history] == [7]
