@@ -25,7 +25,7 @@ from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.command import Action, BadData, BadSpec, StageError, main
 from refit.config import ConfigError, Settings
-from refit.data import arrival
+from refit.data import arrival, provenance
 from refit.data import remote as remotes
 from refit.data.faults import Fault
 from refit.data.remote.connection import Connection
@@ -168,6 +168,9 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
         raise BadSpec(f"conf of this run: {exc}") from None
     if spec.data is not None:
         changed["dataset.source"] = spec.data
+        manifest = unchanged.dataset.arrival.manifest
+        if manifest is not None and not (Path(spec.data) / manifest).exists():
+            changed["dataset.arrival.manifest"] = None  # of the inbox: whoever names a folder by hand knows it whole
     return pipelines.from_document(doc, spec.name, changed, spec.attached), changed, switches
 
 
@@ -209,10 +212,10 @@ def _take_data(
         arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
         return data
     status.running(f"Reading {listing.files} files from {source}")
-    origin = {"source": source.text, "arrival": listing.signature, "how": came.how}
+    origin = {"source": source.text, "arrival": listing.signature, "how": came.how, **provenance.of_source(source)}
 
     def accept(made: snapshots.Snapshot) -> None:
-        _report(pipeline, spec, made.path, made.faults, before, out)
+        _report(pipeline, spec, made.path, made.faults, before, out, source.text)
         try:
             fits(made.path)
         except SpecError:  # the data is good, and not new when it is looked at again
@@ -268,7 +271,7 @@ def _came(dataset: Dataset, settings: Settings, workspace: Path) -> _Came:
     listing = arrival.listing(source.text, rule=rule) if remote is None else remotes.listing(remote, rule=rule)
     last = arrival.last_taken(workspace)
     before = _snapshot_of(last, workspace)
-    how = _how(dataset, settings)
+    how = _how(dataset)
     fetched = remote is not None and listing.files > 0 and not listing.lacks
     known = fetched and before is not None and _made_of(before, listing.signature, how, dataset, workspace)
     return _Came(source, remote, listing, before, last.run if last else "", how, known)
@@ -372,10 +375,12 @@ def _snapshot_of(taken: arrival.Taken | None, workspace: Path) -> Path | None:
     return snapshot if snapshot is not None and (snapshot / "dataset.json").exists() else None
 
 
-def _how(dataset: Dataset, settings: Settings) -> str:
+def _how(dataset: Dataset) -> str:
     """What decides, beside the data, what a snapshot of it is: the pipeline's settings and Refit's own code."""
+    from refit.data import code
+
     read = json.dumps(dataset.settings().model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(f"{read} {code_version(settings.repository, 'refit/data')}".encode()).hexdigest()
+    return hashlib.sha256(f"{read} {code.version()}".encode()).hexdigest()
 
 
 def _made_of(snapshot: Path, signature: str, how: str, dataset: Dataset, workspace: Path) -> bool:
@@ -406,10 +411,19 @@ def _put_aside(inbox: Path, listing: arrival.Listing, reason: str) -> Path:
 
 
 def _report(
-    pipeline: Any, spec: BindSpec, snapshot: Path, known: Sequence[Fault], before: Path | None, out: Path
+    pipeline: Any,
+    spec: BindSpec,
+    snapshot: Path,
+    known: Sequence[Fault],
+    before: Path | None,
+    out: Path,
+    source: str | None = None,
 ) -> None:
-    """Write the report on a snapshot, against the one taken before, and issues.jsonl, which has all that is known of
-    it. Raises BadData where the pipeline makes a change since then, or a misfit of the network, an error."""
+    """Write the report on a snapshot, against the one taken before, and issues.jsonl, which has all that is known.
+
+    `source` is where its data was taken from just now; the snapshot may have been made earlier, from elsewhere. Raises
+    BadData where the pipeline makes a change since then, or a misfit of the network, an error.
+    """
     from refit.data import faults
     from refit.data.report import contents, page
     from refit.data.snapshot import write_lines
@@ -419,6 +433,7 @@ def _report(
         "network": toolkits.get(pipeline.toolkit).network_input(pipeline),
         "severity": pipeline.dataset.severity,
         "faults": known,
+        "source": source,
     }
     write_lines(out / ISSUES, (fault.as_json() for fault in known))
     try:

@@ -11,7 +11,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -52,10 +51,10 @@ def ingest(
 ) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
 
-    `origin` is what the provenance says of where the data came from in place of the folder, `leave` names files below
-    it that are no data (a marker, a manifest). `accept` is shown the snapshot and may raise BadData: what it refuses is
-    not held as evaluated. `parts` are the files of `look_share` for all shares: what they saw is not opened again,
-    where they can be used.
+    `origin` is what the provenance says of where the data came from in place of the folder, its revision too; `leave`
+    names files below it that are no data (a marker, a manifest). `accept` is shown the snapshot and may raise: what it
+    refuses is not held as evaluated. `parts` are the files of `look_share` for all shares: what they saw is not opened
+    again, where they can be used.
 
     The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
     to run several times at once. `progress(done, total)` is called while images are read.
@@ -71,6 +70,7 @@ def ingest(
     snapshot.clean(datasets)
     store = snapshot.Store(datasets)
     base = append.last(Path(workspace))
+    revision = provenance.of(source) if origin is None else {}
     folder = Path(workspace) / evaluation.FOLDER
     try:
         examined = _put_together(source, settings, parts, leave) if parts else None
@@ -90,7 +90,7 @@ def ingest(
                 divided.parts,
                 settings.classes,
                 divided.faults,
-                {**_provenance(examined, settings, base if before else None), **(origin or {})},
+                {**_provenance(examined, settings, base if before else None), **revision, **(origin or {})},
                 divided.evaluation,
             )
             if accept is not None:
@@ -395,8 +395,7 @@ def _provenance(examined: Examination, settings: DatasetSettings, base: append.B
         "image_dir": examined.layout.image_dir,
         "label_dir": examined.layout.label_dir,
         "signature": signature(examined.tree),
-        **provenance.of(examined.tree.root),
-        "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "taken_at": provenance.now(),
         "settings": settings.model_dump(mode="json"),
     }
 

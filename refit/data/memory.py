@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import marshal
 import pickle
-import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refit import files
+from refit.data import code
 from refit.data.faults import Fault
 from refit.data.model import Item, Sample, Unread
 from refit.data.samples import Samples
@@ -159,8 +159,8 @@ class Memory:
 
 
 def version(settings: Any) -> bytes:
-    """What decides what is found in a file, beside the file: the settings, the code, Python's version."""
-    return hashlib.sha256(repr((_code(), sys.version, settings)).encode()).digest()
+    """What decides what is found in a file, beside the file: the settings and the code."""
+    return hashlib.sha256(repr((code.version(), settings)).encode()).digest()
 
 
 def keys_of(tree: Tree, item: Item) -> Keys:
@@ -206,12 +206,3 @@ def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
         stop = place + 1
     if start >= 0:
         yield start, stop
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """What identifies the code that judges data."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -7,11 +7,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
 
+from refit.data.source import Kind, Source
+
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # SHA-1, or SHA-256 repositories
+_LAKEFS_COMMIT = re.compile(r"[0-9a-f]{64}")
+
+
+REVISIONS = {"git_commit": "Git commit", "dvc_md5": "DVC hash", "lakefs_commit": "lakeFS commit"}
+"""What dataset.json may say of the revision of the data, and what people call it."""
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def of_source(source: Source) -> Mapping[str, str]:
+    """`of` a folder; of a DVC source what holds of its .dvc file; of `s3://REPOSITORY/COMMIT/...` on lakeFS the commit
+    (a branch's name says nothing: what is read from one may not be committed yet)."""
+    if source.kind in (Kind.FOLDER, Kind.DVC):
+        return of(Path(source.text.removesuffix(".dvc")))
+    first = source.prefix.partition("/")[0]
+    return {"lakefs_commit": first} if source.kind is Kind.S3 and _LAKEFS_COMMIT.fullmatch(first) else {}
 
 
 def of(source: Path) -> Mapping[str, str]:

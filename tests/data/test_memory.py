@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from tests.data.helpers import CLASSES, SETTINGS, coco_set, encoded, kitti_line,
 import cv2
 import numpy as np
 
+from refit.data import code, images, snapshot, tree
 from refit.data import examine as examining
-from refit.data import images, snapshot, tree
 from refit.data.checks import Classes
 from refit.data.examine import Examination, examine
 from refit.data.faults import BadData
@@ -219,3 +221,13 @@ def test_coco_file_is_read_anew_and_its_images_are_not(tmp_path: Path, opened: l
     assert opened == []
     assert _same(found, examine(root, classes=Classes(CLASSES), max_bad_labels=1))
     assert [s.objects[0].y2 for s in found.samples][:4] == [31, 31, 31, 30]
+
+
+def test_code_that_decides_nothing_of_a_data_set_is_not_loaded_to_take_one_in() -> None:
+    """So that a change of it (the report's style) makes nothing be fetched or read anew."""
+    loaded = "import sys, refit.data.ingest; print(*(m for m in sys.modules if m.startswith('refit.data.')))"
+    found = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
+    beside = {name.removesuffix(".py") for name in code.BESIDE}
+    assert all((Path(code.__file__).parent / name).exists() for name in code.BESIDE)
+    # These three are: one spreads work, the other two say where data lies and whether it is new.
+    assert {name.split(".")[2] for name in found} & beside <= {"work", "arrival", "source"}

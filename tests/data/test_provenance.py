@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from refit.data import provenance
+from refit.data.source import Kind, Source, parse
 
 
 def _git(folder: Path, *words: str) -> str:
@@ -54,3 +55,16 @@ def test_dvc(tmp_path: Path) -> None:
     assert provenance.of(tmp_path / "set") == {"dvc_md5": "0123456789abcdef0123456789abcdef.dir"}
     (tmp_path / "set.dvc").write_text("outs: [")
     assert provenance.of(tmp_path / "set") == {}
+
+
+def test_the_revision_of_a_remote_source(repository: Path) -> None:
+    (repository / "data/set.dvc").write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: set\n")
+    dvc = provenance.of_source(Source(Kind.DVC, str(repository / "data/set.dvc")))
+    assert dvc == {
+        "git_commit": _git(repository, "rev-parse", "HEAD"),
+        "dvc_md5": "0123456789abcdef0123456789abcdef.dir",
+    }
+    commit = "0123456789abcdef" * 4
+    assert provenance.of_source(parse(f"s3://plates/{commit}/train")) == {"lakefs_commit": commit}
+    for other in ("s3://plates/main/train", f"s3://plates/train/{commit}", f"gs://plates/{commit}", "s3://plates"):
+        assert provenance.of_source(parse(other)) == {}

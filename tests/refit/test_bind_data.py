@@ -173,3 +173,24 @@ def test_what_the_stages_cannot_work_with_was_not_evaluated(place: Place) -> Non
     assert place.bind("r2", PIPELINE.replace("val: 0.3", "val: 0.5")) == 0
     history = json.loads(ledger.read_text())["history"]
     assert [entry["images"] for entry in history] == [7]
+
+
+def test_the_report_tells_where_a_known_data_set_came_from_this_time(place: Place) -> None:
+    assert place.bind("r1") == 0
+    again = place.data.with_name("again")
+    place.data.rename(again)
+    assert place.bind("r2", PIPELINE.replace("inbox/mine", "inbox/again")) == 0
+    about = json.loads((place.out / "report.json").read_text())["about"]
+    made = json.loads((Path(place.plan["snapshot"]) / "dataset.json").read_text())["provenance"]
+    assert (made["source"], about["Source"]) == (str(place.data), str(again))
+    assert about["First made at"] == made["taken_at"] <= about["Taken at"]
+
+
+def test_a_folder_named_by_hand_needs_no_manifest_of_the_inbox(place: Place) -> None:
+    text = PIPELINE.replace("dataset:", "dataset:\n  arrival: {manifest: files.json}")
+    assert place.bind("r1", text) == 3
+    assert "files.json" in place.error
+    assert place.bind("r2", text, data=str(place.data)) == 0
+    (place.data / "files.json").write_text('{"files": [{"path": "images/gone.jpg"}]}')
+    assert place.bind("r3", text, data=str(place.data)) == 3  # one that is there has to hold
+    assert "images/gone.jpg" in place.error

@@ -16,6 +16,7 @@ from refit.data.drift import Drift
 from refit.data.examine import Examination
 from refit.data.faults import Fault, counts, graded
 from refit.data.formats.base import read_whole
+from refit.data.provenance import REVISIONS, now
 from refit.data.statistics import Table
 from refit.report.pictures import Load
 from refit.toolkits.base import NetworkInput
@@ -90,9 +91,13 @@ def of_snapshot(
     network: NetworkInput | None = None,
     severity: Mapping[str, Any] | None = None,
     faults: Sequence[Fault] | None = None,
+    source: str | None = None,
 ) -> Report:
-    """The report on a snapshot, against the one before it where that is given. `faults` are what was found when its
-    data was taken (again) just now; left out, what was found when it was made. Raises OSError and ValueError."""
+    """The report on a snapshot, against the one before it where that is given.
+
+    `faults` and `source` are what was found, and where, when its data was taken (again) just now; left out, what holds
+    of when it was made. Raises OSError and ValueError.
+    """
     about = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
     provenance = about.get("provenance", {})
     table = Table.of(snapshot.read_annotations(path), about["classes"])
@@ -108,9 +113,11 @@ def of_snapshot(
     news = graded(news, severity or {})
     shown = {
         "Fingerprint": path.name,
-        "Source": str(provenance.get("source", "")),
+        "Source": source or str(provenance.get("source", "")),
         "Format": str(provenance.get("format", "")),
-        "Taken at": str(provenance.get("taken_at", "")),
+        "Taken at": now() if source else str(provenance.get("taken_at", "")),
+        "First made at": str(provenance.get("taken_at", "")) if source else "",
+        **{title: str(provenance.get(name, "")) for name, title in REVISIONS.items()},
     }
 
     def load(file: str) -> bytes | None:
