@@ -78,7 +78,8 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     workspace = Path(spec.workspace)
     _check_space(workspace)
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        data = _take_data(pipeline, spec, settings, workspace, out, status)
+        dry = switches.get(plans.DRY_RUN, False)
+        data = _take_data(pipeline, spec, settings, workspace, out, status, dry)
         dataset = json.loads((data.snapshot / "dataset.json").read_text(encoding="utf-8"))
         measured = dataset["evaluation"] = dict(data.evaluation)
         served = _evaluation_served(workspace, pipeline)
@@ -102,20 +103,24 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         )
         plan = plans.make_plan(pipeline, profile, bound)
         plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
+        if dry:
+            plan[plans.DRY_RUN] = True
         if profile.prices is not None:
             plan["prices"] = profile.prices.model_dump()
         path = _write_plan(Path(spec.run), plan)
-    with contextlib.suppress(OSError):  # only people look at it
-        place.announce(workspace, plan)
     todo = [s["name"] for s in plans.tasks(plan)]
+    if not dry:
+        with contextlib.suppress(OSError):  # only people look at it
+            place.announce(workspace, plan)
     files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
     summary = {
         "plan": str(path),
-        "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
+        "skip": [s["name"] for s in plan["stages"] if dry or s["name"] not in todo],
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
         **({"changes": dict(data.changes)} if data.changes else {}),
         "report": f"{out.parent.name}/{out.name}/{REPORT}",
+        **({plans.DRY_RUN: True} if dry else {}),
     }
     if isinstance(profile, cluster.KubernetesProfile):
         model = plan["stages"][0]["model"]
@@ -123,6 +128,8 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     files.write_json(out / "summary.json", summary)
     print(f"report on the data: {out / REPORT}")
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
+    if dry:
+        message = f"dry run, no stage is started: {message}"
     print(message + (f": {', '.join(todo)}" if todo else ""))
     warnings = _warnings(data.faults)
     print("".join(f"warning: {line}\n" for line in warnings[:WARNINGS_SHOWN]), end="")
@@ -164,9 +171,10 @@ def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[
 
 
 def _take_data(
-    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, out: Path, status: StatusWriter
+    pipeline: Any, spec: BindSpec, settings: Settings, workspace: Path, out: Path, status: StatusWriter, dry: bool
 ) -> Data:
-    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last."""
+    """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last. In a
+    dry run nothing counts as taken or evaluated afterwards: the same data still starts the run that it would start."""
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
     from refit.data.remote import take
 
@@ -193,7 +201,8 @@ def _take_data(
     if remote is not None and before is not None and _made_of(before, listing.signature, how, dataset, workspace):
         print(f"{source}: nothing has changed since run {last.run if last else ''}; it is not fetched again")
         data = _again(pipeline, spec, before, workspace, out)
-        arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
+        if not dry:
+            arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
         return data
     status.running(f"Reading {listing.files} files from {source}")
     origin = {"source": source.text, "arrival": listing.signature, "how": how}
@@ -207,15 +216,19 @@ def _take_data(
                 origin=origin,
                 leave=leave,
                 accept=lambda made: _report(pipeline, spec, made.path, made.faults, before, out),
+                hold=not dry,
             )
             hand.snapshot = Path(taken.path)
     except faults.BadData as exc:
         reason = str(exc)
+        if dry:
+            raise BadData(reason) from None
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data", reason=reason)
         if rule.quarantine and spec.data is None and NOT_ITS_OWN.isdisjoint(f.code for f in exc.faults):
             reason += f". It was moved to {_put_aside(Path(source.text), listing, reason)}"
         raise BadData(reason) from None
-    arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
+    if not dry:
+        arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
     if taken.changes:
         print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
     return Data(taken.path, taken.faults, taken.evaluation, taken.changes)
