@@ -16,6 +16,7 @@ from airflow.api_fastapi.app import API_ROOT_PATH, get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -31,6 +32,7 @@ from refit.pages.frame import HEADERS, SANDBOXED, STATIC, Going, Viewer, message
 from refit.pages.store import TYPES, Folder, Store
 from refit.plan import run_folder
 from refit.publish import place
+from refit.report.values import mapping
 
 PREFIX = "/refit"
 GOING_ON = ("running", "queued")
@@ -66,9 +68,8 @@ class Access:
             raise HTTPException(404, f"there is no pipeline {pipeline!r}, or you may not see it")
 
     def may(self, method: Any, dag: str, entity: DagAccessEntity | None = None) -> bool:
-        return self.auth.is_authorized_dag(
-            method=method, access_entity=entity, details=DagDetails(id=dag), user=self.user
-        )
+        details = DagDetails(id=dag, team_name=DagModel.get_team_name(dag, session=self.session))
+        return self.auth.is_authorized_dag(method=method, access_entity=entity, details=details, user=self.user)
 
     def viewer(self, pipeline: str | None = None) -> Viewer:
         wanted = (names.dag_id(pipeline), ROLLBACK) if pipeline else ()
@@ -138,7 +139,8 @@ def one_model(pipeline: str, access: Allowed, run: str = "") -> Response:
     access.see(pipeline)
     index = _index(pipeline)
     going = access.going(pipeline).get(pipeline, Going())
-    wanted = run or str((index.get("champion") or index.get("last") or {}).get("run") or "")
+    shown = mapping(index.get("champion")) or mapping(index.get("last"))
+    wanted = run or str(shown.get("run") or "")
     report = store.report(pipeline, wanted)
     if run and report is None:
         raise HTTPException(404, f"run {run!r} of {pipeline} has no report (any more)")
@@ -203,7 +205,7 @@ def report_of_run(dag: str, run_id: str, access: Allowed, data: bool = False) ->
         return html(message("No report yet", told, viewer), 404)
     parts = ["runs", run, "report.html"]
     if data:
-        where = str((report.get("data") or {}).get("report") or "")
+        where = str(mapping(report.get("data")).get("report") or "")
         parts = (
             ["data", where.removeprefix("data/")] if where.startswith("data/") else ["runs", run, where or "data.html"]
         )
