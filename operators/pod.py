@@ -28,6 +28,7 @@ from urllib3.exceptions import HTTPError
 
 from operators import approval, inputs, names, orphans, pools
 from operators.failures import raise_failure
+from operators.links import DataReport, RunReport
 from operators.pod_trigger import StageTrigger
 from operators.stage import compact, finish_bind, load
 from refit import cluster
@@ -66,6 +67,7 @@ class TaoStageOperator(KubernetesPodOperator):
     template_fields = ()
     template_fields_renderers: ClassVar[dict[str, str]] = {}
     ui_color = "#e8f4e8"
+    operator_extra_links = (RunReport(), DataReport())
     BASE_CONTAINER_NAME = pods.CONTAINER
 
     def __init__(
@@ -428,7 +430,8 @@ class BindPodOperator(TaoStageOperator):
     def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
         from operators.arrival import note_taken
 
-        if result.succeeded or result.outcome is Outcome.BAD_DATA:
+        dry = bool(inputs.conf_of(context).get("dry_run"))  # then the same data still starts the run that it would
+        if not dry and (result.succeeded or result.outcome is Outcome.BAD_DATA):
             note_taken(context, self.pipeline, result)
         if not result.succeeded:
             raise_failure(self.stage, result)

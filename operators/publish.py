@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from operators import inputs, names
+from operators.links import DataReport, RunReport
 from operators.stage import ProcessOperator
 from refit.publish.request import PUBLISH, publish_request
 
@@ -28,6 +29,7 @@ class PublishOperator(ProcessOperator):
     """
 
     ui_color = "#efe8f4"
+    operator_extra_links = (RunReport(), DataReport())
 
     def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -18,6 +18,7 @@ from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
 from operators import inputs, names, pools
 from operators.failures import raise_failure
+from operators.links import DataReport, RunReport
 from refit.outcome import Result
 from refit.runtime.local import EnvironmentMissing, StageProcess, interpreter
 
@@ -82,6 +83,7 @@ class BindOperator(ProcessOperator):
     """
 
     ui_color = "#e3ecf7"
+    operator_extra_links = (RunReport(), DataReport())
 
     def __init__(self, *, pipeline: str, pool: str = pools.LOCAL, **kwargs: Any) -> None:
         super().__init__(pool=pool, **kwargs)
@@ -133,6 +135,7 @@ class LocalStageOperator(ProcessOperator):
     """
 
     ui_color = "#e8f4e8"
+    operator_extra_links = (RunReport(),)
 
     def __init__(self, *, stage: str, bind: str = names.BIND, pool: str = pools.LOCAL, **kwargs: Any) -> None:
         super().__init__(pool=pool, **kwargs)
@@ -193,6 +196,7 @@ class PodTask(BaseOperator):
 
     template_fields = ()
     ui_color = "#e8f4e8"
+    operator_extra_links = (RunReport(), DataReport())
 
     def __init__(
         self,

@@ -90,7 +90,8 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             raise SpecError(problems)
 
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
-        data = _take_data(pipeline, spec, settings, workspace, out, status, fits)
+        dry = switches.get(plans.DRY_RUN, False)
+        data = _take_data(pipeline, spec, settings, workspace, out, status, fits, dry)
         dataset = json.loads((data.snapshot / "dataset.json").read_text(encoding="utf-8"))
         measured = dataset["evaluation"] = dict(data.evaluation)
         served = _evaluation_served(workspace, pipeline)
@@ -110,20 +111,24 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         )
         plan = plans.make_plan(pipeline, profile, bound)
         plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
+        if dry:
+            plan[plans.DRY_RUN] = True
         if profile.prices is not None:
             plan["prices"] = profile.prices.model_dump()
         path = _write_plan(Path(spec.run), plan)
-    with contextlib.suppress(OSError):  # only people look at it
-        place.announce(workspace, plan)
     todo = [s["name"] for s in plans.tasks(plan)]
+    if not dry:
+        with contextlib.suppress(OSError):  # only people look at it
+            place.announce(workspace, plan)
     files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
     summary = {
         "plan": str(path),
-        "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
+        "skip": [s["name"] for s in plan["stages"] if dry or s["name"] not in todo],
         "fingerprint": plan["fingerprint"],
         "images": sum(dataset["splits"].values()),
         **({"changes": dict(data.changes)} if data.changes else {}),
         "report": f"{out.parent.name}/{out.name}/{REPORT}",
+        **({plans.DRY_RUN: True} if dry else {}),
     }
     if isinstance(profile, cluster.KubernetesProfile):
         model = plan["stages"][0]["model"]
@@ -131,6 +136,8 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     files.write_json(out / "summary.json", summary)
     print(f"report on the data: {out / REPORT}")
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
+    if dry:
+        message = f"dry run, no stage is started: {message}"
     print(message + (f": {', '.join(todo)}" if todo else ""))
     warnings = _warnings(data.faults)
     print("".join(f"warning: {line}\n" for line in warnings[:WARNINGS_SHOWN]), end="")
@@ -182,10 +189,12 @@ def _take_data(
     out: Path,
     status: StatusWriter,
     fits: Callable[[Path], None],
+    dry: bool,
 ) -> Data:
     """Ingest what lies in the source, and report on it; with an empty source, the snapshot that was taken last.
 
-    `fits` raises SpecError for a snapshot that the stages cannot work with: it is kept, but nothing was evaluated.
+    `fits` raises SpecError for a snapshot that the stages cannot work with: it is kept, but nothing was evaluated. In a
+    dry run nothing counts as taken or evaluated afterwards: the same data still starts the run that it would start.
     """
     from refit.data import faults, ingest  # numpy and OpenCV only now: a bad param is refused without them
     from refit.data import snapshot as snapshots
@@ -209,7 +218,8 @@ def _take_data(
         print(f"{source}: nothing has changed since run {came.last}; it is not fetched again")
         fits(before)
         data = _again(pipeline, spec, before, workspace, out)
-        arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
+        if not dry:
+            arrival.record_taken(workspace, listing, fingerprint=before.name, run=spec.run_id, outcome="taken")
         return data
     status.running(f"Reading {listing.files} files from {source}")
     origin = {"source": source.text, "arrival": listing.signature, "how": came.how, **provenance.of_source(source)}
@@ -220,7 +230,8 @@ def _take_data(
             fits(made.path)
         except SpecError:  # the data is good, and not new when it is looked at again
             name = made.fingerprint
-            arrival.record_taken(workspace, listing, fingerprint=name, run=spec.run_id, outcome="taken")
+            if not dry:
+                arrival.record_taken(workspace, listing, fingerprint=name, run=spec.run_id, outcome="taken")
             raise
 
     try:
@@ -233,15 +244,19 @@ def _take_data(
                 leave=_no_data(dataset),
                 parts=_parts(pipeline, spec),
                 accept=accept,
+                hold=not dry,
             )
             hand.snapshot = Path(taken.path)
     except faults.BadData as exc:
         reason = str(exc)
+        if dry:
+            raise BadData(reason) from None
         arrival.record_taken(workspace, listing, fingerprint=None, run=spec.run_id, outcome="bad_data", reason=reason)
         if rule.quarantine and spec.data is None and NOT_ITS_OWN.isdisjoint(f.code for f in exc.faults):
             reason += f". It was moved to {_put_aside(Path(source.text), listing, reason)}"
         raise BadData(reason) from None
-    arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
+    if not dry:
+        arrival.record_taken(workspace, listing, fingerprint=taken.fingerprint, run=spec.run_id, outcome="taken")
     if taken.changes:
         print("images since the last data set: " + ", ".join(f"{n} {what}" for what, n in taken.changes.items()))
     return Data(taken.path, taken.faults, taken.evaluation, taken.changes)

@@ -262,7 +262,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     names = [n.name for n in plans.skeleton(pipeline)]
     if args.until and args.until not in names:
         raise CliError(f"--until {args.until}: this pipeline has no such stage; it has {', '.join(names)}")
-    conf = dict(_param(p) for p in args.param)
+    conf = dict(_param(p) for p in args.param) | ({plans.DRY_RUN: True} if args.dry_run else {})
     data = None
     if args.data:
         data = os.path.abspath(args.data)
@@ -372,7 +372,7 @@ def rollback(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def publish(args: argparse.Namespace, settings: Settings) -> int:
-    """Make anew what people look at: each pipeline's index, and reports of runs that lack one."""
+    """Make anew what people see: each pipeline's index, and reports of runs that lack one; a run does so itself."""
     from refit import collect
     from refit.publish import place
     from refit.publish.stage import refresh
@@ -496,6 +496,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument("--until", metavar="STAGE", help="stop after this stage")
     c.add_argument("--param", metavar="KEY=VALUE", action="append", default=[], help="as in Airflow's trigger form")
     c.add_argument("--run-id", metavar="ID", help="to go on with a run that was interrupted")
+    c.add_argument("--dry-run", action="store_true", help="only look at the data and plan: what would run")
     c.add_argument("--quiet", action="store_true", help="no output of the stages, only the table")
     c.add_argument(
         "--approve", nargs="?", const="", metavar="NOTE", help="say yes where a person is asked before the release"

@@ -38,6 +38,7 @@ BIND, LOOK = "bind", "look"
 CONNECTION = "REFIT_CONNECTION"  # bind's variable with the login of a remote source
 GROUP = "stages"
 ALONE = ("approve", "release")  # actions whose tasks stand outside the group
+DRY_RUN = "dry_run"
 
 
 class ConfError(ValueError):
@@ -86,6 +87,15 @@ RUN_PARAMS = (
         {"type": "boolean"},
         True,
     ),
+    ParamField(
+        DRY_RUN,
+        "",
+        "This run",
+        "Dry run",
+        "on: only looks at the data and makes the plan; the run's report shows what would run and what would be reused",
+        {"type": "boolean"},
+        False,
+    ),
 )
 
 
@@ -107,7 +117,7 @@ def params(pipeline: Pipeline) -> list[ParamField]:
 
 
 def overrides(pipeline: Pipeline, conf: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Split a run's conf into pipeline overrides by dotted path and the run's own switches (reuse, release).
+    """Split a run's conf into pipeline overrides by dotted path and the run's own switches (RUN_PARAMS).
 
     Raises ConfError for a key that this pipeline's form does not have. Values are judged by the pipeline's model.
     """
@@ -501,7 +511,7 @@ def _request(
 
 
 def tasks(plan: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """The stages of a plan that are to be run: neither reused nor off."""
+    """The stages of a plan that are to be run, or in a dry run would be: neither reused nor off."""
     skip = {*plan["reused"], *plan["off"]}
     return [s for s in plan["stages"] if s["name"] not in skip]
 

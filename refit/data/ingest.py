@@ -48,13 +48,14 @@ def ingest(
     progress: Progress | None = None,
     accept: Callable[[Snapshot], None] | None = None,
     parts: Sequence[Path] = (),
+    hold: bool = True,
 ) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
 
     `origin` is what the provenance says of where the data came from in place of the folder, its revision too; `leave`
     names files below it that are no data (a marker, a manifest). `accept` is shown the snapshot and may raise: what it
-    refuses is not held as evaluated. `parts` are the files of `look_share` for all shares: what they saw is not opened
-    again, where they can be used.
+    refuses is not held as evaluated. Without `hold` nothing is: for a look at what a run would do. `parts` are the
+    files of `look_share` for all shares: what they saw is not opened again, where they can be used.
 
     The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
     to run several times at once. `progress(done, total)` is called while images are read.
@@ -96,14 +97,18 @@ def ingest(
             if accept is not None:
                 accept(taken)
             with snapshot.no_space(datasets):
-                if settings.split.evaluation == "fresh" or evaluation.record(
-                    folder,
-                    memory,
-                    divided.samples,
-                    divided.parts,
-                    divided.why,
-                    data=taken.fingerprint,
-                    previous=divided.evaluation.get("previous", ""),
+                if (
+                    not hold
+                    or settings.split.evaluation == "fresh"
+                    or evaluation.record(
+                        folder,
+                        memory,
+                        divided.samples,
+                        divided.parts,
+                        divided.why,
+                        data=taken.fingerprint,
+                        previous=divided.evaluation.get("previous", ""),
+                    )
                 ):
                     break  # else another ingest has changed what is held meanwhile
     except BadData as exc:

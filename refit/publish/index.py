@@ -29,7 +29,7 @@ def make(workspace: Path) -> Json:
     rows = sorted((r for r in runs if r), key=lambda r: (r["started"] or "", r["run"]))
     releases = [_release(record, {r["run"]: r for r in rows}) for record in _records(workspace)]
     serving = [r for r in releases if r["state"] == "serving"]
-    last = rows[-1] if rows else None
+    last = next((r for r in reversed(rows) if r["state"] != "dry_run"), None)
     return {
         "schema": place.SCHEMA,
         "pipeline": workspace.name,

@@ -11,7 +11,7 @@ class Markup(str):
     __slots__ = ()
 
 
-_VOID = frozenset({"meta"})
+_VOID = frozenset({"meta", "link", "input"})
 
 
 def text(value: object) -> Markup:

@@ -202,8 +202,8 @@ def curves(report: Json) -> Markup | None:
     figures = []
     for c in items(report.get("curves")):
         name = text_of(c.get("title"))
-        for what, points in (("loss", c.get("loss")), ("mAP@0.5 on val", c.get("mAP"))):
-            drawn = lines([Series(what, _points(points))], f"{name}: {what}", x_name="epoch", whole=True)
+        for what, found in (("loss", c.get("loss")), ("mAP@0.5 on val", c.get("mAP"))):
+            drawn = lines([Series(what, points(found))], f"{name}: {what}", x_name="epoch", whole=True)
             if drawn:
                 figures.append(tag("figure", drawn, tag("figcaption", f"{name}: {what}")))
     return tag("div", *figures, class_="plots") if figures else None
@@ -212,8 +212,7 @@ def curves(report: Json) -> Markup | None:
 def evaluation(report: Json) -> Markup | None:
     found = mapping(report.get("evaluation"))
     series = [
-        Series(text_of(name), _points(points), i)
-        for i, (name, points) in enumerate(mapping(found.get("curves")).items())
+        Series(text_of(name), points(value), i) for i, (name, value) in enumerate(mapping(found.get("curves")).items())
     ]
     drawn = lines(series, "Precision over recall", x=(0, 1), y=(0, 1.02), x_name="recall")
     if drawn is None:
@@ -309,7 +308,7 @@ def _interval(row: Json) -> str:
     return f" ({told})" if told else ""
 
 
-def _points(value: Any) -> list[tuple[float, float]]:
+def points(value: Any) -> list[tuple[float, float]]:
     found = []
     for point in value if isinstance(value, list) else ():
         pair: Sequence[Any] = point if isinstance(point, list) and len(point) == 2 else (None, None)

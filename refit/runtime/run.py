@@ -18,7 +18,7 @@ from typing import Any
 
 from refit.config import Settings
 from refit.outcome import Result
-from refit.plan import BIND
+from refit.plan import BIND, DRY_RUN
 from refit.publish import place
 from refit.runtime import report
 from refit.runtime.local import StageProcess, interpreter
@@ -85,6 +85,10 @@ class PipelineRun:
             return BAD_INPUT if bound.outcome in BAD else FAILED
         path = Path(bound.summary["plan"])
         plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan.get(DRY_RUN):
+            self._table(plan)
+            print("dry run: no stage was started; `waiting` is what would run")
+            return GOOD
         skip = {*plan["reused"], *plan["off"]}
         for stage in plan["stages"]:
             if stage["name"] not in skip:

@@ -1,0 +1,396 @@
+"""One pipeline: what serves, the run that goes on, its versions and runs, one of them in detail; and two compared."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from refit.pages import progress
+from refit.pages.frame import Going, Viewer, in_airflow, page
+from refit.report import run as reports
+from refit.report.document import Sections, badge, shown, table, ways
+from refit.report.markup import Markup, join, tag
+from refit.report.plots import Series, key, lines
+from refit.report.run import STATES, interval, state_badge
+from refit.report.values import clock, figure, integer, items, mapping, money, number, size, text_of, when
+
+Json = Mapping[str, Any]
+RETRAIN, ROLLBACK = "retrain_", "refit_rollback"  # operators.names and operators.release say the same
+RUNS = 25
+_KINDS = {"serving": "good", "staged": "info", "retired": "", "failed": "error"}
+
+
+def write(name: str, index: Json, report: Json | None, how_far: Json, going: Going, viewer: Viewer) -> str:
+    """A pipeline's page; `report` is the run that is shown in detail."""
+    dag = RETRAIN + name
+    champion = mapping(index.get("champion"))
+    parts: Sections = [
+        ("Serves now", _champion(name, champion, viewer)),
+        ("Going on", tag("div", progress.steps(how_far, going, dag, viewer), data_live=viewer.page("progress", name))),
+        ("Versions", _versions(name, index, viewer)),
+        ("Runs", _runs(name, index, report, viewer)),
+        *_detail(name, report, viewer),
+    ]
+    version = integer(champion.get("version"))
+    title = tag("h1", name)
+    state = badge(f"version {version} serves", "good") if version is not None else badge("nothing serves", "")
+    head = tag(
+        "header",
+        tag("p", "Model", class_="kind"),
+        tag("div", title, state, _actions(name, index, viewer), class_="row"),
+        ways(parts),
+    )
+    may = "1" if dag in viewer.may_run else "0"
+    notice = tag("div", "", id="notice", role="status", aria_live="polite")
+    waiting = tag("div", "", id="approvals", data_dag=dag, data_may=may)
+    main = tag("main", notice, waiting, *shown(parts))
+    return page(name, viewer, head, main, *_dialogs(name, viewer), crumbs=[("Models", viewer.page("models"))])
+
+
+def _actions(name: str, index: Json, viewer: Viewer) -> Markup:
+    """Buttons; a viewer sees them and cannot press."""
+    may_train, may_roll = (dag in viewer.may_run for dag in (RETRAIN + name, ROLLBACK))
+    older = [r for r in items(index.get("releases")) if r.get("state") == "retired"]
+    return tag(
+        "div",
+        _button("Retrain", "retrain", may_train, class_="main"),
+        _button("Dry run", "dry", may_train),
+        _button(
+            "Roll back", "rollback", may_roll and bool(older), class_="danger", why="there is no version to go back to"
+        )
+        if may_roll
+        else _button("Roll back", "rollback", False, class_="danger"),
+        in_airflow("In Airflow", viewer.dag(RETRAIN + name)),
+        class_="actions",
+    )
+
+
+def _button(
+    text: str,
+    dialog: str,
+    may: bool,
+    *,
+    class_: str | None = None,
+    why: str = "you may look at it, not start runs",
+    **more: Any,
+) -> Markup:
+    off = {} if may else {"disabled": "disabled", "title": why[:1].upper() + why[1:]}
+    return tag("button", text, type="button", class_=class_, data_dialog=dialog, **off, **more)
+
+
+def _dialogs(name: str, viewer: Viewer) -> list[Markup]:
+    reason = join(
+        tag("label", "Why (kept in the ledger)", for_="reason"), tag("textarea", "", id="reason", name="reason", rows=2)
+    )
+    made = []
+    if RETRAIN + name in viewer.may_run:
+        told = "A run with the pipeline file's own values. Stages whose inputs are as before are not run again."
+        made.append(_dialog("retrain", "Retrain", told, RETRAIN + name, {}))
+        told = "Looks at the data and makes the plan: what would run, what would be reused. No stage is started."
+        made.append(_dialog("dry", "Dry run", told, RETRAIN + name, {"dry_run": True}))
+    if ROLLBACK in viewer.may_run:
+        told = "Makes the version that served before the champion again, if it answers as it did then."
+        made.append(_dialog("rollback", "Roll back", told, ROLLBACK, {"pipeline": name}, reason))
+        what = join("Makes version ", tag("b", "", data_slot="version"), " the champion, if it answers as it did then.")
+        why = Markup(reason.replace('"reason"', '"reason-2"', 2).replace('name="reason-2"', 'name="reason"'))
+        made.append(_dialog("promote", "Make champion", what, ROLLBACK, {"pipeline": name}, why))
+    return made
+
+
+def _dialog(id_: str, title: str, told: object, dag: str, conf: Json, fields: object = "") -> Markup:
+    buttons = tag(
+        "div",
+        tag("button", "Cancel", value="cancel", formnovalidate="formnovalidate"),
+        tag("button", title, value="go", class_="main"),
+        class_="buttons",
+    )
+    form = tag("form", tag("h2", title, id=f"{id_}-title"), tag("p", told), fields, buttons, method="dialog")
+    return tag("dialog", form, id=id_, data_dag=dag, data_conf=json.dumps(conf), aria_labelledby=f"{id_}-title")
+
+
+def _champion(name: str, champion: Json, viewer: Viewer) -> Markup:
+    if not champion:
+        return tag("p", "Nothing of this pipeline serves.", class_="more")
+    tiles = [
+        (figure(champion.get("mAP50")), f"mAP@0.5 {interval(champion)}"),
+        (size(champion.get("bytes")), "model"),
+        (f"{number(champion.get('parameters')):,.0f}" if number(champion.get("parameters")) else "", "parameters"),
+        (figure(champion.get("milliseconds"), 1), "ms, Triton's answer at the release"),
+    ]
+    run = text_of(champion.get("run"))
+    fingerprint = text_of(champion.get("fingerprint"))
+    data: object = tag("code", fingerprint[:12]) if fingerprint else ""
+    if fingerprint:
+        data = tag("a", data, href=viewer.page("published", name, "data", f"{fingerprint}.html"))
+    facts: list[tuple[str, object]] = [
+        ("Since", when(champion.get("since"))),
+        ("Name in Triton", text_of(champion.get("model"))),
+        ("Data set", data),
+        ("Made by", tag("a", run, href=viewer.page("models", name, run=run))),
+        ("Approved by", text_of(champion.get("approved_by"))),
+        ("sha256", tag("code", text_of(champion.get("sha256")))),
+    ]
+    return join(
+        tag("div", *(tag("div", tag("b", v), tag("span", what)) for v, what in tiles if v), class_="tiles"),
+        tag("dl", *(join(tag("dt", k), tag("dd", v)) for k, v in facts if v)),
+    )
+
+
+def history(index: Json) -> Markup | None:
+    """The mAP of every version that served, all classes together with its interval, and each class."""
+    rows = [r for r in items(index.get("releases")) if number(r.get("mAP50")) is not None and integer(r.get("version"))]
+    if len(rows) < 2:
+        return None
+
+    def points(values: Sequence[Any]) -> list[tuple[float, float]]:
+        pairs = [(number(r["version"]), number(v)) for r, v in zip(rows, values, strict=True)]
+        return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+    whole = Series(
+        "mAP@0.5",
+        points([r["mAP50"] for r in rows]),
+        low=[number(r.get("low")) for r in rows],
+        high=[number(r.get("high")) for r in rows],
+        dots=True,
+    )
+    names = list(dict.fromkeys(n for r in rows for n in mapping(r.get("per_class"))))
+    classes = [
+        Series(n, points([mapping(r.get("per_class")).get(n) for r in rows]), i, dots=True) for i, n in enumerate(names)
+    ]
+    figures = []
+    for told, series in (("mAP@0.5 by version, with its interval at 95 %", [whole]), ("AP@0.5 of each class", classes)):
+        drawn = lines(series, told, x_name="version", whole=True)
+        if drawn:
+            figures.append(tag("figure", drawn, key(series) if len(series) > 1 else "", tag("figcaption", told)))
+    return tag("div", *figures, class_="plots")
+
+
+def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
+    releases = items(index.get("releases"))
+    if not releases:
+        return None
+    may = ROLLBACK in viewer.may_run
+    known = {text_of(r.get("run")) for r in items(index.get("runs"))}
+    rows = []
+    for r in reversed(releases):
+        run, state, version = text_of(r.get("run")), text_of(r.get("state")), integer(r.get("version"))
+        pick = tag("input", type="checkbox", name="run", value=run, aria_label=f"compare version {version}")
+        promote = (
+            _button("Make champion", "promote", may, class_="small", data_version=version) if state == "retired" else ""
+        )
+        cells = [
+            ("", pick if run in known else ""),
+            ("State", badge(state, _KINDS.get(state, ""))),
+            ("Since", when(r.get("since"))),
+            ("mAP@0.5", figure(r.get("mAP50"))),
+            ("95 %", interval(r)),
+            ("Size", size(r.get("bytes"))),
+            ("Run", tag("a", run[:40], href=viewer.page("models", name, run=run)) if run in known else run[:40]),
+            ("Why", text_of(r.get("reason"))),
+            ("", promote),
+        ]
+        left = {"Run", "Why"}
+        made = [tag("td", v, data_label=k, class_="left" if k in left else None) for k, v in cells]
+        rows.append(tag("tr", tag("th", f"v{version}", scope="row"), *made))
+    heads = ("Version", "", "State", "Since", "mAP@0.5", "95 %", "Size", "Run", "Why", "")
+    return join(history(index) or "", _picked(heads, rows, name, viewer, "versions"))
+
+
+def _picked(heads: Sequence[str], rows: Sequence[Markup], name: str, viewer: Viewer, what: str) -> Markup:
+    """A table with boxes, of which two can be compared."""
+    head = tag("tr", *(tag("th", h, scope="col") for h in heads))
+    made = tag("table", tag("thead", head), tag("tbody", *rows), class_="list")
+    button = tag("button", f"Compare two {what}", type="submit", class_="small")
+    action = viewer.page("models", name, "compare")
+    return tag("form", tag("div", made, class_="scroll", tabindex=0), button, method="get", action=action, data_two="1")
+
+
+def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup | None:
+    runs = items(index.get("runs"))
+    if not runs:
+        return None
+    rows = []
+    for r in list(reversed(runs))[:RUNS]:
+        run = text_of(r.get("run"))
+        word, kind = STATES.get(text_of(r.get("state")), (text_of(r.get("state")), ""))
+        cost = mapping(r.get("cost"))
+        here = report is not None and report.get("run") == run
+        link = tag(
+            "a",
+            text_of(r.get("run_id")) or run,
+            href=viewer.page("models", name, run=run),
+            aria_current="true" if here else None,
+        )
+        why = f"{text_of(r.get('failed'))}: {text_of(r.get('reason'))}" if r.get("reason") else ""
+        cells = [
+            ("", tag("input", type="checkbox", name="run", value=run, aria_label=f"compare {run}")),
+            ("State", badge(word, kind)),
+            ("Began", when(r.get("started"))),
+            ("Time", clock(cost.get("seconds"))),
+            ("GPU time", clock(cost.get("gpu_seconds")) if number(cost.get("gpu_seconds")) else ""),
+            ("Cost", money(cost.get("money"))),
+            ("mAP@0.5", figure(r.get("mAP50"))),
+            ("Why", why[:300]),
+        ]
+        made = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in cells]
+        rows.append(tag("tr", tag("th", link, scope="row"), *made))
+    more = len(runs) - RUNS
+    heads = ("Run", "", "State", "Began", "Time", "GPU time", "Cost", "mAP@0.5", "Why")
+    note = tag("p", f"and {more} older ones", class_="more") if more > 0 else ""
+    return join(_picked(heads, rows, name, viewer, "runs"), note)
+
+
+def _detail(name: str, report: Json | None, viewer: Viewer) -> Sections:
+    """The sections of one run's report, its pictures by address."""
+    if report is None:
+        return []
+    run = text_of(report.get("run"))
+
+    def href(picture: str) -> str | None:
+        return viewer.page("published", name, "runs", run, picture) if picture else None
+
+    data = text_of(mapping(report.get("data")).get("report"))
+    place = ("data", data.removeprefix("data/")) if data.startswith("data/") else ("runs", run, data)
+    data_report = viewer.page("published", name, *place) if data else None
+    whole = viewer.page("published", name, "runs", run, "report.html")
+    parts = dict(reports.sections(report, href, data_report))
+    title = join("Run ", tag("code", text_of(report.get("run_id"))), " ", state_badge(report))
+    links = join(
+        tag("a", "The whole report", href=whole),
+        Markup(" · "),
+        tag("a", "as JSON", href=viewer.page("published", name, "runs", run, "report.json")),
+        Markup(" · "),
+        in_airflow("in Airflow", viewer.dag(RETRAIN + name, text_of(report.get("run_id")))),
+    )
+    first = join(tag("p", title), parts.pop("Overview") or "", tag("p", links))
+    return [("This run", first), *parts.items()]
+
+
+# --- two compared -----------------------------------------------------------------------------------------------------
+
+
+def compare(name: str, a: Json, b: Json, viewer: Viewer) -> str:
+    """Two runs side by side: figures with their difference, what was set otherwise, curves over one another."""
+    first, second = reports.released(a) or {}, reports.released(b) or {}
+    heads = ["", _head(a), _head(b), "Difference"]
+    rows = [
+        _figures("mAP@0.5", first.get("mAP50"), second.get("mAP50")),
+        _texts("95 %", interval(first), interval(second)),
+        _figures("mAP", first.get("mAP"), second.get("mAP")),
+    ]
+    classes = dict.fromkeys([*mapping(first.get("per_class")), *mapping(second.get("per_class"))])
+    for cls in classes:
+        before, after = (mapping(m.get("per_class")).get(cls) for m in (first, second))
+        rows.append(_figures(f"AP@0.5 {cls}", before, after))
+    rows += [
+        _figures("Parameters", first.get("parameters"), second.get("parameters"), 0, better=-1),
+        _figures("Bytes", first.get("bytes"), second.get("bytes"), 0, better=-1),
+        _figures("ms an image", first.get("milliseconds"), second.get("milliseconds"), 2, better=-1),
+        _figures(
+            "Seconds of stages",
+            mapping(a.get("cost")).get("seconds"),
+            mapping(b.get("cost")).get("seconds"),
+            1,
+            better=0,
+        ),
+        _texts("Data set", *(text_of(mapping(r.get("data")).get("fingerprint"))[:12] for r in (a, b))),
+        _texts("Images", *(_images(r) for r in (a, b))),
+        _texts("Evaluation set", *(text_of(mapping(r.get("data")).get("evaluation"))[:12] for r in (a, b))),
+        *(
+            _texts(f"Param {k}", text_of(mapping(a.get("conf")).get(k)), text_of(mapping(b.get("conf")).get(k)))
+            for k in dict.fromkeys([*mapping(a.get("conf")), *mapping(b.get("conf"))])
+        ),
+    ]
+    parts: Sections = [
+        ("Figures", join(_caution(a, b), table(heads, [r for r in rows if r]))),
+        ("Precision and recall", _both_curves(a, b)),
+        ("Training", _both_trainings(a, b)),
+        ("Pipeline file", _difference(a, b)),
+    ]
+    crumbs = [("Models", viewer.page("models")), (name, viewer.page("models", name))]
+    head = tag("header", tag("p", "Two runs compared", class_="kind"), tag("h1", name), ways(parts))
+    return page(f"{name}: compared", viewer, head, tag("main", *shown(parts)), crumbs=crumbs)
+
+
+def _head(report: Json) -> Markup:
+    version = mapping(report.get("release")).get("version")
+    told = f"v{version}" if version else text_of(report.get("run_id"))[:32]
+    return join(told, " ", state_badge(report))
+
+
+def _caution(a: Json, b: Json) -> Markup:
+    sets = {mapping(r.get("data")).get("evaluation") for r in (a, b)}
+    if len(sets) == 1:
+        return Markup("")
+    return tag("p", "They were measured on different evaluation sets: their mAP cannot be compared.", class_="lead")
+
+
+def _figures(name: str, a: Any, b: Any, digits: int = 3, better: int = 1) -> Markup:
+    first, second = number(a), number(b)
+    if first is None and second is None:
+        return Markup("")
+    change = Markup("")
+    if first is not None and second is not None:
+        d = second - first
+        kind = None if not better or round(d, digits) == 0 else "plus" if d * better > 0 else "minus"
+        change = tag("span", f"{d:+,.{digits}f}", class_=kind)
+    told = ["" if v is None else f"{v:,.{digits}f}" for v in (first, second)]
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", t) for t in told), tag("td", change))
+
+
+def _texts(name: str, a: str, b: str) -> Markup:
+    if not a and not b:
+        return Markup("")
+    return tag("tr", tag("th", name, scope="row"), tag("td", a), tag("td", b), tag("td", "" if a == b else "other"))
+
+
+def _images(report: Json) -> str:
+    splits = mapping(mapping(report.get("data")).get("splits"))
+    return ", ".join(f"{integer(n):,} {text_of(k)}" for k, n in splits.items() if integer(n) is not None)
+
+
+def _both_curves(a: Json, b: Json) -> Markup | None:
+    figures = []
+    curves = [mapping(mapping(r.get("evaluation")).get("curves")) for r in (a, b)]
+    for cls in dict.fromkeys([*curves[0], *curves[1]]):
+        series = [
+            Series(told, reports.points(c.get(cls)), i)
+            for i, (told, c) in enumerate(zip(_names(a, b), curves, strict=True))
+        ]
+        drawn = lines(series, f"Precision over recall of {cls}", x=(0, 1), y=(0, 1.02), x_name="recall")
+        if drawn:
+            figures.append(tag("figure", drawn, key(series), tag("figcaption", cls)))
+    return tag("div", *figures, class_="plots") if figures else None
+
+
+def _both_trainings(a: Json, b: Json) -> Markup | None:
+    figures = []
+    found = [{text_of(c.get("title")): c for c in items(r.get("curves"))} for r in (a, b)]
+    for title in dict.fromkeys([*found[0], *found[1]]):
+        for what, told in (("loss", "loss"), ("mAP", "mAP@0.5 on val")):
+            series = [
+                Series(name, reports.points(mapping(f.get(title)).get(what)), i)
+                for i, (name, f) in enumerate(zip(_names(a, b), found, strict=True))
+            ]
+            drawn = lines(series, f"{title}: {told}", x_name="epoch", whole=True)
+            if drawn:
+                figures.append(tag("figure", drawn, key(series), tag("figcaption", f"{title}: {told}")))
+    return tag("div", *figures, class_="plots") if figures else None
+
+
+def _names(a: Json, b: Json) -> tuple[str, str]:
+    first, second = (mapping(r.get("release")).get("version") for r in (a, b))
+    return (f"v{first}" if first else "first", f"v{second}" if second else "second")
+
+
+def _difference(a: Json, b: Json) -> Markup:
+    before, after = (text_of(mapping(r.get("pipeline_file")).get("text")).splitlines() for r in (a, b))
+    if before == after:
+        return tag("p", "The same.", class_="more")
+    told = []
+    for line in difflib.unified_diff(before, after, lineterm="", n=2):
+        kind = {"+": "come", "-": "gone"}.get(line[:1])
+        told.append(join(tag("span", line, class_=kind), Markup("\n")))
+    return tag("pre", *told[2:], class_="diff", tabindex=0)

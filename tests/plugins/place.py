@@ -1,0 +1,74 @@
+"""Airflow's own API server, in this process, with the plugin and a database that knows the pipelines' DAGs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.operators.home import REPOSITORY
+
+USERS = {"olga": "op", "eve": "viewer"}
+
+
+def app(root: Path, pipelines: Iterable[str]) -> Any:
+    """The whole FastAPI app of Airflow; `root` is what is published."""
+    home = Path(os.environ["AIRFLOW_HOME"])
+    passwords = home / "passwords.json"
+    passwords.write_text(json.dumps({name: name for name in USERS}))
+    os.environ.update(
+        REFIT_PUBLISHED=str(root),
+        AIRFLOW__CORE__PLUGINS_FOLDER=str(REPOSITORY / "plugins"),
+        AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS=",".join(f"{n}:{role}" for n, role in USERS.items()),
+        AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE=str(passwords),
+        AIRFLOW__API_AUTH__JWT_SECRET="not a secret, as this is a test of some length",
+    )
+    from airflow import plugins_manager, settings
+    from airflow.api_fastapi import app as apps
+    from airflow.utils import db
+
+    settings.PLUGINS_FOLDER = str(REPOSITORY / "plugins")
+    sys.modules.pop("refit_models", None)
+    for cached in (plugins_manager._get_plugins, plugins_manager.get_fastapi_plugins):
+        cached.cache_clear()
+    db.initdb()
+    know(pipelines)
+    apps.purge_cached_app()
+    return apps.create_app("core")
+
+
+def know(pipelines: Iterable[str]) -> None:
+    """Put the pipelines' DAGs into the database, and one that is not ours."""
+    from airflow.models.dag import DagModel
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.merge(DagBundleModel(name="refit"))
+        session.flush()
+        for dag in [*(f"retrain_{name}" for name in pipelines), "refit_rollback", "somebody_elses"]:
+            session.merge(DagModel(dag_id=dag, bundle_name="refit", fileloc="retrain.py", is_paused=False))
+
+
+def start_run(dag: str, run_id: str) -> None:
+    """A DAG run that is running, by the database."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+    now = datetime.now(UTC)
+    with create_session() as session:
+        session.add(
+            DagRun(
+                dag_id=dag,
+                run_id=run_id,
+                run_type=DagRunType.MANUAL,
+                state="running",
+                run_after=now,
+                triggered_by=DagRunTriggeredByType.TEST,
+            )
+        )

@@ -1,0 +1,179 @@
+"""The Models page in Airflow's own app: who sees what, every page, and what is wrong with names and files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.plugins import place, tree
+
+RUN = "now"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("published")
+    tree.write(made, pipelines=3, runs=6)
+    tree.going_on(made, "model-001", "manual__now")
+    (made / "half").mkdir()
+    (made / "half" / "index.json").write_text('{"champion": {"version"')
+    (made / "odd").mkdir()
+    odd = {"champion": [1], "last": "x", "releases": {"a": 1}, "runs": [3, {"run": ["x"], "mAP50": "high"}]}
+    (made / "odd" / "index.json").write_text(json.dumps(odd))
+    (made.parent / "secret.html").write_text("not for you")
+    os.symlink(made.parent / "secret.html", made / "model-000" / "runs" / "run-0001" / "data.html")
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(root: Path) -> TestClient:
+    made = place.app(root, ["model-000", "model-001", "half", "odd", "fresh"])  # of model-002 there is no DAG
+    place.start_run("retrain_model-001", "manual__now")
+    return TestClient(made, follow_redirects=True)
+
+
+def headers(client: TestClient, user: str) -> dict[str, str]:
+    token = client.post("/auth/token", json={"username": user, "password": user}).json()["access_token"]
+    return {"Authorization": f"Bearer {token}", "Accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def olga(client: TestClient) -> dict[str, str]:
+    return headers(client, "olga")
+
+
+PAGES = [
+    "/models", "/api/models", "/models/model-000", "/api/models/model-000", "/progress/model-000",
+    "/models/model-000/compare?run=run-0001&run=run-0002", "/published/model-000/runs/run-0001/report.html",
+    f"/published/model-000/data/{tree.FINGERPRINT}.html", "/report/retrain_model-000/run-0001", "/of/retrain_model-000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_without_a_login_nothing_is_shown(client: TestClient, page: str) -> None:
+    assert client.get(f"/refit{page}").status_code == 401
+
+
+def test_the_list(client: TestClient, olga: dict[str, str]) -> None:
+    answer = client.get("/refit/models", headers=olga)
+    assert answer.status_code == 200
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    text = answer.text
+    assert 'href="/refit/models/model-000"' in text
+    assert "model-002" not in text  # whose DAG the user cannot read
+    assert "epoch 3 of 12, loss 0.5, 1 min 5 s left, mAP@0.5 0.612" in text
+    assert text.index("model-001") < text.index("model-000")  # what goes on comes first
+    only = client.get("/refit/models?q=001&show=running", headers=olga).text
+    assert "model-001" in only
+    assert "model-000" not in only
+    assert "No pipeline fits." in client.get("/refit/models?q=%3Cscript%3E&page=99", headers=olga).text
+
+
+def test_the_list_for_programs(client: TestClient, olga: dict[str, str]) -> None:
+    found = {m["pipeline"]: m for m in client.get("/refit/api/models", headers=olga).json()["models"]}
+    assert sorted(found) == ["model-000", "model-001", "odd"]
+    assert found["model-000"]["champion"]["version"] == 6
+    assert found["model-001"]["going_on"] == [{"run_id": "manual__now", "state": "running"}]
+
+
+def test_one_model(client: TestClient, olga: dict[str, str]) -> None:
+    text = client.get("/refit/models/model-000", headers=olga).text
+    for said in ("version 6 serves", "olga", "Models side by side", "144,231", "Precision over recall", "Give it"):
+        assert (said in text) == (said != "Give it")
+    assert "mAP@0.5 by version" in text
+    assert text.count("<script") == 1  # the page's own
+    assert "&lt;script&gt;alert(1)" in text
+    assert client.get("/refit/models/model-000?run=run-0005", headers=olga).text.count("Give it more memory.") == 1
+
+
+def test_two_compared(client: TestClient, olga: dict[str, str]) -> None:
+    text = client.get("/refit/models/model-000/compare?run=run-0002&run=run-0001", headers=olga).text
+    change = tree.score(2) - tree.score(1)
+    assert f"+{change:.3f}" in text  # the older one is on the left, whatever the order was
+    assert "+seed: 2" in text
+    assert text.count("<script") == 1
+
+
+def test_a_viewer_sees_and_cannot_press(client: TestClient, olga: dict[str, str]) -> None:
+    eve = headers(client, "eve")
+    text = client.get("/refit/models/model-000", headers=eve).text
+    assert 'data-dialog="retrain" disabled="disabled"' in text
+    assert "<dialog" not in text
+    assert 'data-dialog="retrain" disabled' not in client.get("/refit/models/model-000", headers=olga).text
+    run = client.post("/api/v2/dags/retrain_model-000/dagRuns", headers=eve, json={"logical_date": None, "conf": {}})
+    assert run.status_code == 403
+
+
+@pytest.mark.parametrize("page", PAGES[2:])
+def test_a_pipeline_whose_dag_is_not_yours_is_as_one_that_is_not_there(
+    client: TestClient, olga: dict[str, str], page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+    asked = SimpleAuthManager.is_authorized_dag
+
+    def mine(self: SimpleAuthManager, *, details: object = None, **more: object) -> bool:
+        return getattr(details, "id", None) != "retrain_model-000" and asked(self, details=details, **more)
+
+    monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", mine)
+    assert client.get(f"/refit{page}", headers=olga).status_code == 404
+    assert "model-000" not in client.get("/refit/models", headers=olga).text
+
+
+def test_reports_are_in_a_sandbox(client: TestClient, olga: dict[str, str]) -> None:
+    whole = client.get("/refit/published/model-000/runs/run-0001/report.html", headers=olga)
+    data = client.get(f"/refit/published/model-000/data/{tree.FINGERPRINT}.html", headers=olga)
+    for answer in (whole, data, client.get("/refit/report/retrain_model-000/run-0001", headers=olga)):
+        assert answer.status_code == 200
+        assert answer.headers["content-security-policy"].startswith("sandbox ")
+        assert "allow-scripts" not in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_links_from_airflow(client: TestClient, olga: dict[str, str]) -> None:
+    assert "model-000 run-0002" in client.get("/refit/report/retrain_model-000/run-0002", headers=olga).text
+    assert "model-000's data" in client.get("/refit/report/retrain_model-000/run-0002?data=true", headers=olga).text
+    assert "version 6 serves" in client.get("/refit/of/retrain_model-000", headers=olga).text
+    for path in ("/refit/report/retrain_model-000/scheduled__2026-01-01T00:00:00+00:00", "/refit/of/somebody_elses"):
+        assert client.get(path, headers=olga).status_code == 404
+    names = [
+        v["name"] for p in client.get("/api/v2/plugins", headers=olga).json()["plugins"] for v in p["external_views"]
+    ]
+    assert names == ["Models", "Model", "Report"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/models/no-such",
+        "/models/half",
+        "/models/fresh",
+        "/models/..%2f..",
+        "/models/%3Cscript%3Ealert(1)%3C%2Fscript%3E",
+        "/models/model-000?run=no-such",
+        "/models/model-000?run=..%2F..%2Fmodel-001%2Fruns%2Frun-0001",
+        "/models/model-000/compare?run=run-0001",
+        "/models/model-000/compare?run=run-0001&run=gone",
+        "/published/model-000/runs/run-0001/..%2Findex.json",
+        "/published/model-000/runs/..%2f..%2fmodel-001/report.html",
+        "/published/model-000/runs/run-0001/data.html",  # a link to a file outside
+        "/published/model-000/runs/run-0001/plan.json",
+        "/published/model-000/data/..%2Findex.json",
+        "/published/..%2Fmodel-000/runs/run-0001/report.html",
+        "/api/models/half",
+        "/static/..%2fstore.py",
+    ],
+)
+def test_what_is_not_there_or_not_for_you(client: TestClient, olga: dict[str, str], path: str) -> None:
+    answer = client.get(f"/refit{path}", headers=olga)
+    assert answer.status_code == 404
+    assert "not for you" not in answer.text
+    assert "<script>alert" not in answer.text
+
+
+def test_an_index_of_another_shape_is_shown_harmlessly(client: TestClient, olga: dict[str, str]) -> None:
+    assert "nothing serves" in client.get("/refit/models/odd", headers=olga).text
