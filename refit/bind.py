@@ -160,7 +160,7 @@ def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profi
 
 def _environments(profile: cluster.Profile, settings: Settings) -> dict[str, str]:
     """What identifies each environment: the digest of a pinned image, else its lock."""
-    found = {name: environment_digest(settings, name) for name in ("tools", "cpu")}
+    found = {name: environment_digest(settings, name) for name in ("tools", "cpu", "triton")}
     if isinstance(profile, cluster.KubernetesProfile):
         found |= {name: image.digest for name, image in profile.images.items() if image.digest}
     return found

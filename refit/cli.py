@@ -195,7 +195,7 @@ def _plan(pipeline: Any, profile: cluster.Profile, workspace: Path) -> dict[str,
         snapshot=own / "datasets" / "<fingerprint>",
         fingerprint="<fingerprint>",
         code=lambda package: "",
-        environments={"tools": "", "cpu": ""},
+        environments={"tools": "", "cpu": "", "triton": ""},
         find=lambda stage, key: None,
     )
     return plans.make_plan(pipeline, profile, bound)

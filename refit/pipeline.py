@@ -94,8 +94,20 @@ class ChampionGate(Spec):
     )
 
 
+class ParityGate(Spec):
+    """The answers of a Triton of the target's own image against the evaluations, on the same pictures."""
+
+    images: int = Field(64, ge=1, le=10_000, description="pictures of the evaluation split that Triton is asked")
+    agreement: float = Field(0.95, ge=0, le=1, description="share of the objects that must be found by both")
+    max_drop: float = Field(0.02, ge=0, le=1, description="so much mAP50 may be lower, on these pictures")
+    policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
+
+
 class Gates(Spec):
     quality: QualityGate = QualityGate()
+    parity: Annotated[ParityGate | None, OffOr(ParityGate())] = Field(
+        ParityGate(), description="false: no Triton is asked before the release; nor where there is none"
+    )
     champion: Annotated[ChampionGate | None, OffOr(ChampionGate())] = Field(
         ChampionGate(), description="false: not compared with the version that serves"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from refit.command import Rejected, StageError
 from refit.files import write_text
+from refit.gates.parity import ParitySpec, parity
 from refit.gates.quality import QualitySpec, quality
 from refit.gates.verdict import Gate, GateError
 from refit.status import StatusWriter
@@ -16,6 +17,10 @@ from refit.status import StatusWriter
 
 def run_quality(spec: QualitySpec, out: Path, status: StatusWriter) -> None:
     run(quality, spec, out, status)
+
+
+def run_parity(spec: ParitySpec, out: Path, status: StatusWriter) -> None:
+    run(parity, spec, out, status)
 
 
 def run(gate: Gate, spec: Any, out: Path, status: StatusWriter) -> None:

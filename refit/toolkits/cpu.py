@@ -25,9 +25,11 @@ from refit.cpu.specs import (
 )
 from refit.pipeline import OffOr, Pipeline
 from refit.specs import Key, Spec, did_you_mean
+from refit.toolkits import proof
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
+from refit.toolkits.proof import Proven
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -219,9 +221,11 @@ class _Chain(Chain):
         if p.release and p.gates.champion:
             yield self._evaluate("champion", CHAMPION + "/model.onnx", (), after=(f"gate_{judged}",))
             yield self.gate_champion(judged)
-            yield self.release(last, judged, after=("gate_champion",))
-        elif p.release:
-            yield self.release(last, judged)
+        if p.release and p.gates.parity:
+            yield from proof.stages(self, self._proven(last, judged))
+        if p.release:
+            gates = {"gate_champion": p.gates.champion, "gate_parity": p.gates.parity}
+            yield self.release(last, judged, after=tuple(name for name, gate in gates.items() if gate))
         yield from self.watch()
 
     def _cpu(self, name: str, spec: Mapping[str, Any], *, title: str, action: str | None = None, **more: Any) -> Stage:
@@ -306,6 +310,20 @@ class _Chain(Chain):
             inputs=(*inputs, "dataset_convert"),
             after=after,
             outputs=RESULTS,
+        )
+
+    def _proven(self, last: str, judged: str) -> Proven:
+        """The model that would be released, against the evaluations of its checkpoint and of itself."""
+        evaluate = self.p.stages.evaluate
+        checkpoint = "retrained" if self.p.stages.retrain else "pruned" if self.p.stages.prune else "trained"
+        return Proven(
+            name=judged,
+            stage=last,
+            path=f"{{input:{last}.model}}",
+            split=evaluate.splits[0],
+            onnx=("export", "{input:export.model}"),
+            references={name: f"evaluate_{name}" for name in (checkpoint, judged)},
+            evaluate=evaluate.model_dump(exclude={"splits"}),
         )
 
     def _is_last(self, name: str) -> bool:

@@ -225,7 +225,7 @@ class TritonServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(installation, lib),
+                env=environment(installation, lib),
                 cwd=self.folder,
                 start_new_session=True,
             )
@@ -264,7 +264,7 @@ class TritonServer:
         )
 
 
-def _environment(installation: Installation, lib: Path) -> dict[str, str]:
+def environment(installation: Installation, lib: Path) -> dict[str, str]:
     """The server's variables: its own libraries and Python first, no secrets, nobody else's packages."""
     env = {
         name: value

@@ -373,6 +373,7 @@ class TestProfile:
             "tools": "/refit/runner.py",
             "cpu": None,
             "release": "/refit/runner.py",
+            "triton": None,
         }
         assert profile["gpu"]["total"] == 8
 

@@ -28,7 +28,7 @@ stages:
 CHAIN = [
     "augment", "dataset_convert", "train", "evaluate_trained", "gate_trained", "prune", "retrain", "evaluate_retrained",
     "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized", "evaluate_champion",
-    "gate_champion", "release",
+    "gate_champion", "prepare_proof", "prove", "gate_parity", "release",
 ]  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def bound(**changes: Any) -> plans.Bound:
         "snapshot": Path("/w/mine/datasets/f"),
         "fingerprint": "f",
         "code": lambda package: "code of " + package,
-        "environments": {"tools": "t", "cpu": "c"},
+        "environments": {"tools": "t", "cpu": "c", "triton": "s"},
         "find": lambda stage, key: None,
     }
     return plans.Bound(**{**values, **changes})
@@ -135,7 +135,7 @@ def test_a_gate_alone_is_redone_when_its_limit_changes() -> None:
 
 def test_data_environment_and_code_are_part_of_the_key() -> None:
     assert changed(fingerprint="other") == set(CHAIN)
-    assert changed(environments={"tools": "t", "cpu": "new lock"}) == set(CHAIN)
+    assert changed(environments={"tools": "t", "cpu": "new lock", "triton": "s"}) == set(CHAIN)
     only_gates: Callable[[str], str] = lambda p: "new" if p == "refit/gates" else "code of " + p  # noqa: E731
     assert changed(code=only_gates) == {"gate_trained", "gate_retrained", "gate_quantized", "gate_champion"}
 

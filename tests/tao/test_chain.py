@@ -75,7 +75,8 @@ def test_the_chain_of_a_network_that_can_be_pruned(profile: KubernetesProfile) -
     assert list(made) == [
         "prepare", "pretrained", "dataset_convert_train", "dataset_convert_val", "train", "evaluate_trained",
         "gate_trained", "prune", "retrain", "evaluate_retrained", "gate_retrained", "calibrate", "export",
-        "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
+        "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package", "prepare_proof", "prove",
+        "gate_parity", "release",
     ]  # fmt: skip
     position = {name: i for i, name in enumerate(made)}
     for stage in made.values():
@@ -85,7 +86,8 @@ def test_the_chain_of_a_network_that_can_be_pruned(profile: KubernetesProfile) -
 def test_the_chain_of_a_transformer(profile: KubernetesProfile) -> None:
     assert list(stages(profile, "rtdetr")) == [
         "prepare", "train", "evaluate_trained", "gate_trained", "calibrate", "export", "build_engine",
-        "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
+        "describe_engine", "evaluate_quantized", "gate_quantized", "package", "prepare_proof", "prove", "gate_parity",
+        "release",
     ]  # fmt: skip
     before = list(stages(profile, "rtdetr", "  quantize: {backend: torchao}\n"))
     after = list(stages(profile, "rtdetr", "  quantize: {backend: modelopt.onnx}\n"))
@@ -165,7 +167,7 @@ def keys(
 ) -> dict[str, str]:
     bound = plans.Bound(
         run="r", workspace=Path("/w/cars"), snapshot=Path("/w/s"), fingerprint="f", code=code,
-        environments={"tools": "", "cpu": ""}, find=lambda stage, key: None,
+        environments={"tools": "", "cpu": "", "triton": ""}, find=lambda stage, key: None,
     )  # fmt: skip
     made: dict[str, str] = {}
     for stage in stages(profile, network, more).values():
@@ -344,7 +346,7 @@ def test_the_outputs_of_a_tao_command_are_in_its_key(profile: KubernetesProfile)
     """Its command is not Refit's: no source stands for what is to be found in its results."""
     bound = plans.Bound(
         run="r", workspace=Path("/w/cars"), snapshot=Path("/w/s"), fingerprint="f", code=lambda package: "",
-        environments={"tools": ""}, find=lambda stage, key: None,
+        environments={"tools": "", "triton": ""}, find=lambda stage, key: None,
     )  # fmt: skip
     train = stages(profile)["train"]
     other = replace(train, outputs=(replace(train.outputs[0], path="weights/other.hdf5"),))

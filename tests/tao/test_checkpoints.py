@@ -56,7 +56,7 @@ class Run:
             snapshot=snapshot.path,
             fingerprint=snapshot.fingerprint,
             code=lambda package: package,
-            environments={"tools": "tools", "cpu": "cpu"},
+            environments={"tools": "tools", "cpu": "cpu", "triton": "triton"},
             find=lambda stage, key: None,
             dataset=json.loads((snapshot.path / "dataset.json").read_text()),
         )

@@ -60,7 +60,7 @@ def planned(path: Path, workspace: Path, shapes: Path) -> tuple[Any, dict[str, A
         snapshot=snapshot.path,
         fingerprint=snapshot.fingerprint,
         code=lambda package: package,
-        environments={"tools": "tools", "cpu": "cpu"},
+        environments={"tools": "tools", "cpu": "cpu", "triton": "triton"},
         find=lambda stage, key: None,
         dataset=json.loads((snapshot.path / "dataset.json").read_text()),
     )

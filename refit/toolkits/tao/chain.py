@@ -16,10 +16,12 @@ from refit.specs import Key, SpecError
 from refit.tao import networks, render, tree
 from refit.tao.networks import OutputFact, StageFact
 from refit.tao.params import flat, given
+from refit.toolkits import proof
 from refit.toolkits.base import Output, Stage
 from refit.toolkits.chain import Chain
+from refit.toolkits.lazy import Lazy
+from refit.toolkits.proof import Proven
 from refit.toolkits.tao import own, sidecar
-from refit.toolkits.tao.lazy import Lazy
 from refit.toolkits.tao.scope import Work, scope
 
 if TYPE_CHECKING:
@@ -87,8 +89,10 @@ class TaoChain(Chain):
             yield from self._judge("quantized", self._work("evaluate_quantized", "evaluate_engine", engine), judged)
             judged = "quantized"
         yield own.package(self, onnx, judged)
+        if self.p.release and self.p.gates.parity:
+            yield from proof.stages(self, self._proven(onnx, judged))
         if self.p.release:
-            yield self._release(judged)
+            yield self._release(judged, ("gate_parity",) if self.p.gates.parity else ())
         yield from self.watch()
 
     def _converted(self) -> Iterator[Stage]:
@@ -136,12 +140,36 @@ class TaoChain(Chain):
         last = name == "quantized" or (not self.engines and (name != "trained" or not self.p.stages.prune))
         yield self.gate(name, baseline, floor=name == "trained" or last, results=RESULTS)
 
-    def _release(self, judged: str) -> Stage:
+    @property
+    def _released(self) -> str:
+        """What a release takes from the package."""
         if not self.engines:
-            return self.release("package", judged, results=RESULTS, path="{input:package}/model.onnx")
-        path = "{input:package}/model.plan" if len(self.engines) == 1 else "{input:package}"
+            return "{input:package}/model.onnx"
+        return "{input:package}/model.plan" if len(self.engines) == 1 else "{input:package}"
+
+    def _proven(self, onnx: str, judged: str) -> Proven:
+        """TAO's evaluations give figures only. Triton is asked about the ONNX file as well, but for one that has
+        TensorRT's own operators, which nothing else can run."""
+        served = not self.engines or self.facts.plugins
+        several = len(self.engines) > 1
+        params = self.p.stages
+        trained = "retrained" if params.retrain else "pruned" if params.prune else "trained"
+        return Proven(
+            name=judged,
+            stage="package",
+            path=self._released,
+            split="val",
+            onnx=None if served else (onnx, f"{{input:{onnx}.model}}"),
+            figures={name: f"evaluate_{name}" for name in (trained, judged)},
+            gpus={str(gpu) if several else "": gpu for gpu in self.engines.values()},
+        )
+
+    def _release(self, judged: str, after: tuple[str, ...]) -> Stage:
+        path = self._released
+        if not self.engines:
+            return self.release("package", judged, results=RESULTS, path=path, after=after)
         needed = self.profile.triton_capabilities() if isinstance(self.profile, KubernetesProfile) else []
-        return self.release("package", judged, results=RESULTS, path=path, compute_capabilities=needed)
+        return self.release("package", judged, results=RESULTS, path=path, after=after, compute_capabilities=needed)
 
     def _work(self, stage: str, action: str, model: str) -> Work:
         """Something done to the model of the last training."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from refit.tao import networks
 from refit.toolkits.base import Output, Stage, command
-from refit.toolkits.tao.lazy import Lazy
+from refit.toolkits.lazy import Lazy
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.chain import TaoChain
