@@ -39,6 +39,8 @@ from refit.specs import SpecError
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from operators.lone import LoneOperator
+
 MADE = "refit_remade"  # in the task state store: pods made again in this try, by the classifier's row
 SERVERS = "servers"  # a row of MADE: releases done again for a server that was not there at first
 SERVERS_MOST = 3
@@ -512,18 +514,20 @@ def _first(
     return profile, pods.PodStage.of(request)
 
 
-class RollbackPodOperator(TaoStageOperator):
-    """A roll back in a pod that mounts the model repository; see `operators.release.RollbackOperator`."""
+class LonePodOperator(TaoStageOperator):
+    """A change by hand in a pod that mounts the model repository; see `operators.lone.LoneOperator`."""
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(stage="rollback", **kwargs)
+    def __init__(self, *, lone: LoneOperator, **kwargs: Any) -> None:
+        super().__init__(stage=lone.action, **kwargs)
+        self._lone = lone
 
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
-        from operators.release import request
+        from operators.lone import asked
 
-        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, inputs.settings())
+        pipeline = inputs.read(self._lone.pipeline(context), {}, inputs.settings())
         profile = kubernetes_profile(pipeline.profile)
-        return profile, pods.PodStage.of(request(context, pipeline, profile, cluster.settings_in_pod(profile)))
+        where = cluster.settings_in_pod(profile)
+        return profile, pods.PodStage.of(asked(type(self._lone).request, context, pipeline, profile, where))
 
 
 def kubernetes_profile(name: str) -> cluster.KubernetesProfile:

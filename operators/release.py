@@ -1,21 +1,15 @@
-"""Releases by hand: the task that makes an older version of a model the champion again, and its DAG.
-
-Takes no slot of Refit's pools: whoever goes back at night must not wait behind a training.
-"""
+"""Releases by hand: the task that makes an older version of a model the champion again, and its DAG."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseOperator, Param, get_parsing_context
+from airflow.sdk import DAG, Param
 
-from operators import inputs, names
-from operators.stage import ProcessOperator, compact, load
+from operators import lone, names
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
-
     from refit.cluster import Profile
     from refit.config import Settings
     from refit.pipeline import Pipeline
@@ -23,59 +17,21 @@ if TYPE_CHECKING:
 DAG_ID = "refit_rollback"  # refit/triton/cli.py names it
 
 
-def request(context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, where: Settings) -> dict[str, Any]:
-    """The runner's request for this run's params; `where` is as the stage sees it. Raises BadInput."""
-    from refit.triton.request import rollback_request
-
-    params = context["params"]
-    by = context["dag_run"].triggering_user_name or "airflow"
-    to, reason = params["version"], str(params["reason"])
-    try:
-        return rollback_request(pipeline, profile, where, context["run_id"], to=to, by=f"{by} (Airflow)", reason=reason)
-    except ValueError as exc:
-        raise inputs.BadInput(str(exc)) from None
-
-
-class RollbackOperator(ProcessOperator):
+class RollbackOperator(lone.LoneOperator):
     """Makes version `params.version` of the model of pipeline `params.pipeline` the champion again, or (null) the one
-    that served before. Fails, with the champion untouched, where that version does not serve.
-
-    Runs where the pipeline's releases run: as a subprocess, or in a pod that mounts the model repository.
-
-    XCom: as other stages, see `operators.stage.LocalStageOperator`.
-    """
+    that served before. Fails, with the champion untouched, where that version does not serve."""
 
     ui_color = "#f7e3e3"
+    action = "rollback"
 
-    _real: BaseOperator | None = None
+    @staticmethod
+    def request(
+        context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, where: Settings, by: str
+    ) -> dict[str, Any]:
+        from refit.triton.request import rollback_request
 
-    def execute(self, context: Context) -> Any:
-        from refit import cluster
-        from refit.specs import SpecError
-
-        where = inputs.settings()
-        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, where)
-        if pipeline.runtime == "kubernetes":
-            return self.real().execute(context)
-        try:
-            profile = cluster.of_pipeline(pipeline, where)
-        except SpecError as exc:
-            raise inputs.BadInput(str(exc)) from None
-        asked = request(context, pipeline, profile, where)
-        return compact(self._run("rollback", asked["environment"], where, request=asked))
-
-    def real(self) -> BaseOperator:
-        if self._real is None:
-            self._real = load("operators.pod:RollbackPodOperator")(task_id=self.task_id)
-        return self._real
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        return self.real().resume_execution(next_method, next_kwargs, context)
-
-    def on_kill(self) -> None:
-        super().on_kill()
-        if self._real is not None:
-            self._real.on_kill()
+        to, reason = context["params"]["version"], str(context["params"]["reason"])
+        return rollback_request(pipeline, profile, where, context["run_id"], to=to, by=by, reason=reason)
 
 
 def dag(pipelines: list[str]) -> DAG:
@@ -111,10 +67,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    """The DAG by its id, for a DAG file's globals(); none where there is no pipeline file."""
-    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID:
-        return {}
-    from operators.factory import pipeline_names
-
-    found = pipeline_names()
-    return {DAG_ID: dag(found)} if found else {}
+    return lone.dags(DAG_ID, dag)
