@@ -30,7 +30,7 @@ from operators import approval, inputs, names, orphans, pools
 from operators.failures import raise_failure
 from operators.links import DataReport, RunReport
 from operators.pod_trigger import StageTrigger
-from operators.stage import compact, finish_bind, load
+from operators.stage import compact, finish_bind
 from refit import cluster
 from refit.outcome import Outcome, Result
 from refit.runtime import pod as pods
@@ -39,6 +39,8 @@ from refit.specs import SpecError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from operators.lone import LoneOperator
 
 MADE = "refit_remade"  # in the task state store: pods made again in this try, by the classifier's row
 SERVERS = "servers"  # a row of MADE: releases done again for a server that was not there at first
@@ -515,31 +517,20 @@ def _first(
     return profile, pods.PodStage.of(request)
 
 
-class ByHandPodOperator(TaoStageOperator):
-    """In a pod what `operators.byhand.ByHandOperator` runs; a subclass names the operator whose request it is."""
+class LonePodOperator(TaoStageOperator):
+    """In a pod what `operators.lone.LoneOperator` runs."""
 
-    by_hand: ClassVar[str]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(stage=load(self.by_hand).stage, **kwargs)
+    def __init__(self, *, lone: LoneOperator, **kwargs: Any) -> None:
+        super().__init__(stage=lone.action, **kwargs)
+        self._lone = lone
 
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
-        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, inputs.settings())
+        from operators.lone import asked
+
+        pipeline = inputs.read(self._lone.pipeline(context), {}, inputs.settings())
         profile = kubernetes_profile(pipeline.profile)
-        request = load(self.by_hand).request(context, pipeline, profile, cluster.settings_in_pod(profile))
-        return profile, pods.PodStage.of(request)
-
-
-class RollbackPodOperator(ByHandPodOperator):
-    """A roll back in a pod that mounts the model repository."""
-
-    by_hand = "operators.release:RollbackOperator"
-
-
-class PredictPodOperator(ByHandPodOperator):
-    """Batch inference in a pod that sees the inbox and reaches Triton."""
-
-    by_hand = "operators.predict:PredictOperator"
+        where = cluster.settings_in_pod(profile)
+        return profile, pods.PodStage.of(asked(type(self._lone).request, context, pipeline, profile, where))
 
 
 def kubernetes_profile(name: str) -> cluster.KubernetesProfile:

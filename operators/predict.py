@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Param, get_parsing_context
+from airflow.sdk import DAG, Param
 
-from operators import inputs, names, pools
-from operators.byhand import ByHandOperator
+from operators import inputs, lone, names, pools
 
 if TYPE_CHECKING:
     from refit.cluster import Profile
@@ -18,27 +17,7 @@ if TYPE_CHECKING:
 DAG_ID = "refit_predict"
 
 
-def request(context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, where: Settings) -> dict[str, Any]:
-    """The runner's request for this run's params; `where` is as the stage sees it. Raises BadInput."""
-    from pydantic import ValidationError
-
-    from refit.predict.request import predict_request
-
-    asked = {key: context["params"][key] for key in PARAMS}
-    unknown = sorted(set(inputs.conf_of(context)) - {*PARAMS, "pipeline"})
-    if unknown:
-        raise inputs.BadInput(f"this run's params: unknown key {unknown[0]!r}; known here: {', '.join(PARAMS)}")
-    try:
-        return predict_request(pipeline, profile, where, context["run_id"], asked)
-    except ValidationError as exc:
-        fault = exc.errors(include_url=False)[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise inputs.BadInput(f"this run's params: {key}: {fault['msg']} (it is {fault['input']!r})") from None
-    except ValueError as exc:
-        raise inputs.BadInput(str(exc)) from None
-
-
-class PredictOperator(ByHandOperator):
+class PredictOperator(lone.LoneOperator):
     """Asks the model of pipeline `params.pipeline` about every image of `params.images` (`refit.predict`).
 
     A retry goes on where the try before ended. The results are in `summary.results` of the XCom, a folder of the
@@ -46,9 +25,29 @@ class PredictOperator(ByHandOperator):
     """
 
     ui_color = "#f3ecd9"
-    stage = "predict"
-    pod = "operators.pod:PredictPodOperator"
-    request = staticmethod(request)
+    action = "predict"
+
+    @staticmethod
+    def request(
+        context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, where: Settings, by: str
+    ) -> dict[str, Any]:
+        """The runner's request for this run's params; `where` is as the stage sees it. Raises BadInput."""
+        from pydantic import ValidationError
+
+        from refit.predict.request import predict_request
+
+        asked = {key: context["params"][key] for key in PARAMS}
+        unknown = sorted(set(inputs.conf_of(context)) - {*PARAMS, "pipeline"})
+        if unknown:
+            raise inputs.BadInput(f"this run's params: unknown key {unknown[0]!r}; known here: {', '.join(PARAMS)}")
+        try:
+            return predict_request(pipeline, profile, where, context["run_id"], asked)
+        except ValidationError as exc:
+            fault = exc.errors(include_url=False)[0]
+            key = ".".join(map(str, fault["loc"]))
+            raise inputs.BadInput(f"this run's params: {key}: {fault['msg']} (it is {fault['input']!r})") from None
+        except ValueError as exc:
+            raise inputs.BadInput(str(exc)) from None
 
 
 def _params() -> dict[str, Param]:
@@ -124,10 +123,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    """The DAG by its id, for a DAG file's globals(); none where there is no pipeline file."""
-    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID:
-        return {}
-    from operators.factory import pipeline_names
-
-    found = pipeline_names()
-    return {DAG_ID: dag(found)} if found else {}
+    return lone.dags(DAG_ID, dag)

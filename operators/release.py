@@ -1,17 +1,13 @@
-"""Releases by hand: the task that makes an older version of a model the champion again, and its DAG.
-
-Takes no slot of Refit's pools: whoever goes back at night must not wait behind a training.
-"""
+"""Releases by hand: the task that makes an older version of a model the champion again, and its DAG."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Param, get_parsing_context
+from airflow.sdk import DAG, Param
 
-from operators import inputs, names
-from operators.byhand import ByHandOperator
+from operators import lone, names
 
 if TYPE_CHECKING:
     from refit.cluster import Profile
@@ -21,30 +17,21 @@ if TYPE_CHECKING:
 DAG_ID = "refit_rollback"  # refit/triton/cli.py names it
 
 
-def request(context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, where: Settings) -> dict[str, Any]:
-    """The runner's request for this run's params; `where` is as the stage sees it. Raises BadInput."""
-    from refit.triton.request import rollback_request
-
-    params = context["params"]
-    by = context["dag_run"].triggering_user_name or "airflow"
-    to, reason = params["version"], str(params["reason"])
-    try:
-        return rollback_request(pipeline, profile, where, context["run_id"], to=to, by=f"{by} (Airflow)", reason=reason)
-    except ValueError as exc:
-        raise inputs.BadInput(str(exc)) from None
-
-
-class RollbackOperator(ByHandOperator):
+class RollbackOperator(lone.LoneOperator):
     """Makes version `params.version` of the model of pipeline `params.pipeline` the champion again, or (null) the one
-    that served before. Fails, with the champion untouched, where that version does not serve.
-
-    Runs where the pipeline's releases run: as a subprocess, or in a pod that mounts the model repository.
-    """
+    that served before. Fails, with the champion untouched, where that version does not serve."""
 
     ui_color = "#f7e3e3"
-    stage = "rollback"
-    pod = "operators.pod:RollbackPodOperator"
-    request = staticmethod(request)
+    action = "rollback"
+
+    @staticmethod
+    def request(
+        context: Mapping[str, Any], pipeline: Pipeline, profile: Profile, where: Settings, by: str
+    ) -> dict[str, Any]:
+        from refit.triton.request import rollback_request
+
+        to, reason = context["params"]["version"], str(context["params"]["reason"])
+        return rollback_request(pipeline, profile, where, context["run_id"], to=to, by=by, reason=reason)
 
 
 def dag(pipelines: list[str]) -> DAG:
@@ -80,10 +67,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    """The DAG by its id, for a DAG file's globals(); none where there is no pipeline file."""
-    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID:
-        return {}
-    from operators.factory import pipeline_names
-
-    found = pipeline_names()
-    return {DAG_ID: dag(found)} if found else {}
+    return lone.dags(DAG_ID, dag)

@@ -336,8 +336,8 @@ class _Judged:
         trials = [trial(found, way.entry, read, way.told, way.key) for way, found in others.items() if found]
         for reading in readings(info, every[images[0]]):
             trials.append(trial(every, info.input, reading.read, reading.told, reading.key))
-        sure = [[d.above(case.threshold) for d in found] for found in (given.seen, wanted)]
-        if given.seen and (renaming := relabelled(*sure, info.classes)) is not None:
+        seen_sure, wanted_sure = ([d.above(case.threshold) for d in found] for found in (given.seen, wanted))
+        if given.seen and (renaming := relabelled(seen_sure, wanted_sure, info.classes)) is not None:
             told, names = renaming
             turn = np.array([names.get(c, c) for c in range(len(info.classes))])
             renamed = [Detections(d.boxes, d.scores, turn[d.classes]) for d in given.seen]

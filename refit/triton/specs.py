@@ -38,6 +38,12 @@ class Target(Spec):
     tolerance: ToleranceSpec = ToleranceSpec()
 
 
+class SigningSpec(Spec):
+    """How a release is signed; the private key comes from the environment (REFIT_SIGNING_KEY)."""
+
+    public_key: str = Field(description="its public half, as PEM: the signature is held against it at once")
+
+
 class ReleaseSpec(Target):
     """The spec of `python -m refit.triton release`."""
 
@@ -56,6 +62,7 @@ class ReleaseSpec(Target):
     key: str | None = Field(None, description="the stage's key; null: from the stage's request.json")
     metrics: dict[str, float] = Field(default_factory=dict, description="what the model reached; goes into the ledger")
     approval: Path | None = Field(None, description="question.json of the stage approve; the answer: REFIT_APPROVAL")
+    signing: SigningSpec | None = Field(None, description="null: not signed")
     results: Path | None = Field(None, description="results.json of the evaluate stage: more metrics")
     images: Path | list[Path] | None = Field(None, description="pictures to prove with: a folder, or files")
     reference_images: int | None = Field(
@@ -90,10 +97,9 @@ class WatchSpec(Target):
     run: str | None = Field(None, description="null: from the stage's request.json")
 
 
-class RollbackSpec(Target):
-    """The spec of `python -m refit.triton rollback`."""
+class ByHandSpec(Target):
+    """A change that a person asks for."""
 
-    to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
     by: str = Field("", max_length=200, description="who asks for it, for the ledger; empty: this process's user")
     reason: str = Field("", max_length=500, description="why, for the ledger")
 
@@ -103,6 +109,31 @@ class RollbackSpec(Target):
         name = self.by or f"{who['user']}@{who['host']}"
         line = f"{name}: {self.reason}" if self.reason else name
         return "".join(c if c.isprintable() else " " for c in line)
+
+
+class RollbackSpec(ByHandSpec):
+    """The spec of `python -m refit.triton rollback`."""
+
+    to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
+
+
+class ReconcileSpec(ByHandSpec):
+    """The spec of `python -m refit.triton reconcile`."""
+
+    mend: bool = Field(False, description="false: only say what differs")
+    watch_minutes: float = Field(0, ge=0, le=24 * 60, description="so long the version before may stay loaded")
+
+
+class ReconcileReport(BaseModel):
+    """What a comparison with the ledger found (release.json of its stage). `version`: by the ledger."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_: Literal[1] = Field(1, serialization_alias="schema")
+    outcome: Literal["agrees", "differs", "mended"]
+    model: str
+    version: int | None
+    differences: list[str]
 
 
 class WatchReport(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refit.command import BadData, BadSpec, Rejected, StageError
 from refit.files import write_json
@@ -12,10 +13,15 @@ from refit.status import StatusWriter
 from refit.triton.approved import approved
 from refit.triton.artefact import read_origin
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
+from refit.triton.lineage import Lineage, gather
+from refit.triton.reconcile import reconcile
 from refit.triton.release import release
 from refit.triton.rollback import rollback
-from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec, WatchSpec
+from refit.triton.specs import ReconcileSpec, ReleaseReport, ReleaseSpec, RollbackSpec, SigningSpec, WatchSpec
 from refit.triton.watch import watch
+
+if TYPE_CHECKING:
+    from refit.triton.signing import Keys
 
 _SUMMARY = (
     *("outcome", "model", "version", "previous", "sha256", "url", "servers"),
@@ -25,10 +31,21 @@ _SUMMARY = (
 
 def run_release(spec: ReleaseSpec, out: Path, status: StatusWriter) -> None:
     """Release and write ``out/release.json`` and ``out/summary.json``."""
-    approved(spec, read_origin(spec, out).run)
     with stage_errors():
-        report = release(spec, out, _say(status))
+        keys = _keys(spec.signing) if spec.signing else None
+        decision = approved(spec, read_origin(spec, out).run)
+        lineage = Lineage(gather(out.absolute().parents[1], decision), keys)
+        report = release(spec, out, _say(status), lineage)
     _done(report, out, status)
+
+
+def _keys(signing: SigningSpec) -> Keys:
+    from refit.triton.signing import Keys, SigningError  # cryptography is loaded where a key is named
+
+    try:
+        return Keys.of(signing.public_key)
+    except SigningError as exc:
+        raise BadSpec(str(exc)) from None
 
 
 def run_rollback(spec: RollbackSpec, out: Path, status: StatusWriter) -> None:
@@ -49,6 +66,21 @@ def run_watch(spec: WatchSpec, out: Path, status: StatusWriter) -> None:
     print(report.sentence())
     kpi = {"requests": float(report.requests), "failed": float(report.failed), "milliseconds": report.milliseconds}
     status.success(report.sentence(), kpi=kpi)
+
+
+def run_reconcile(spec: ReconcileSpec, out: Path, status: StatusWriter) -> None:
+    """Compare with the ledger and write ``out/release.json`` and ``out/summary.json``; rejected where it differs."""
+    with stage_errors():
+        report = reconcile(spec, _say(status))
+    value = report.model_dump(by_alias=True)
+    write_json(out / "release.json", value)
+    write_json(out / "summary.json", {**value, "differences": [line[:300] for line in report.differences[:4]]})
+    told = "; ".join(report.differences)
+    if report.outcome == "differs":
+        raise Rejected(
+            f"{spec.model} is not what the ledger says: {told}. To mend it: refit reconcile --mend, or the DAG"
+        )
+    status.success(f"{spec.model}: {report.outcome}{f': {told}' if told else ''}")
 
 
 def _say(status: StatusWriter) -> Callable[[str], None]:

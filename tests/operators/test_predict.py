@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient
 
-from operators import inputs, predict
+from operators import inputs, lone, predict
 from operators.inputs import BadInput
-from operators.pod import PredictPodOperator
+from operators.pod import LonePodOperator
 from refit import cluster
 from refit.config import Settings
 from tests.operators.pipelines import write_pipeline
@@ -30,14 +30,15 @@ def asked(**params: Any) -> dict[str, Any]:
     form = {name: param.value for name, param in predict._params().items()}
     return {
         "params": {**form, "pipeline": "p", **params},
-        "dag_run": SimpleNamespace(conf=params),
+        "dag_run": SimpleNamespace(conf=params, triggering_user_name="ann"),
         "run_id": "manual__1",
     }
 
 
 def request(where: Settings, **params: Any) -> dict[str, Any]:
     pipeline = inputs.read("p", {}, where)
-    return predict.request(asked(**params), pipeline, cluster.of_pipeline(pipeline, where), where)
+    profile = cluster.of_pipeline(pipeline, where)
+    return lone.asked(predict.PredictOperator.request, asked(**params), pipeline, profile, where)
 
 
 def test_what_the_runner_is_told(where: Settings) -> None:
@@ -77,7 +78,7 @@ def test_a_pipeline_without_a_model(where: Settings) -> None:
 
 def test_the_pod_sees_the_inbox_and_reaches_triton(where: Settings) -> None:
     write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
-    operator = PredictPodOperator(task_id="predict")
+    operator = LonePodOperator(task_id="predict", lone=predict.PredictOperator(task_id="predict"))
     operator._prepare(asked(images="yard"))
     pod = ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(dry_run=True))
     (container,) = pod["spec"]["containers"]

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
+from airflow.sdk.exceptions import AirflowSkipException
 from kubernetes.client import ApiClient
 
-from operators import failures, inputs, release
+from operators import failures, inputs, reconcile, release
 from operators.inputs import BadInput
-from operators.pod import RollbackPodOperator
+from operators.lone import asked as asked_of
+from operators.pod import LonePodOperator
 from refit import cluster
 from refit.config import Settings
 from tests.operators.pipelines import write_pipeline
@@ -49,7 +51,8 @@ def test_what_the_runner_is_told(where: Settings) -> None:
     write_pipeline(where.pipelines / "p.yaml", "release: {model: plates, timeout_seconds: 77}")
     pipeline = inputs.read("p", {}, where)
     context = asked(version=3, reason="{out} misses plates\n{secret:KEY}")
-    request = release.request(context, pipeline, cluster.of_pipeline(pipeline, where), where)
+    profile = cluster.of_pipeline(pipeline, where)
+    request = asked_of(release.RollbackOperator.request, context, pipeline, profile, where)
     assert (request["action"], request["environment"], request["model"]) == ("release", "tools", "plates")
     assert "{out}" not in request["files"]["rollback.yaml"], "the runner would replace it"
     spec = told(request)
@@ -62,7 +65,7 @@ def test_the_control_key_is_named_and_never_there(where: Settings, monkeypatch: 
     write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
     pipeline = inputs.read("p", {}, where)
     profile = cluster.of_pipeline(pipeline, where)
-    request = release.request(asked(), pipeline, profile, where)
+    request = asked_of(release.RollbackOperator.request, asked(), pipeline, profile, where)
     secret = profile.triton.control_key_secret
     assert secret
     assert request["secrets"] == [secret]
@@ -85,7 +88,7 @@ def test_a_triton_that_is_away_is_told_in_one_sentence(where: Settings, monkeypa
 
 def test_the_pod_mounts_the_model_repository_and_no_gpu(where: Settings) -> None:
     write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
-    operator = RollbackPodOperator(task_id="rollback")
+    operator = LonePodOperator(task_id="rollback", lone=release.RollbackOperator(task_id="rollback"))
     operator._prepare(asked())
     pod = ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(dry_run=True))
     (container,) = pod["spec"]["containers"]
@@ -101,3 +104,47 @@ def test_the_form_offers_the_pipelines(where: Settings) -> None:
     assert made.params["pipeline"] == "a"
     assert made.params.get_param("pipeline").schema["enum"] == ["a", "b"]
     assert made.params["version"] is None
+
+
+# ---- reconcile
+
+
+def looked(mode: str = "say") -> dict[str, Any]:
+    run = SimpleNamespace(triggering_user_name=None, conf={})
+    return {"params": {"mode": mode}, "dag_run": run, "run_id": "scheduled__1", "ti": SimpleNamespace(try_number=2)}
+
+
+@pytest.mark.parametrize(("mode", "mend"), [("say", False), ("mend", True)])
+def test_what_a_comparison_is_told(where: Settings, mode: str, mend: bool) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "release: {model: plates, watch: {minutes: 20}}")
+    pipeline = inputs.read("p", {}, where)
+    profile = cluster.of_pipeline(pipeline, where)
+    request = asked_of(reconcile.ReconcileOperator.request, looked(mode), pipeline, profile, where)
+    spec = dict(json.loads(request["files"]["reconcile.yaml"]))
+    assert (spec["model"], spec["mend"], spec["by"]) == ("plates", mend, "airflow (Airflow)")
+    assert spec["watch_minutes"] == 30, "the watch's own time, and room for its end"
+    assert request["run"].startswith("reconcile-scheduled__1-2")
+    assert request["action"] == "release", "the pod must see the repository and every server"
+
+
+def test_a_pipeline_without_releases_is_skipped(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "release: false")
+    with pytest.raises(AirflowSkipException, match="releases nothing"):
+        reconcile.ReconcileOperator(task_id="p", of="p").execute(looked())
+
+
+def test_each_pipeline_has_a_task_of_its_own(where: Settings) -> None:
+    assert reconcile.dags() == {}
+    for name in ("b", "a"):
+        write_pipeline(where.pipelines / f"{name}.yaml")
+    made = reconcile.dags()["refit_reconcile"]
+    assert sorted(made.task_ids) == ["a", "b"]
+    assert made.params["mode"] == "say", "nothing is changed unless somebody asks for it"
+
+
+@needs_tools
+def test_a_model_that_was_never_released_agrees(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIT_SECRET_TRITON_CONTROL_KEY", "none is asked for")
+    write_pipeline(where.pipelines / "p.yaml")
+    told = reconcile.ReconcileOperator(task_id="p", of="p").execute(looked())
+    assert told["summary"] == {"schema": 1, "outcome": "agrees", "model": "p", "version": None, "differences": []}
