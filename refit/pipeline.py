@@ -131,7 +131,9 @@ class Approval(Spec):
 class Watchdog(Spec):
     """Ends a training early that cannot succeed."""
 
-    stall_minutes: float = Field(30, gt=0, description="no sign of progress for so long")
+    stall_minutes: float = Field(
+        30, gt=0, description="no sign of progress for so long, of any of TAO's commands that hold a GPU"
+    )
     loss_factor: float = Field(50, gt=1, description="loss above the smallest so far times this, several times running")
     zero_evaluations: int = Field(5, ge=1, description="evaluations in a row with an mAP of 0")
 

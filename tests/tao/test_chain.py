@@ -160,6 +160,14 @@ def test_triton_is_asked_about_the_onnx_file_where_it_can_run_it(profile: Kubern
     assert spec["onnx"] == ("{input:export.model}" if plain else None)
 
 
+def test_no_command_holds_a_gpu_without_a_sign_of_life_for_ever(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  prune: true\n  inference: true\nwatchdog: {stall_minutes: 10}\n")
+    silent = {s.name: s.watch["stall_seconds"] for s in made.values() if s.code == () and s.resources.gpus and s.watch}
+    assert set(silent) == {s.name for s in made.values() if s.code == () and s.resources.gpus}
+    assert {silent["train"], silent["evaluate_trained"], silent["inference"]} == {600}
+    assert silent["build_engine"] == 2400
+
+
 def test_no_triton_is_asked_where_nothing_is_released(profile: KubernetesProfile) -> None:
     for more in ("release: false\n", "gates: {parity: false}\n"):
         assert {"prepare_proof", "prove", "gate_parity"}.isdisjoint(stages(profile, more=more))
