@@ -100,7 +100,7 @@ class ParityGate(Spec):
     images: int = Field(64, ge=1, le=10_000, description="pictures of the evaluation split that Triton is asked")
     agreement: float = Field(0.95, ge=0, le=1, description="share of the objects that must be found by both")
     max_drop: float = Field(0.02, ge=0, le=1, description="so much mAP50 may be lower, on these pictures")
-    policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
+    policy: Policy = Field("fail", description=POLICY)
 
 
 class Gates(Spec):
@@ -131,7 +131,9 @@ class Approval(Spec):
 class Watchdog(Spec):
     """Ends a training early that cannot succeed."""
 
-    stall_minutes: float = Field(30, gt=0, description="no sign of progress for so long")
+    stall_minutes: float = Field(
+        30, gt=0, description="no sign of progress for so long, of any of TAO's commands that hold a GPU"
+    )
     loss_factor: float = Field(50, gt=1, description="loss above the smallest so far times this, several times running")
     zero_evaluations: int = Field(5, ge=1, description="evaluations in a row with an mAP of 0")
 

@@ -135,8 +135,10 @@ def one_line(text: str, limit: int = 1000) -> str:
 
 
 def encode(value: Any) -> bytes:
-    """JSON in UTF-8, one line. Lone surrogates, which UTF-8 does not know, become question marks."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+    """JSON in UTF-8, one line, without blanks: what travels in a termination message has little room. Lone surrogates,
+    which UTF-8 does not know, become question marks."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
 
 
 def read_json(path: str) -> Optional[Json]:

@@ -64,7 +64,7 @@ class ParitySpec(Spec):
     nms_iou: float = Field(0.5, ge=0, le=1)
     max_detections: int = Field(100, ge=1)
     min_box_px: float = Field(0.0, ge=0)
-    policy: Literal["fail", "warn"] = "fail"
+    policy: Literal["fail", "warn", "ask"] = "fail"
 
 
 def parity(spec: ParitySpec) -> Verdict:
@@ -75,7 +75,7 @@ def parity(spec: ParitySpec) -> Verdict:
     except (AnswersError, ModelInfoError) as exc:
         raise GateError(str(exc)) from None
     faults = [fault for one in judged for fault in one.faults()]
-    state: State = "pass" if not faults else "fail" if spec.policy == "fail" else "warn"
+    state: State = spec.policy if faults else "pass"
     reason = "; ".join(faults) if faults else ", ".join(one.told() for one in judged)
     return Verdict("parity", state, reason, {k: v for one in judged for k, v in one.figures().items()})
 
@@ -336,8 +336,8 @@ class _Judged:
         trials = [trial(found, way.entry, read, way.told, way.key) for way, found in others.items() if found]
         for reading in readings(info, every[images[0]]):
             trials.append(trial(every, info.input, reading.read, reading.told, reading.key))
-        seen_sure, wanted_sure = ([d.above(case.threshold) for d in found] for found in (given.seen, wanted))
-        if given.seen and (renaming := relabelled(seen_sure, wanted_sure, info.classes)) is not None:
+        mine, theirs = ([d.above(case.threshold) for d in found] for found in (given.seen, wanted))
+        if given.seen and (renaming := relabelled(mine, theirs, info.classes)) is not None:
             told, names = renaming
             turn = np.array([names.get(c, c) for c in range(len(info.classes))])
             renamed = [Detections(d.boxes, d.scores, turn[d.classes]) for d in given.seen]

@@ -78,7 +78,7 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
         "schema": 1,
         "models": names,
         "input": {"name": entry.name, "shape": [1, *entry.shape], "channels": entry.channels, "layout": entry.layout},
-        "ways": {way.name: _recipe(way) for way in every},
+        "ways": {way.name: recipe(way) for way in every},
         "asks": asks,
     }
     write_text(out / FILE_NAME, info.text())
@@ -128,7 +128,7 @@ def _ask(model: str, way: ways.Way, images: int) -> dict[str, Any]:
     return {"model": model, "way": way.name, "images": images}
 
 
-def _recipe(way: ways.Way) -> dict[str, Any]:
+def recipe(way: ways.Way) -> dict[str, Any]:
     """How bytes of the pictures become the tensor: the channel of each plane, and its 256 float32, little-endian."""
     channels = way.entry.channels
     order = list(range(channels))[:: -1 if way.entry.channel_order == "bgr" else 1]

@@ -42,7 +42,7 @@ network:
 stages:
   train: {{epochs: 2, batch_size: 4}}
 {stages}
-gates: {{quality: {{max_drop_pruned: 1, max_drop_quantized: 1}}}}
+gates: {{quality: {{max_drop_pruned: 1, max_drop_quantized: 1}}, parity: false}}   # stand-ins' figures are made up
 release: {release}
 resources:
   default: {{gpus: 1, cpus: 0.25, memory_gib: 1, timeout_hours: 1}}

@@ -131,6 +131,48 @@ def test_an_engine_for_each_kind_of_gpu(profile: KubernetesProfile) -> None:
     assert release["model_path"] == "{input:package}"
 
 
+def test_each_engine_is_proven_on_its_own_gpu_in_tritons_image(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  build_engine: {gpu_types: [default, a100]}\n")
+    proofs = {name: made[name] for name in ("prove_default", "prove_a100")}
+    assert {name: (s.resources.gpus, s.resources.gpu_type) for name, s in proofs.items()} == {
+        "prove_default": (1, "default"),
+        "prove_a100": (1, "a100"),
+    }
+    pod = pods.stage_pod(pods.PodStage("cars", "r1", "prove", "prove", "triton", gpus=1), profile)
+    (container,) = pod["spec"]["containers"]
+    assert container["image"] == profile.images["triton"].image
+    assert container["command"][0] == "python3"
+    judged = made["gate_parity"].files["parity.yaml"]
+    assert isinstance(judged, dict)
+    assert judged["answers"] == {"default": "{input:prove_default}", "a100": "{input:prove_a100}"}
+    assert judged["figures"] == {
+        "trained": "{input:evaluate_trained}/../result.json",
+        "quantized": "{input:evaluate_quantized}/../result.json",
+    }
+    assert "gate_parity" in made["release"].after
+
+
+@pytest.mark.parametrize("network", networks.known())
+def test_triton_is_asked_about_the_onnx_file_where_it_can_run_it(profile: KubernetesProfile, network: str) -> None:
+    spec = stages(profile, network)["prepare_proof"].files["prepare.yaml"]
+    assert isinstance(spec, dict)
+    plain = network in ("detectnet_v2", "rtdetr")  # the others' ends in a plugin, or has one inside
+    assert spec["onnx"] == ("{input:export.model}" if plain else None)
+
+
+def test_no_command_holds_a_gpu_without_a_sign_of_life_for_ever(profile: KubernetesProfile) -> None:
+    made = stages(profile, more="  prune: true\n  inference: true\nwatchdog: {stall_minutes: 10}\n")
+    silent = {s.name: s.watch["stall_seconds"] for s in made.values() if s.code == () and s.resources.gpus and s.watch}
+    assert set(silent) == {s.name for s in made.values() if s.code == () and s.resources.gpus}
+    assert {silent["train"], silent["evaluate_trained"], silent["inference"]} == {600}
+    assert silent["build_engine"] == 2400
+
+
+def test_no_triton_is_asked_where_nothing_is_released(profile: KubernetesProfile) -> None:
+    for more in ("release: false\n", "gates: {parity: false}\n"):
+        assert {"prepare_proof", "prove", "gate_parity"}.isdisjoint(stages(profile, more=more))
+
+
 def test_the_first_engine_is_judged_on_its_own_gpu(profile: KubernetesProfile) -> None:
     more = "  build_engine: {gpu_types: [a100, t4]}\n"
     made = stages(profile, more=more, resources="{default: {gpus: 2, gpu_type: t4}}")
@@ -181,7 +223,8 @@ def test_a_change_of_the_engine_does_not_train_again(profile: KubernetesProfile,
     other = "  build_engine: {precision: fp16, max_batch_size: 16}\n"
     before, after = keys(profile, network, prune), keys(profile, network, prune + other)
     assert {name for name in before if before[name] != after.get(name)} == {
-        "calibrate", "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package", "release",
+        "calibrate", "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package",
+        "prepare_proof", "prove", "gate_parity", "release",
     }  # fmt: skip
 
 

@@ -319,7 +319,7 @@ class TaoChain(Chain):
             env={"TELEMETRY_OPT_OUT": "yes"},
             grace_seconds=60,
             resumes=self._told(work) if fact.resumes == "told" else fact.resumes == "itself",
-            watch=self._watch if work.trains else None,
+            watch=self._watch if work.trains else self._held(work) if fact.gpu else None,
         )
 
     def _output(self, fact: OutputFact, work: Work, values: Mapping[str, Any]) -> Output:
@@ -354,6 +354,12 @@ class TaoChain(Chain):
             "zero_metric": "mAP50",
             "zero_evaluations": dog.zero_evaluations,
         }
+
+    def _held(self, work: Work) -> dict[str, Any]:
+        """Of a command that holds a GPU and trains nothing: no sign of life for too long. TensorRT's builder says
+        nothing while it tries its kernels."""
+        patience = 4 if work.action == "build_engine" else 1
+        return {"stall_seconds": self.p.watchdog.stall_minutes * 60 * patience}
 
     def fact(self, action: str) -> StageFact:
         """An action's facts: the network's, or those of TAO's data services."""
