@@ -224,7 +224,9 @@ class QuantizeParams(Spec):
     max_drop: Fraction | None = Field(
         None, description="most that a rung may lose of gates.quality.metric; null: gates.quality.max_drop_quantized"
     )
-    max_drop_class: Fraction = Field(0.03, description="most that a rung may lose of the AP of any class")
+    max_drop_class: Fraction | None = Field(
+        None, description="most that it may lose of the AP of any class; null: gates.quality.max_drop_class"
+    )
     min_speedup: float | None = Field(
         1.0, gt=0, le=100, description="against float32, on this machine, batch 1 and 8; null: speed is not judged"
     )

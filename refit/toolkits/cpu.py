@@ -290,6 +290,7 @@ class _Chain(Chain):
         if params.ladder:
             spec |= {
                 "max_drop": gate.max_drop_quantized if params.max_drop is None else params.max_drop,
+                "max_drop_class": gate.max_drop_class if params.max_drop_class is None else params.max_drop_class,
                 "checkpoint": f"{{input:{trained}.model}}",
                 "training": (stages.retrain or stages.train).model_dump(),
                 "evaluate": stages.evaluate.model_dump(),
