@@ -158,7 +158,7 @@ class Judge:
         if drop > self.max_drop:
             lost.append(f"lost {drop:.4f} {spec.metric} ({before:.4f} -> {now.value:.4f}), more than {self.max_drop:g}")
         for name, value in drops.items():
-            if value > spec.max_drop_class:
+            if spec.max_drop_class is not None and value > spec.max_drop_class:
                 lost.append(f"lost {value:.4f} of the AP of {name}, more than {spec.max_drop_class:g}")
         if spec.floor is not None and now.value < spec.floor <= before:
             lost.append(f"its {spec.metric} of {now.value:.4f} is below the floor of {spec.floor:g}")

@@ -45,7 +45,7 @@ def facts(
         "dataset": fingerprint,
         "split": "train",
         "images": [{"file": r.file, "sha256": sha256(r.encoded).hexdigest()} for r in images],
-        "input": asdict(entry),
+        "input": json.loads(json.dumps(asdict(entry))),  # as it is read back: lists for tuples
         "tools": {name: version(name) for name in _TOOLS},
         "device": processor(),
     }
@@ -85,7 +85,7 @@ def usable(cache: Path, wanted: dict[str, Any]) -> Ranges:
         was = {name: record[name] for name in _FACTS}
         digest = record["cache_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise BadData(f"{cache}: with the {RECORD} beside it, it says not what it is of ({exc!r}); {advice}") from None
+        raise BadData(f"{cache}: it or {RECORD} beside it does not say what it is of ({exc!r}); {advice}") from None
     for name, told in _FACTS.items():
         if was[name] != wanted[name]:
             raise BadData(f"{cache}: {told} differs: {_difference(was[name], wanted[name])}; {advice}")

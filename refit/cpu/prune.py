@@ -3,6 +3,9 @@
 torch-pruning finds the channels that must go together (the two inputs of an addition, a convolution and the batch norm
 and the convolutions behind it). Every layer loses about the same share of its channels, those of the least importance.
 The outputs of the heads stay. A model pruned so has lost its accuracy; retrain brings it back.
+
+With `search`, several sizes are tried, each retrained shortly and evaluated (`refit.cpu.search`); written then:
+`search.json` (every try) and `summary.json`. The model that goes on is the one that was evaluated.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 import torch_pruning as tp
 
 from refit.command import BadSpec
+from refit.cpu import search
 from refit.cpu.checkpoint import Model, load_model, save_model
 from refit.cpu.loader import batches, open_training_images
 from refit.cpu.network import Detector, count_parameters
@@ -35,25 +39,30 @@ def run(spec: PruneSpec, out: Path, status: StatusWriter) -> None:
     """Prune `spec.model` and write `out/model.pth`.
 
     Raises:
-        BadSpec: the model cannot be used, the target cannot be reached, or nothing would be pruned.
+        BadSpec: the model cannot be used, the target cannot be reached, or nothing worth the name would be pruned.
         BadData: taylor importance asked for, and no usable training images.
+        Rejected: no try of the search loses little enough.
     """
     torch.set_num_threads(workers())
     torch.manual_seed(spec.seed)
     model = load_model(spec.model)
     before = count_parameters(model.network)
     scored = _gradients(model, spec) if spec.importance == "taylor" else model.network
-    pruned = _search(scored, model.info, spec)
-    after = count_parameters(pruned)
-    widths = pruned.current().widths
-    if widths == model.network.architecture.widths:
-        raise BadSpec(
-            f"ratio {spec.ratio} with round_to {spec.round_to} would prune nothing from {before:,} parameters; "
-            "lower one of them"
-        )
-    rebuilt = Detector(pruned.current())
-    rebuilt.load_state_dict(pruned.state_dict())
-    size = save_model(out / "model.pth", Model(rebuilt, model.info))
+
+    def pruned(ratio: float) -> Model:
+        network = _search(scored, model.info, spec.model_copy(update={"ratio": ratio}))
+        after = count_parameters(network)
+        if after > spec.max_kept * before:
+            raise BadSpec(
+                f"ratio {ratio:g} with round_to {spec.round_to} keeps {after:,} of {before:,} parameters "
+                f"({after / before:.4%}, more than max_kept {spec.max_kept:.0%}): nothing was pruned; lower one of them"
+            )
+        rebuilt = Detector(network.current())
+        rebuilt.load_state_dict(network.state_dict())
+        return Model(rebuilt, model.info)
+
+    made = pruned(spec.ratio) if spec.search is None else search.run(spec, spec.search, pruned, out, status)
+    after, size = count_parameters(made.network), save_model(out / "model.pth", made)
     status.success(
         f"Kept {after:,} of {before:,} parameters ({after / before:.1%}).",
         {"parameters": after, "parameters_before": before, "ratio": round(after / before, 6), "bytes": size},

@@ -167,6 +167,16 @@ class EvaluateParams(Spec):
     splits: list[str] = Field(default_factory=lambda: ["val"], min_length=1, description="the first one is gated on")
 
 
+class SearchParams(Spec):
+    """Prune, retrain shortly, evaluate: `ratio` first, then more is kept until little enough is lost."""
+
+    max_drop: Fraction = Field(
+        0.05, description="most that a try may lose after its short retraining, on the evaluation"
+    )
+    tries: int = Field(4, ge=1, le=32, description="at most so many sizes are tried")
+    epochs: int = Field(2, ge=1, le=1000, description="of the short retraining; the rest is as in retrain")
+
+
 class PruneParams(Spec):
     """Structured pruning of channels (torch-pruning). One of the two targets."""
 
@@ -174,6 +184,10 @@ class PruneParams(Spec):
     ratio: float = Field(0.28, gt=0, lt=1, description="share kept of the parameters, or of the channels")
     importance: Literal["magnitude", "bn_scale", "taylor"] = "magnitude"
     round_to: int = Field(8, ge=1, le=64, description="channels are rounded down to multiples of it")
+    max_kept: float = Field(0.98, gt=0, le=1, description="a model that keeps more of its parameters was not pruned")
+    search: SearchParams | None = Field(
+        None, description="{} searches towards `ratio` under a floor of mAP; null: pruned to `ratio` once"
+    )
 
 
 class ExportParams(Spec):
@@ -210,7 +224,9 @@ class QuantizeParams(Spec):
     max_drop: Fraction | None = Field(
         None, description="most that a rung may lose of gates.quality.metric; null: gates.quality.max_drop_quantized"
     )
-    max_drop_class: Fraction = Field(0.03, description="most that a rung may lose of the AP of any class")
+    max_drop_class: Fraction | None = Field(
+        None, description="most that it may lose of the AP of any class; null: gates.quality.max_drop_class"
+    )
     min_speedup: float | None = Field(
         1.0, gt=0, le=100, description="against float32, on this machine, batch 1 and 8; null: speed is not judged"
     )
@@ -261,7 +277,13 @@ class EvaluateSpec(StageSpec, EvaluateParams):
 
 class PruneSpec(StageSpec, PruneParams):
     model: Path
-    records: Path = Field(description="used by the taylor importance, and to evaluate after pruning")
+    records: Path = Field(description="used by the taylor importance and by the search")
+    network: NetworkParams = Field(NetworkParams(), description="for the short retraining of the search")
+    training: TrainParams = Field(TrainParams(), description="likewise; its epochs are those of the search")
+    evaluate: EvaluateParams = Field(
+        EvaluateParams(), description="how a try of the search is judged, on the first split"
+    )
+    metric: Literal["mAP50", "mAP"] = "mAP50"
 
 
 class ExportSpec(StageSpec, ExportParams):

@@ -47,6 +47,7 @@ class QualitySpec(Spec):
     )
     slices: list[detected.Slice] = Field(default_factory=list, description="beside the classes")
     snapshot: str | None = Field(None, description="of the images: their groups and tags")
+    ladder: str | None = Field(None, description="ladder.json of the stage that made the model: which rung is told")
     evaluation: str | None = Field(None, description="the version of the evaluation set that the figures rest on")
     evaluation_before: str | None = Field(None, description="that of the figures before, where it is another one")
 
@@ -105,7 +106,7 @@ def quality(spec: QualitySpec) -> Verdict:
             bad += lost[0]
             odd += lost[1]
     state: State = spec.policy if bad else "warn" if odd else "pass"
-    reason = "; ".join([*bad, *odd] if bad else [", ".join(good), *odd]) + _other_set(spec)
+    reason = "; ".join([*bad, *odd] if bad else [", ".join(good), *odd]) + _rung(spec) + _other_set(spec)
     return Verdict("quality", state, reason, figures, compared, tuple(part.to_json() for part in parts))
 
 
@@ -130,6 +131,15 @@ def _lost(
 def _named(parts: Sequence[detected.Part]) -> str:
     more = f" and {len(parts) - 3} more" if len(parts) > 3 else ""
     return ", ".join(map(str, parts[:3])) + more
+
+
+def _rung(spec: QualitySpec) -> str:
+    """By which rung of the INT8 ladder the model was made, as the end of a sentence."""
+    if spec.ladder is None:
+        return ""
+    report = _results(spec.ladder)
+    tried = [t for t in report.get("rungs", []) if not t.get("skipped")]
+    return f"; made by rung {report.get('winner')}, tried {len(tried)} (see ladder.json of quantize)"
 
 
 def _other_set(spec: QualitySpec) -> str:

@@ -92,9 +92,16 @@ class Chain:
         )
 
     def gate(
-        self, name: str, baseline: str | None, *, floor: bool, results: str = "{{input:evaluate_{}.results}}"
+        self,
+        name: str,
+        baseline: str | None,
+        *,
+        floor: bool,
+        results: str = "{{input:evaluate_{}.results}}",
+        ladder: str | None = None,
     ) -> Stage:
-        """The quality gate on the figures of evaluate_<name>; `results` is the form of the token for them."""
+        """The quality gate on the figures of evaluate_<name>; `results` is the form of the token for them, `ladder`
+        the stage that chose the model among several."""
         gate = self.pipeline.gates.quality
         limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
         spec = {
@@ -106,9 +113,10 @@ class Chain:
             "max_drop": limit if baseline else None,
             "policy": gate.policy,
             **(self._parts() if baseline else {}),
+            **({"ladder": f"{{input:{ladder}.ladder}}"} if ladder else {}),
             **self._evaluation("previous"),
         }
-        inputs = (f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ()))
+        inputs = (f"evaluate_{name}", *((f"evaluate_{baseline}",) if baseline else ()), *((ladder,) if ladder else ()))
         return self._quality(f"gate_{name}", f"Gate: is the {name} model good enough?", spec, inputs)
 
     def _quality(self, name: str, title: str, spec: Mapping[str, Any], inputs: tuple[str, ...]) -> Stage:

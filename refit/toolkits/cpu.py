@@ -185,14 +185,7 @@ class _Chain(Chain):
         yield from self._judge("trained", "train", None)
         last, judged = "train", "trained"
         if s.prune:
-            yield self._cpu(
-                "prune",
-                {"model": "{input:train.model}", "records": "{input:dataset_convert}", **s.prune.model_dump()},
-                title="Prune channels",
-                inputs=("train", "dataset_convert"),
-                after=(f"gate_{judged}",),
-                outputs=(MODEL,),
-            )
+            yield self._prune(s.prune, judged)
             last, name = "prune", "pruned"
             if s.retrain:
                 yield self._train("retrain", "Retrain the pruned model", s.retrain, model="prune")
@@ -268,6 +261,26 @@ class _Chain(Chain):
             },
         )
 
+    def _prune(self, params: PruneParams, judged: str) -> Stage:
+        stages = self.p.stages
+        spec = {"model": "{input:train.model}", "records": "{input:dataset_convert}", **params.model_dump()}
+        if params.search is not None:
+            spec |= {
+                "network": self.p.network.model_dump(),
+                "training": (stages.retrain or stages.train).model_dump(),
+                "evaluate": stages.evaluate.model_dump(),
+                "metric": self.p.gates.quality.metric,
+            }
+        return self._cpu(
+            "prune",
+            spec,
+            title="Prune channels",
+            inputs=("train", "dataset_convert"),
+            after=(f"gate_{judged}",),
+            outputs=(MODEL, *((Output("search", "search.json", "json"),) if params.search else ())),
+            summary="summary.json" if params.search else None,
+        )
+
     def _quantize(self, params: QuantizeParams, trained: str, judged: str) -> Stage:
         """INT8 of the export, by the ladder's first rung that holds against the figures of evaluate_<judged>."""
         gate, stages = self.p.gates.quality, self.p.stages
@@ -277,6 +290,7 @@ class _Chain(Chain):
         if params.ladder:
             spec |= {
                 "max_drop": gate.max_drop_quantized if params.max_drop is None else params.max_drop,
+                "max_drop_class": gate.max_drop_class if params.max_drop_class is None else params.max_drop_class,
                 "checkpoint": f"{{input:{trained}.model}}",
                 "training": (stages.retrain or stages.train).model_dump(),
                 "evaluate": stages.evaluate.model_dump(),
@@ -297,9 +311,11 @@ class _Chain(Chain):
 
     def _judge(self, name: str, model: str, baseline: str | None) -> Iterator[Stage]:
         """Evaluate a model, then the quality gate on the figures."""
+        s = self.p.stages
         yield self._evaluate(name, f"{{input:{model}.model}}", (model,))
         # A model that is still to be pruned, retrained or quantized is held to the floor where it starts and ends.
-        yield self.gate(name, baseline, floor=name in ("trained", "quantized") or self._is_last(name))
+        chosen = model if model == "quantize" and s.quantize and s.quantize.ladder else None
+        yield self.gate(name, baseline, floor=name in ("trained", "quantized") or self._is_last(name), ladder=chosen)
 
     def _evaluate(self, name: str, model: str, inputs: tuple[str, ...], after: tuple[str, ...] = ()) -> Stage:
         return self._cpu(

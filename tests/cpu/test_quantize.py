@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from refit.command import BadData, BadSpec
 from refit.cpu import export, quantize
-from refit.cpu.calibration import choose, measure, ranges
+from refit.cpu.calibration import choose, measure
 from refit.cpu.evaluate import find
 from refit.cpu.models import open_model
 from refit.cpu.records import Dataset, Record
@@ -42,8 +42,10 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(model: Path, records: Path, out: Path, **more: Any) -> list[dict[str, Any]]:
+    """Quantize without judging: what `method` makes is what comes out."""
     status = StatusWriter(out)
-    quantize.run(QuantizeSpec(model=str(model), records=str(records), **{"images": 8, **more}), out, status)
+    values = {"images": 8, "ladder": [], **more}
+    quantize.run(QuantizeSpec(model=str(model), records=str(records), **values), out, status)
     lines = status_lines(status.path)
     assert lines[-1]["status"] == "SUCCESS"
     return lines
@@ -145,9 +147,9 @@ def test_entropy_is_not_minmax(records: Path, tmp_path: Path) -> None:
     highest = {}
     for method in ("minmax", "entropy"):
         params = QuantizeParams.model_validate({"method": method})
-        highest[method] = ranges(measure(tmp_path / "relu.onnx", [picture], InputInfo("x", 160, 96), params))["x"][1]
+        highest[method] = measure(tmp_path / "relu.onnx", [picture], InputInfo("x", 160, 96), params)["x"][1]
     assert highest["minmax"] == 1.0
-    assert highest["entropy"] < 0.7
+    assert highest["entropy"] < 0.8
 
 
 def labelled(*classes: int) -> Record:

@@ -318,3 +318,14 @@ def test_another_evaluation_set_than_before_is_told(tmp_path: Path) -> None:
     assert verdict.reason.endswith(
         "measured on evaluation set aaaaaaaaaaaa: figures of before, on bbbbbbbbbbbb, cannot be compared with it"
     )
+
+
+def test_the_rung_of_the_ladder_is_told(tmp_path: Path) -> None:
+    rungs = [
+        {"name": "ptq", "skipped": ""},
+        {"name": "qat", "skipped": "no checkpoint"},
+        {"name": "float", "skipped": ""},
+    ]
+    ladder = results(tmp_path, "l", 0.8, winner="float", rungs=rungs)
+    verdict = quality(QualitySpec(model="quantized", candidate=results(tmp_path, "c", 0.8), floor=0.7, ladder=ladder))
+    assert verdict.reason.endswith("; made by rung float, tried 2 (see ladder.json of quantize)")

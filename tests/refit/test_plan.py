@@ -129,8 +129,15 @@ def test_another_learning_rate_in_retrain_leaves_the_training_alone() -> None:
 
 
 def test_a_gate_alone_is_redone_when_its_limit_changes() -> None:
-    got = changed(TEXT + "gates: {quality: {max_drop_quantized: 0.5}}\n")
-    assert got == {"gate_quantized"}
+    assert changed(TEXT + "gates: {quality: {max_drop_pruned: 0.5}}\n") == {"gate_retrained"}
+
+
+def test_the_limit_of_int8_decides_which_rung_wins() -> None:
+    text = "gates: {quality: {max_drop_quantized: 0.5}}\n"
+    got = changed(TEXT + text)
+    assert got == set(CHAIN[CHAIN.index("quantize") :]) - {"evaluate_champion"}
+    unjudged = TEXT + "  quantize: {ladder: []}\n"
+    assert {name for name, key in keys(unjudged).items() if key != keys(unjudged + text)[name]} == {"gate_quantized"}
 
 
 def test_data_environment_and_code_are_part_of_the_key() -> None:
