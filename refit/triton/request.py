@@ -9,7 +9,7 @@ from refit.cluster import Profile
 from refit.config import Settings
 from refit.pipeline import Pipeline, Resources
 from refit.toolkits.base import OUR_EXIT_CODES, Output, command
-from refit.toolkits.chain import control_key, served_by
+from refit.toolkits.chain import access, served_by
 
 
 def rollback_request(
@@ -50,10 +50,9 @@ def rollback_request(
         argv=command("refit.triton", "rollback", "rollback.yaml"),
         workspace=settings.workspace,
         resources=Resources(gpus=0, cpus=1, memory_gib=1, timeout_hours=1),
-        env=control_key(secret),
+        **access(target, secret),
         specs={"rollback.yaml": plan.literal(spec)},
         outputs=(Output("release", "release.json", "json"),),
-        secrets=(secret,) if secret else (),
         exit_codes=OUR_EXIT_CODES,
     )
     return {**request, "model": spec["model"], "toolkit": "refit", "summary": "summary.json"}
