@@ -340,7 +340,8 @@ def from_data(data: Any, doc: Any) -> Profile:
 
 def _at_home(profile: LocalProfile, settings: Settings) -> LocalProfile:
     # An absolute path in the profile stays as it is: joined to a folder, it replaces it.
-    repository = settings.model_repository or settings.home / profile.triton.repository
+    known = profile.triton.repository
+    repository = settings.model_repository or (known if "://" in known else settings.home / known)
     update = {"url": settings.triton_url or profile.triton.url, "repository": str(repository)}
     return profile.model_copy(update={"triton": profile.triton.model_copy(update=update)})
 

@@ -142,7 +142,13 @@ class TritonTarget(Spec):
     """Where a model is released to; the cluster profile names a default."""
 
     url: str = Field(pattern=r"^https?://[^\s/@]+(:\d+)?$", description="HTTP address, e.g. http://127.0.0.1:8000")
-    repository: str = Field(min_length=1, description="the server's model repository, as the release task sees it")
+    repository: str = Field(
+        min_length=1,
+        description="the server's model repository, as the release task sees it: a folder, or s3://bucket/prefix, gs://...",
+    )
+    connection: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.-]{1,200}$", description="Airflow's connection with the login of a bucket"
+    )
 
 
 class Tolerance(Spec):

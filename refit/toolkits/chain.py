@@ -7,6 +7,7 @@ from typing import Any
 
 from refit.cluster import LocalProfile, Profile
 from refit.cpu.specs import AugmentParams
+from refit.data.source import secret_name
 from refit.pipeline import Pipeline, Release, Resources, TritonTarget, WatchLines
 from refit.specs import Key, did_you_mean
 from refit.toolkits.base import Output, Stage, command
@@ -52,6 +53,16 @@ def served_by(release: Release, profile: Profile) -> tuple[TritonTarget, str | N
 def control_key(secret: str | None) -> dict[str, str]:
     """How a stage gets the control key: a token that the runner replaces."""
     return {"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"} if secret else {}
+
+
+def access(target: TritonTarget, secret: str | None) -> dict[str, Any]:
+    """`secrets` and `env` of a stage that changes what a Triton serves: the control key, the login of a bucket."""
+    env, secrets = control_key(secret), [secret] if secret else []
+    if target.connection is not None:
+        login = secret_name(target.connection)
+        secrets.append(login)
+        env["REFIT_CONNECTION"] = f"{{secret:{login}}}"
+    return {"secrets": tuple(secrets), "env": env}
 
 
 class Chain:
@@ -198,7 +209,11 @@ class Chain:
             **({"signing": {"public_key": release.signing.public_key}} if release.signing else {}),
             **more,
         }
-        signed = {SIGNING_KEY: f"{{secret:{release.signing.secret}}}"} if release.signing else {}
+        reach = access(target, secret)
+        secrets = [*reach["secrets"]]
+        if release.signing:
+            secrets.append(release.signing.secret)
+            reach["env"][SIGNING_KEY] = f"{{secret:{release.signing.secret}}}"
         return Stage(
             name="release",
             action="release",
@@ -210,8 +225,8 @@ class Chain:
             after=(f"gate_{judged}", *after),
             outputs=(Output("release", "release.json", "json"),),
             summary="summary.json",
-            secrets=tuple(name for name in (secret, release.signing and release.signing.secret) if name),
-            env={**control_key(secret), **signed},
+            secrets=tuple(secrets),
+            env=reach["env"],
             code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
             resources=self.light("release"),
         )
@@ -244,8 +259,7 @@ class Chain:
             inputs=("release",),
             outputs=(Output("release", "release.json", "json"),),
             summary="summary.json",
-            secrets=(secret,) if secret else (),
-            env=control_key(secret),
+            **access(target, secret),
             code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
             resources=self.light(WATCH),
         )

@@ -70,7 +70,9 @@ def _add_target(parser: argparse.ArgumentParser, dag: str) -> None:
     parser.add_argument("--reason", default="", help="why, for the ledger")
     parser.add_argument("--cluster", default="local", metavar="NAME", help="the cluster profile; default: local")
     parser.add_argument("--url", help="Triton's HTTP address; default: the cluster profile's")
-    parser.add_argument("--repository", type=Path, metavar="DIR", help="its model repository; default: the profile's")
+    parser.add_argument(
+        "--repository", metavar="DIR", help="its model repository, a folder or s3://...; default: the profile's"
+    )
     parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="for the load; default 300")
 
 
@@ -128,6 +130,10 @@ def _spec(kind: type[_ByHand], args: argparse.Namespace, settings: Settings, **m
     """The spec of a change by hand, on the Triton that is named or the cluster profile's. Raises BadSpec."""
     from pydantic import ValidationError
 
+    from refit.data.source import secret_name
+    from refit.triton.bucket import CONNECTION
+    from refit.triton.server import CONTROL_KEY_VARIABLE
+
     ledger, _ = _known(more["model"], settings)[-1]
     where: dict[str, Any] = {"url": args.url, "repository": args.repository}
     if not (args.url and args.repository):
@@ -139,7 +145,9 @@ def _spec(kind: type[_ByHand], args: argparse.Namespace, settings: Settings, **m
             )
         where = {"url": args.url or profile.triton.url, "repository": args.repository or profile.triton.repository}
         if not args.url:
-            _use_secret(settings, profile.triton.control_key_secret)
+            _use_secret(settings, profile.triton.control_key_secret, CONTROL_KEY_VARIABLE)
+        if not args.repository and profile.triton.connection:
+            _use_secret(settings, secret_name(profile.triton.connection), CONNECTION)
     try:
         return kind(ledger=ledger.folder, timeout_seconds=args.timeout, reason=args.reason, **where, **more)
     except ValidationError as exc:
@@ -210,18 +218,16 @@ def _known(model: str, settings: Settings) -> list[tuple[Ledger, Record]]:
     return [(ledger, r) for ledger, r in found if r.model == model]
 
 
-def _use_secret(settings: Settings, name: str | None) -> None:
-    """The profile's control key into the environment, from where the local runtime keeps secrets."""
-    from refit.triton.server import CONTROL_KEY_VARIABLE
-
-    if name is None or os.environ.get(CONTROL_KEY_VARIABLE):
+def _use_secret(settings: Settings, name: str | None, variable: str) -> None:
+    """A secret of the profile's into the environment, from where the local runtime keeps secrets."""
+    if name is None or os.environ.get(variable):
         return
     value = os.environ.get(f"REFIT_SECRET_{name}")
     file = settings.home / "secrets" / name
     if value is None and file.exists():
         value = file.read_text(encoding="utf-8").strip()
     if value:
-        os.environ[CONTROL_KEY_VARIABLE] = value
+        os.environ[variable] = value
 
 
 def _cancel(*_: object) -> None:

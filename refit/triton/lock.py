@@ -42,7 +42,7 @@ LEASE_SECONDS = 60.0
 """A holder that gives no sign of life for so long has lost the lock. NFS clients keep a file's time for up to 60 s
 (acregmax), but ask anew when the file is opened, and it is opened each time."""
 
-_BEATS = 12  # signs of life per lease
+BEATS = 12  # signs of life per lease
 _POLL_SECONDS = 0.2
 _ALIVE = "alive"
 _OWNER = "owner.json"
@@ -125,7 +125,7 @@ class ModelLock:
             os.utime(self.desk / _ALIVE)
         except FileNotFoundError:
             holder = _holder(self._path)
-            now = f"{_describe(holder.owner)} has it now" if holder else "nobody has it now"
+            now = f"{describe(holder.owner)} has it now" if holder else "nobody has it now"
             raise LockLost(
                 f"the lock of {self._path.name} was lost, because this process gave no sign of life for "
                 f"{self._lease_seconds:g} s (it was paused, or the volume was away), and {now}; what was begun here is "
@@ -134,7 +134,7 @@ class ModelLock:
 
     def _live(self) -> None:
         """Renew the lease until the lock is given back or lost."""
-        while not self._given_back.wait(self._lease_seconds / _BEATS):
+        while not self._given_back.wait(self._lease_seconds / BEATS):
             try:
                 os.utime(self.desk / _ALIVE)
             except FileNotFoundError:
@@ -167,20 +167,20 @@ class ModelLock:
                     f"gave no sign of life for {self._lease_seconds:g} s" if silent else "ended without giving it back"
                 )
                 if self._take_over(holder):
-                    self._say(f"Took over the lock of {self._path.name}: {_describe(holder.owner)} {why}")
+                    self._say(f"Took over the lock of {self._path.name}: {describe(holder.owner)} {why}")
                     return
                 continue
             if now >= until:
                 raise ModelLocked(
-                    f"{_describe(holder.owner)} holds the lock of {self._path.name}, and did not give it back within "
+                    f"{describe(holder.owner)} holds the lock of {self._path.name}, and did not give it back within "
                     f"{self._wait_seconds:g} s; wait for it, or when you know that it is gone, remove {self._path}"
                 )
             if not told:
-                self._say(f"Waiting for {_describe(holder.owner)}, which holds the lock of {self._path.name}")
+                self._say(f"Waiting for {describe(holder.owner)}, which holds the lock of {self._path.name}")
                 told = True
-            time.sleep(min(_POLL_SECONDS, self._lease_seconds / _BEATS))
+            time.sleep(min(_POLL_SECONDS, self._lease_seconds / BEATS))
 
-    def _take_over(self, dead: _Holder) -> bool:
+    def _take_over(self, dead: Holder) -> bool:
         """Make a dead holder's desk this one's; False when somebody was faster, or it was given back after all."""
         try:
             os.rename(self._path / dead.token, self.desk)
@@ -191,11 +191,11 @@ class ModelLock:
 
     def _sign(self, desk: Path) -> None:
         (desk / _ALIVE).touch()
-        write_json(desk / _OWNER, {**_identity(), "run": self._run, "token": self._token, "since": _now()})
+        write_json(desk / _OWNER, {**identity(), "run": self._run, "token": self._token, "since": stamp()})
 
 
 @dataclass(frozen=True)
-class _Holder:
+class Holder:
     """Who holds a lock.
 
     Attributes:
@@ -218,25 +218,25 @@ class _Holder:
         return owner.get("boot") != _boot() or _start_time(int(owner.get("pid", 0))) != owner.get("started")
 
 
-def _holder(path: Path) -> _Holder | None:
+def _holder(path: Path) -> Holder | None:
     """Who holds a lock; None when nobody does."""
     try:
         names = os.listdir(path)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        return _Holder("", {}, 0)
+        return Holder("", {}, 0)
     if not names:
         return None
     if len(names) > 1 or not re.fullmatch(r"[0-9a-f]{32}", names[0]):
-        return _Holder("", {}, 0)
+        return Holder("", {}, 0)
     desk, beat, owner = path / names[0], 0, {}
     with contextlib.suppress(OSError, ValueError):
         with open(desk / _ALIVE, "rb") as alive:
             beat = os.fstat(alive.fileno()).st_mtime_ns
         value = json.loads((desk / _OWNER).read_text())
         owner = value if isinstance(value, dict) else {}
-    return _Holder(names[0], owner, beat)
+    return Holder(names[0], owner, beat)
 
 
 def actor() -> dict[str, Any]:
@@ -248,7 +248,7 @@ def actor() -> dict[str, Any]:
     return {"host": socket.gethostname(), "user": user, "pid": os.getpid()}
 
 
-def _identity() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
     """Enough to tell later whether this process still runs: a number alone is given out again."""
     return {**actor(), "started": _start_time(os.getpid()), "boot": _boot(), "namespace": _namespace()}
 
@@ -275,7 +275,7 @@ def _namespace() -> str:
     return ""
 
 
-def _describe(owner: dict[str, Any]) -> str:
+def describe(owner: dict[str, Any]) -> str:
     if not owner.get("host"):
         return "an unknown owner"
     return (
@@ -283,5 +283,5 @@ def _describe(owner: dict[str, Any]) -> str:
     )
 
 
-def _now() -> str:
+def stamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -8,21 +8,20 @@ written, every server loads it and must answer as it did when it was released (`
 from __future__ import annotations
 
 import re
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from refit.triton import fleet
+from refit.triton.bucket import open_repository
 from refit.triton.champion import look
 from refit.triton.client import TritonClient
 from refit.triton.config import pin
 from refit.triton.errors import AccessRefused, ArtefactError, RepositoryError, TritonError
 from refit.triton.ledger import Ledger, Record
 from refit.triton.model import read_model
-from refit.triton.repository import JOURNAL, ModelRepository
+from refit.triton.repository import CONFIG, JOURNAL, Repository
 from refit.triton.rollback import expected_of
 from refit.triton.specs import ReconcileReport, ReconcileSpec
 from refit.triton.transaction import Change, exclusive
@@ -68,39 +67,40 @@ def reconcile(spec: ReconcileSpec, say: Say = lambda _: None) -> ReconcileReport
     )
 
 
-def changed_by_hand(ledger: Ledger, repository: ModelRepository, model: str, version: int) -> str:
+def changed_by_hand(ledger: Ledger, repository: Repository, model: str, version: int) -> str:
     """Why the files of a version in the repository are not those that were released; "" where they are, or where the
     ledger does not know the version as one that serves."""
     found = ledger.find(model, version)
     if found is None or found[1].state != "serving":
         return ""
-    return _files(repository.root / model / str(version), found[1])
+    return _in_place(repository, found[1])
 
 
 def _serving(spec: ReconcileSpec) -> Serving | None:
     """The newest record of this workspace that says of itself that it serves."""
+    place = open_repository(spec.repository).place
     found = [
         (ledger, record)
         for ledger in Ledger(spec.ledger).siblings()
         for record in ledger.records(spec.model)
-        if record.state == "serving" and Path(record.repository).resolve() == spec.repository.resolve()
+        if record.state == "serving" and open_repository(record.repository).place == place
     ]
     found.sort(key=lambda entry: entry[1].history[-1].when if entry[1].history else "")
     return Serving(*found[-1], tuple(found[:-1])) if found else None
 
 
 def _differences(spec: ReconcileSpec, serving: Serving) -> Iterator[str]:
-    record, repository = serving.record, ModelRepository(spec.repository)
-    if (repository.workplace(spec.model) / JOURNAL).exists():
+    record, repository = serving.record, open_repository(spec.repository)
+    if repository.kept(spec.model, JOURNAL) is not None:
         yield "a change of the model is under way, or was left half done"
     for ledger, other in serving.others:
         yield f"{ledger.path(other.version)} says that it serves too"
-    wrong = _files(repository.root / spec.model / str(record.version), record)
+    wrong = _in_place(repository, record)
     if wrong:
         yield wrong
     loaded: tuple[int, ...] = (record.version,)
     policy = _policy(repository.read_config(spec.model), record)
-    config = f"{repository.root / spec.model}/config.pbtxt"
+    config = f"{repository.place}/{spec.model}/{CONFIG}"
     if policy is None:
         yield f"{config} is not that of version {record.version}: somebody changed it"
     elif policy != loaded:
@@ -115,14 +115,20 @@ def _differences(spec: ReconcileSpec, serving: Serving) -> Iterator[str]:
                 yield wrong
 
 
-def _files(folder: Path, record: Record) -> str:
+def _in_place(repository: Repository, record: Record) -> str:
+    with repository.local(record.model, record.version) as folder:
+        return _files(folder, record, f"{repository.place}/{record.model}/{record.version}")
+
+
+def _files(folder: Path, record: Record, shown: str) -> str:
+    """Why the files of a folder, called `shown`, are not those of a version, "" where they are."""
     try:
         found = read_model(folder).sha256
     except ArtefactError as exc:
-        return f"{folder} is not what was released: {exc}"
+        return f"{shown} is not what was released: {exc}"
     if found == record.sha256:
         return ""
-    return f"{folder} is not what was released (sha256 {found}, not {record.sha256}): somebody changed it"
+    return f"{shown} is not what was released (sha256 {found}, not {record.sha256}): somebody changed it"
 
 
 def _policy(config: bytes | None, record: Record) -> tuple[int, ...] | None:
@@ -162,13 +168,14 @@ def _mend(spec: ReconcileSpec, serving: Serving, say: Say) -> None:
         if now is None or now.record.version != record.version:
             raise RepositoryError(f"somebody has changed {spec.model} meanwhile; look again")
         repository = held.repository
-        if _files(repository.root / spec.model / str(record.version), record):
+        if _in_place(repository, record):
             _restore(serving.ledger, repository, record, say)
             held.lock.check()
         for ledger, other in serving.others:
             ledger.write(other.turn("retired", f"version {record.version} serves ({run})"))
         champion = look(held.servers, spec.model, say)
-        signature = read_model(repository.root / spec.model / str(record.version)).signature
+        with repository.local(spec.model, record.version) as folder:
+            signature = read_model(folder).signature
         expected = expected_of(serving.ledger, record, signature)
         change = Change.begin(
             "rollback", spec, held, version=record.version, champion=champion, keep_versions=1, run=run, say=say
@@ -182,20 +189,13 @@ def _mend(spec: ReconcileSpec, serving: Serving, say: Say) -> None:
         change.finish()
 
 
-def _restore(ledger: Ledger, repository: ModelRepository, record: Record, say: Say) -> None:
+def _restore(ledger: Ledger, repository: Repository, record: Record, say: Say) -> None:
     """Put the ledger's files of a version in place of those in the repository, which are kept for a look at them."""
     source = ledger.model(record.version)
-    wrong = _files(source, record)
+    wrong = _files(source, record, str(source))
     if wrong:
         raise RepositoryError(f"{wrong}; the ledger has no good copy, so go back to another version: refit rollback")
-    aside = repository.workplace(record.model) / "restored" / str(record.version)
-    shutil.rmtree(aside.parent, ignore_errors=True)
-    shutil.copytree(source, aside)
-    kept = repository.retired.with_name(f"{repository.root.name}.by-hand") / record.model
-    kept.mkdir(parents=True, exist_ok=True)
-    place = repository.root / record.model / str(record.version)
-    if place.exists():
-        place.rename(kept / f"{record.version}-{time.time_ns()}")
-        say(f"The changed files of version {record.version} lie in {kept} now")
-    place.parent.mkdir(exist_ok=True)
-    aside.rename(place)
+    why = "somebody changed its files; those that were released were put back"
+    files = {path.name: path for path in source.iterdir()}
+    repository.put_back(record.model, record.version, files, record.config, why)
+    say(f"The changed files of version {record.version} lie among the retired ones now")

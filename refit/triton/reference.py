@@ -58,13 +58,17 @@ class Reference:
             self.source,
         )
 
-    def save(self, path: Path) -> None:
-        """Write it as an .npz file, whole or not at all."""
+    def to_bytes(self) -> bytes:
+        """As an .npz file."""
         arrays = {f"input:{k}": v for k, v in self.inputs.items()} | {f"output:{k}": v for k, v in self.outputs.items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # no tensor is called allow_pickle
+        return buffer.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Write it as an .npz file, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, self.to_bytes())
 
     @staticmethod
     def load(path: Path, signature: Signature, source: str = "") -> Reference:
@@ -74,7 +78,17 @@ class Reference:
             ArtefactError: it cannot be read, or does not fit the model.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            data = path.read_bytes()
+        except OSError as exc:
+            raise ArtefactError(f"{path}: cannot be read ({exc}); remove it, or make the model again") from None
+        return Reference.parse(data, signature, source or str(path), str(path))
+
+    @staticmethod
+    def parse(data: bytes, signature: Signature, source: str, path: str = "") -> Reference:
+        """As `load`; `path` names it in errors, default: `source`."""
+        path = path or source
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as exc:
             raise ArtefactError(f"{path}: cannot be read ({exc}); remove it, or make the model again") from None
@@ -97,7 +111,7 @@ class Reference:
         for name, array in outputs.items():
             if not finite(array):
                 raise ArtefactError(f"{path}: output {name!r} has values that are not finite: the model is broken")
-        return Reference(inputs, outputs, source or str(path))
+        return Reference(inputs, outputs, source)
 
 
 @dataclass(frozen=True)

@@ -237,8 +237,9 @@ class _Release:
         )
         begin = time.perf_counter()
         try:
-            config = pin(self._config().text().encode(), change.journal.loaded).decode()
-            self.ledger.write(self._record(config))
+            alone = self._config().text()
+            config = pin(alone.encode(), change.journal.loaded).decode()
+            self.ledger.write(self._record(alone))
             self.ledger.keep(self.version, self.artefact.files())
             reached("begun")
             self.say(f"Staging {spec.model} as version {self.version}")
@@ -337,7 +338,7 @@ class _Release:
             key=origin.key,
             metrics=origin.metrics,
             url=spec.url,
-            repository=str(self.repository.root),
+            repository=self.repository.place,
             previous=previous,
             traffic_before=self._traffic() if spec.watched else None,
             config=config,

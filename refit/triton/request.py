@@ -9,7 +9,7 @@ from refit.cluster import Profile
 from refit.config import Settings
 from refit.pipeline import Pipeline, Resources
 from refit.toolkits.base import OUR_EXIT_CODES, Output, command
-from refit.toolkits.chain import control_key, served_by
+from refit.toolkits.chain import access, served_by
 
 WORDS = {"rollback": "roll back", "reconcile": "compare"}
 WATCH_GRACE_MINUTES = 10  # a watch may begin late, and its end takes the lock
@@ -68,10 +68,9 @@ def _request(
         argv=command("refit.triton", what, f"{what}.yaml"),
         workspace=settings.workspace,
         resources=Resources(gpus=0, cpus=1, memory_gib=1, timeout_hours=1),
-        env=control_key(secret),
+        **access(target, secret),
         specs={f"{what}.yaml": plan.literal(spec)},
         outputs=(Output("release", "release.json", "json"),),
-        secrets=(secret,) if secret else (),
         exit_codes=OUR_EXIT_CODES,
     )
     return {**request, "model": spec["model"], "toolkit": "refit", "summary": "summary.json"}

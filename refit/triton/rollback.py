@@ -16,7 +16,7 @@ from refit.triton.errors import ArtefactError, RollbackError
 from refit.triton.ledger import Ledger, Record
 from refit.triton.model import ONNX, read_model
 from refit.triton.reference import Reference, made_up
-from refit.triton.repository import ModelRepository
+from refit.triton.repository import Repository
 from refit.triton.specs import ReleaseReport, RollbackSpec
 from refit.triton.transaction import Change, exclusive, reached
 
@@ -81,7 +81,7 @@ def rollback(spec: RollbackSpec, say: Callable[[str], None] = lambda _: None) ->
         )
 
 
-def _choose(spec: RollbackSpec, repository: ModelRepository, champion: Champion) -> tuple[Ledger, Record, Signature]:
+def _choose(spec: RollbackSpec, repository: Repository, champion: Champion) -> tuple[Ledger, Record, Signature]:
     """The version to go back to, proven to be the bytes that were released."""
     ledger = Ledger(spec.ledger)
     there = repository.versions(spec.model)
@@ -90,17 +90,18 @@ def _choose(spec: RollbackSpec, repository: ModelRepository, champion: Champion)
     if found is None or wanted not in there or found[1].state == "failed":
         good = [v for v in there if (r := ledger.find(spec.model, v)) is not None and r[1].state != "failed"]
         raise RollbackError(
-            f"version {wanted} of {spec.model} cannot serve: it is not in {repository.root}, or the ledger "
+            f"version {wanted} of {spec.model} cannot serve: it is not in {repository.place}, or the ledger "
             f"{spec.ledger} does not know it as good; there are {good or 'none'}"
         )
-    folder = repository.root / spec.model / str(wanted)
     try:
-        model = read_model(folder)
+        with repository.local(spec.model, wanted) as folder:
+            model = read_model(folder)
     except ArtefactError as exc:
         raise RollbackError(f"version {wanted} of {spec.model} cannot serve: {exc}") from None
     if model.sha256 != found[1].sha256:
+        file = "" if model.engines else f"/{ONNX}"
         raise RollbackError(
-            f"{folder if model.engines else folder / ONNX} is not the file that was released as version {wanted} "
+            f"{repository.place}/{spec.model}/{wanted}{file} is not the file that was released as version {wanted} "
             f"(sha256 {found[1].sha256}): somebody changed it; go back to another version"
         )
     return *found, model.signature

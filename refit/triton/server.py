@@ -59,7 +59,8 @@ class TritonServer:
     """A tritonserver over one model repository; a context manager.
 
     Args:
-        repository: the model repository (made when it is missing).
+        repository: the model repository (made when it is missing), or one in a bucket as Triton names it,
+            ``s3://http://host:port/bucket/prefix``; its login is then in Amazon's variables of the environment.
         folder: the run folder for this server: backends, log (``triton.log``), ``server.json``. One server at a time.
         http_port, grpc_port, metrics_port: the ports on 127.0.0.1; None takes a free one.
         control_key: the key for the restricted APIs (letters, digits, ``-``, ``_``); None: unrestricted. It stands in
@@ -77,7 +78,7 @@ class TritonServer:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Path | str,
         folder: Path,
         *,
         http_port: int | None = None,
@@ -92,7 +93,7 @@ class TritonServer:
             raise ServerFailed(
                 "the control key may hold letters, digits, '-' and '_' only: Triton would cut it elsewhere"
             )
-        self.repository = Path(repository).absolute()
+        self.place = str(repository) if "://" in str(repository) else str(Path(repository).absolute())
         self.folder = Path(folder).absolute()
         self.log_path = self.folder / "triton.log"
         self.url = self.grpc_url = self.metrics_url = ""
@@ -103,6 +104,11 @@ class TritonServer:
         self._stop_seconds = stop_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._id = f"refit-{uuid.uuid4().hex[:12]}"
+
+    @property
+    def repository(self) -> Path:
+        """The model repository's folder."""
+        return Path(self.place)
 
     @property
     def pid(self) -> int | None:
@@ -126,7 +132,8 @@ class TritonServer:
         if self._process is not None:
             raise ServerFailed(f"the server at {self.url} runs already: stop it first")
         installation = self._installation or find()
-        self.repository.mkdir(parents=True, exist_ok=True)
+        if "://" not in self.place:
+            self.repository.mkdir(parents=True, exist_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         backends, lib = installation.assemble(self.folder)
         # A free port can be taken by another process before Triton binds it: then others are tried.
@@ -151,7 +158,7 @@ class TritonServer:
         )
         write_json(
             self.folder / "server.json",
-            {"schema": 1, "pid": self.pid, "id": self._id, "repository": str(self.repository), "url": self.url}
+            {"schema": 1, "pid": self.pid, "id": self._id, "repository": self.place, "url": self.url}
             | {"grpc": self.grpc_url, "metrics": self.metrics_url, "log": str(self.log_path)},
         )
 
@@ -197,7 +204,7 @@ class TritonServer:
         command = [
             str(installation.binary),
             f"--id={self._id}",
-            f"--model-repository={self.repository}",
+            f"--model-repository={self.place}",
             "--model-control-mode=explicit",
             "--load-model=*",
             "--exit-on-error=false",

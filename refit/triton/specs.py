@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from refit.engine.record import Capability, Version
 from refit.pipeline import WatchLines
@@ -31,7 +31,9 @@ class Target(Spec):
 
     model: ModelName
     url: Url
-    repository: Path = Field(description="Triton's model repository, as this process sees it")
+    repository: Annotated[str, BeforeValidator(str)] = Field(
+        description="Triton's model repository: a folder, as this process sees it, or s3://bucket/prefix, gs://..."
+    )
     ledger: Path = Field(description="<workspace>/<pipeline>/releases")
     timeout_seconds: float = Field(300, gt=0, le=86_400, description="for a load, and for the old version to unload")
     lock_seconds: float = Field(600, ge=0, le=86_400, description="for another release of this model to end")

@@ -25,8 +25,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from refit.files import write_bytes, write_text
 from refit.triton import fleet, proof
+from refit.triton.bucket import open_repository
 from refit.triton.champion import Champion
 from refit.triton.client import TritonClient
 from refit.triton.config import pin
@@ -43,9 +43,8 @@ from refit.triton.errors import (
 )
 from refit.triton.fleet import Servers
 from refit.triton.ledger import Ledger
-from refit.triton.lock import ModelLock
 from refit.triton.reference import Reference, Tolerance, difference
-from refit.triton.repository import JOURNAL, ModelRepository
+from refit.triton.repository import JOURNAL, Lock, Repository
 from refit.triton.specs import Target
 
 STEPS = (
@@ -59,6 +58,7 @@ UNDO_STEPS = ("undo-configured", "undo-server", "undo-loaded", "undo-withdrawn",
 """`undo-server` is of each server."""
 
 _UNLOAD_SECONDS = 10.0
+_PREVIOUS, _ANSWERS = "previous.pbtxt", "champion.npz"
 
 MODEL_AT_FAULT = (LoadFailed, ProofFailed, ModelNotServed, InferenceFailed)
 """Errors that say that the model cannot serve; another try with the same file would end in the same way."""
@@ -128,9 +128,9 @@ def reached(step: str) -> None:
 class Held:
     """What a change works on, while nobody else may."""
 
-    repository: ModelRepository
+    repository: Repository
     servers: Servers
-    lock: ModelLock
+    lock: Lock
 
 
 class Change:
@@ -149,7 +149,6 @@ class Change:
         self.lock = held.lock
         self.journal = journal
         self.say = say
-        self._home = held.repository.workplace(journal.model)
 
     @classmethod
     def begin(
@@ -168,15 +167,13 @@ class Change:
     ) -> Change:
         """Write down what serves now, then that a change begins."""
         repository = held.repository
-        home = repository.workplace(target.model)
         held.lock.check()
-        repository.clean(target.model)
-        home.mkdir(parents=True)
+        repository.begin(target.model)
         config = repository.read_config(target.model)
         if config is not None:
-            write_bytes(home / "previous.pbtxt", config)
+            repository.keep(target.model, _PREVIOUS, config)
         if champion.answers is not None:
-            champion.answers.save(home / "champion.npz")
+            repository.keep(target.model, _ANSWERS, champion.answers.to_bytes())
         journal = Journal(
             kind=kind,
             model=target.model,
@@ -233,7 +230,8 @@ class Change:
         Raises:
             as `swap`.
         """
-        config = (self._home / "previous.pbtxt").read_bytes()
+        config = self.repository.read_config(self.journal.model)
+        assert config is not None, "it pins the version that is loaded still"
         self.swap(pin(config, self.journal.loaded), None, expected)
 
     def _verify(self, servers: Servers, sha256: str | None, expected: Reference) -> proof.Proof:
@@ -363,7 +361,7 @@ class Change:
         """Configuration and server as they were."""
         journal = self.journal
         if journal.had_config:
-            self.repository.put_back_config(journal.model, self._home / "previous.pbtxt", self.lock.desk)
+            self.repository.put_back_config(journal.model, _PREVIOUS, self.lock.desk)
         else:
             self.repository.remove_config(journal.model)
         reached("undo-configured")
@@ -404,11 +402,11 @@ class Change:
 
     def _ask_champion(self, server: TritonClient) -> None:
         """The champion answers as it did before the change began."""
-        path = self._home / "champion.npz"
-        if not path.exists():
+        data = self.repository.kept(self.journal.model, _ANSWERS)
+        if data is None:
             return
         served = server.config(self.journal.model)
-        before = Reference.load(path, served.signature)
+        before = Reference.parse(data, served.signature, "the champion's answers before the change")
         answers, versions, _ = proof.ask(server, self.journal.model, served.signature, before.inputs)
         if not versions <= set(self.journal.champion):
             raise ProofFailed(f"versions {sorted(versions)} answer, not {list(self.journal.champion)}")
@@ -424,7 +422,8 @@ class Change:
     def _save(self, **changed: object) -> None:
         self.lock.check()
         self.journal = self.journal.model_copy(update=changed)
-        write_text(self._home / JOURNAL, self.journal.model_dump_json(indent=1) + "\n")
+        text = self.journal.model_dump_json(indent=1) + "\n"
+        self.repository.keep(self.journal.model, JOURNAL, text.encode())
 
 
 @contextmanager
@@ -441,27 +440,26 @@ def exclusive(target: Target, run: str, say: Say) -> Iterator[Held]:
             fleet.live(servers)
         except TritonUnavailable as exc:
             down = exc
-        repository = ModelRepository(target.repository)
-        pending = repository.workplace(target.model) / JOURNAL
-        if down is not None and not pending.exists():
+        repository = open_repository(target.repository)
+        if down is not None and repository.kept(target.model, JOURNAL) is None:
             raise down
-        lock = ModelLock(repository.locks, target.model, run=run, wait_seconds=target.lock_seconds, say=say)
-        with lock:
+        with repository.lock(target.model, run=run, wait_seconds=target.lock_seconds, say=say) as lock:
             held = Held(repository, servers, lock)
-            if pending.exists():
+            pending = repository.kept(target.model, JOURNAL)
+            if pending is not None:
                 _settle(pending, target, held, say)
             fleet.live(servers)
             yield held
 
 
-def _settle(path: Path, target: Target, held: Held, say: Say) -> None:
+def _settle(pending: bytes, target: Target, held: Held, say: Say) -> None:
     """Finish or undo a change that was killed."""
     try:
-        journal = Journal.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as exc:
+        journal = Journal.model_validate_json(pending)
+    except ValidationError as exc:
         raise RepositoryError(
-            f"{path}: the journal of an unfinished release cannot be read ({exc}); see what Triton serves, put "
-            "config.pbtxt right, and remove it"
+            f"{held.repository.place}.staging/{target.model}/{JOURNAL}: the journal of an unfinished release cannot be "
+            f"read ({exc}); see what Triton serves, put config.pbtxt right, and remove it"
         ) from exc
     change = Change(target, held, journal, say)
     if journal.verified:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from refit.files import sha256
+from refit.triton.bucket import open_repository
 from refit.triton.client import TritonClient
 from refit.triton.errors import AccessRefused, ArtefactError, TritonError
 from refit.triton.ledger import Ledger, Record
@@ -34,20 +35,24 @@ class Finding:
 def check(ledger: Ledger, record: Record, public_key: str | None) -> Iterator[Finding]:
     """Everything that can be known of one version. `public_key`: as PEM, None where none is named."""
     folder = ledger.path(record.version)
-    yield from _files("files in the ledger", ledger.model(record.version), record)
-    yield from _files("files in the repository", Path(record.repository) / record.model / str(record.version), record)
+    kept = ledger.model(record.version)
+    yield from _files("files in the ledger", kept, record, str(kept))
+    repository = open_repository(record.repository)
+    with repository.local(record.model, record.version) as there:
+        shown = f"{repository.place}/{record.model}/{record.version}"
+        yield from _files("files in the repository", there, record, shown)
     yield _card(folder / FILE, record)
     yield from _signature(folder, record, public_key)
     if record.state == "serving":
         yield served(record)
 
 
-def _files(about: str, folder: Path, record: Record) -> Iterator[Finding]:
-    if not folder.is_dir():
+def _files(about: str, folder: Path, record: Record, shown: str) -> Iterator[Finding]:
+    if not folder.is_dir() or not any(folder.iterdir()):
         if record.state == "serving":
-            yield Finding("FAIL", about, f"{folder} is not there, and the version serves")
+            yield Finding("FAIL", about, f"{shown} is not there, and the version serves")
         else:
-            yield Finding("note", about, f"{folder} is not there (any more)")
+            yield Finding("note", about, f"{shown} is not there (any more)")
         return
     try:
         found = read_model(folder).sha256
@@ -57,7 +62,7 @@ def _files(about: str, folder: Path, record: Record) -> Iterator[Finding]:
     if found == record.sha256:
         yield Finding("ok", about, f"sha256 {found[:16]} as released")
     else:
-        yield Finding("FAIL", about, f"{folder}: sha256 is {found}, {record.sha256} was released: somebody changed it")
+        yield Finding("FAIL", about, f"{shown}: sha256 is {found}, {record.sha256} was released: somebody changed it")
 
 
 def _card(path: Path, record: Record) -> Finding:

@@ -168,7 +168,7 @@ def _end(spec: WatchSpec, record: Record, beside: int, seen: Traffic, run: str, 
             return _report(spec, record.version, beside, "superseded", seen, _CHANGED)
         config = held.repository.read_config(spec.model)
         if config is None:
-            raise RepositoryError(f"{held.repository.root}: config.pbtxt of {spec.model} is gone; release it again")
+            raise RepositoryError(f"{held.repository.place}: config.pbtxt of {spec.model} is gone; release it again")
         change = Change.begin(
             "watch",
             spec,

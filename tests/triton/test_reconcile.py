@@ -116,9 +116,9 @@ def test_the_changed_files_are_kept_for_a_look(two: Place) -> None:
     replace_model(two)
     changed = (two.repository / two.name / "2" / "model.onnx").read_bytes()
     compared(two, mend=True)
-    (kept,) = two.beside("by-hand").iterdir()
-    assert kept.name.startswith("2-")
-    assert (kept / "model.onnx").read_bytes() == changed
+    kept = two.beside("retired")
+    assert (kept / "2" / "model.onnx").read_bytes() == changed
+    assert "somebody changed its files" in (kept / "2.json").read_text()
 
 
 @pytest.mark.parametrize("change", [replace_model, remove_files])

@@ -168,7 +168,7 @@ def test_ledger(tmp_path: Path) -> None:
     found = ledger.read(1)
     assert found is not None
     assert found.state == "serving"
-    assert found.turn("serving", "again") is found
+    assert found.turn("serving", "released") is found
     assert [e.state for e in found.history] == ["staged", "serving"]
     assert [r.version for r in ledger.records("other")] == [2]
     assert ledger.used_versions() == {1, 2}

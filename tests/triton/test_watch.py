@@ -199,8 +199,8 @@ def test_next_release_ends_an_earlier_watch(place: Place) -> None:
     report = place.release(place.model("c", seed=6), watched=True)
     assert (report.version, report.previous) == (3, 2)
     assert place.client.ready_versions(place.name) == (2, 3)
-    assert watch(spec(place)).outcome == "stays"
-    assert_settled(place, 3)
+    assert rollback(back(place)).version == 2, "whose own release was watched, beside version 1"
+    assert_settled(place, 2)
 
 
 def _watch(step: str, asked: WatchSpec) -> None:

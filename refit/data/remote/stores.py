@@ -70,6 +70,11 @@ class Store:
             why = type(exc).__name__
             raise Refused(f"{self._source}: the login of {shown(self._connection)} cannot be used ({why})") from None
 
+    @property
+    def opened(self) -> Any:
+        """obstore's store, with the prefix as its root. Raises Refused."""
+        return self._store
+
     def tree(self) -> Tree | None:
         def rows() -> list[FileInfo]:
             if self._single:
