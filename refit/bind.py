@@ -38,6 +38,7 @@ from refit.status import StatusWriter
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import Stage
 from refit.toolkits.chain import WATCH
+from refit.version import version
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
 REPORT, ISSUES, SHARE = "report.html", "issues.jsonl", "share"
@@ -54,6 +55,7 @@ class BindSpec(Spec):
     run_id: str
     conf: dict[str, Any] = Field(default_factory=dict, description="params of a manual run")
     data: str | None = Field(None, description="a folder in place of dataset.source")
+    snapshot: str | None = Field(None, description="a snapshot that is taken as it is, in place of the source")
     attached: dict[str, str] = Field(default_factory=dict, description="files that it names -> their content then")
     profile: dict[str, Any] | None = Field(None, description="the cluster profile, where its file is not at hand")
     share: int | None = Field(None, ge=0, description="of `look`: which of dataset.shards")
@@ -110,7 +112,13 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             off=frozenset(() if switches.get("release", True) else ("release", WATCH)),
         )
         plan = plans.make_plan(pipeline, profile, bound)
-        plan |= {"run_id": spec.run_id, "conf": spec.conf, "pipeline_file": {"name": doc.file, "text": spec.text}}
+        plan |= {
+            "run_id": spec.run_id,
+            "conf": spec.conf,
+            "pipeline_file": {"name": doc.file, "text": spec.text, "attached": spec.attached},
+            "evaluation": measured,
+            "made_by": made_by(settings, bound.environments),
+        }
         if dry:
             plan[plans.DRY_RUN] = True
         if profile.prices is not None:
@@ -166,6 +174,15 @@ def _environments(profile: cluster.Profile, settings: Settings) -> dict[str, str
     return found
 
 
+def made_by(settings: Settings, environments: Mapping[str, str]) -> dict[str, Any]:
+    """Which Refit makes a run's results: version, commit where it is a work tree, its sources, the environments."""
+    from refit.data import provenance
+
+    revision = provenance.of(settings.repository).get("git_commit")
+    code = code_version(settings.repository, "refit")
+    return {"refit": version(), "revision": revision, "code": code, "environments": dict(environments)}
+
+
 def _pipeline(spec: BindSpec, doc: Document) -> tuple[Any, dict[str, Any], dict[str, bool]]:
     """The pipeline with the run's conf applied, what that changed by dotted path, and the run's switches."""
     unchanged = pipelines.from_document(doc, spec.name, attached=spec.attached)
@@ -202,6 +219,8 @@ def _take_data(
 
     dataset: Dataset = pipeline.dataset
     rule = dataset.arrival
+    if spec.snapshot is not None:
+        return _pinned(pipeline, spec, Path(spec.snapshot), out)
     came = _came(dataset, settings, workspace)
     source, listing, before = came.source, came.listing, came.before
     if not listing.files:
@@ -336,6 +355,26 @@ def _parts(pipeline: Any, spec: BindSpec) -> list[Path]:
     found = [Path(spec.run) / plans.stage_folder(0, plans.stage_name(plans.LOOK, i)) for i in range(shards)]
     parts = [folder / "out" / SHARE for folder in found]
     return parts if all(part.exists() for part in parts) else []
+
+
+def _pinned(pipeline: Any, spec: BindSpec, path: Path, out: Path) -> Data:
+    """A snapshot that is named itself, with its split and its evaluation set as they are. Raises BadData."""
+    from refit.data import snapshot
+    from refit.data.report import contents
+
+    try:
+        found = snapshot.open_snapshot(path)
+        there = snapshot.fingerprint(snapshot.read_annotations(path), found.classes)
+    except (OSError, ValueError, KeyError) as exc:
+        raise BadData(f"{path}: cannot be read as a snapshot ({exc}); `refit reproduce` writes one") from None
+    if there != found.fingerprint:
+        raise BadData(f"{path}: its annotations have the fingerprint {there}, not {found.fingerprint}: it was changed")
+    if list(found.classes) != list(pipeline.dataset.classes):
+        raise BadData(f"{path}: has the classes {list(found.classes)}, the pipeline {pipeline.dataset.classes}")
+    faults = contents.issues(path)
+    _report(pipeline, spec, path, faults, None, out)
+    about = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+    return Data(path, faults, about.get("evaluation") or {})
 
 
 def _again(pipeline: Any, spec: BindSpec, snapshot: Path, workspace: Path, out: Path) -> Data:

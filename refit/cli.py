@@ -1,7 +1,7 @@
 """The command line.
 
 `refit validate | plan | pod | run | predict | status | shell | dataset | ngc list | import | releases | rollback |
-publish | gc | doctor | schema`
+verify | reproduce | publish | gc | doctor | schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import uuid
@@ -36,7 +37,7 @@ from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.predict.cli import add_predict, run_predict
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
-from refit.triton.cli import add_releases, add_rollback, run_releases, run_rollback
+from refit.triton.cli import add_releases, add_rollback, add_verify, run_releases, run_rollback, run_verify
 from refit.triton.errors import TritonError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
@@ -271,11 +272,20 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         roots = ":".join([*map(str, settings.data_roots), data])  # a path on the command line is allowed by being there
         settings = Settings.from_env({**settings.environment(), "REFIT_DATA_ROOTS": roots})
     run_id = args.run_id or f"cli__{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{uuid.uuid4().hex[:4]}"
+    if args.snapshot and not (Path(args.snapshot) / "dataset.json").is_file():
+        raise CliError(f"--snapshot {args.snapshot}: holds no dataset.json; name a snapshot's folder")
     from refit.runtime.run import PipelineRun
 
     with _alone(settings.workspace / pipeline.name):
         request = plans.bind_request(
-            path.absolute(), path.read_text(encoding="utf-8"), run_id, conf, settings, nonce=uuid.uuid4().hex, data=data
+            path.absolute(),
+            path.read_text(encoding="utf-8"),
+            run_id,
+            conf,
+            settings,
+            nonce=uuid.uuid4().hex,
+            data=data,
+            snapshot=os.path.abspath(args.snapshot) if args.snapshot else None,
         )
         pipeline_run = PipelineRun(settings, request, until=args.until, quiet=args.quiet, approve=args.approve)
         try:
@@ -387,6 +397,27 @@ def publish(args: argparse.Namespace, settings: Settings) -> int:
     return GOOD
 
 
+def verify(args: argparse.Namespace, settings: Settings) -> int:
+    """Is what was released what lies there and serves: files, model cards, signatures, and Triton itself."""
+    return run_verify(args, settings)
+
+
+def reproduce(args: argparse.Namespace, settings: Settings) -> int:
+    """Write the pipeline, specs and data that made a version into a folder, ready to run."""
+    from refit.bind import environment_digest, made_by
+    from refit.reproduce import find
+    from refit.reproduce import reproduce as write
+
+    card, home = find(args.release, args.version, settings)
+    environments = card.get("made_by", {}).get("environments", {})
+    today = {n: environment_digest(settings, n) for n in environments if n in ("tools", "cpu")}
+    made = write(card, home, Path(args.to or f"{card['model']}-{card['version']}"), made_by(settings, today))
+    for note in made.notes:
+        print(f"note: {note}")
+    print(f"{made.pipeline}\nrun it: {shlex.join(made.command)}  (or run.sh there)")
+    return GOOD
+
+
 def gc(args: argparse.Namespace, settings: Settings) -> int:
     """Remove old runs, checkpoints and snapshots; never what a kept run, a release or a reused result needs."""
     from refit import collect
@@ -492,6 +523,7 @@ def _parser() -> argparse.ArgumentParser:
     c = command("run", run)
     c.add_argument("file", metavar="FILE")
     c.add_argument("--data", metavar="PATH", help="a folder in place of the file's dataset.source")
+    c.add_argument("--snapshot", metavar="DIR", help="a snapshot that is taken as it is, in place of any source")
     c.add_argument("--workspace", metavar="DIR", help="in place of REFIT_WORKSPACE")
     c.add_argument("--until", metavar="STAGE", help="stop after this stage")
     c.add_argument("--param", metavar="KEY=VALUE", action="append", default=[], help="as in Airflow's trigger form")
@@ -522,6 +554,11 @@ def _parser() -> argparse.ArgumentParser:
     add_rollback(command("rollback", rollback))
     c = command("publish", publish)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
+    add_verify(command("verify", verify))
+    c = command("reproduce", reproduce)
+    c.add_argument("release", metavar="RELEASE", help="a pipeline's name, or the path of a release.json")
+    c.add_argument("--version", type=int, metavar="N", help="default: the one that serves")
+    c.add_argument("--to", metavar="DIR", help="a new folder; default: MODEL-VERSION")
     c = command("gc", gc)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
     c.add_argument("--dry-run", action="store_true", help="only say what would go")

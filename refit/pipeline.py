@@ -170,6 +170,17 @@ class Watch(WatchLines):
     every_seconds: float = Field(5, gt=0, le=600, description="between two looks at the counters, each with a probe")
 
 
+class Signing(Spec):
+    """Each release is signed with a key of your own (OpenSSF Model Signing)."""
+
+    secret: str = Field(
+        pattern=r"^[A-Z][A-Z0-9_]{0,62}$", description="the secret with the private key: an unencrypted EC key as PEM"
+    )
+    public_key: str = Field(
+        pattern=r"^\s*-----BEGIN PUBLIC KEY-----", description="its public half as PEM text, which may be seen by all"
+    )
+
+
 class Release(Spec):
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="name in Triton; null: the pipeline's name"
@@ -190,6 +201,7 @@ class Release(Spec):
         description="keep the version before loaded for some minutes, and go back where errors or time cross a line; "
         "true: the defaults",
     )
+    signing: Signing | None = Field(None, description="null: releases are not signed")
     triton: TritonTarget | None = Field(None, description="null: the cluster profile's")
 
 

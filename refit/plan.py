@@ -211,6 +211,7 @@ def bind_request(
     *,
     nonce: str,
     data: str | None = None,
+    snapshot: str | None = None,
     profile: Mapping[str, Any] | None = None,
     share: int | None = None,
 ) -> dict[str, Any]:
@@ -218,7 +219,8 @@ def bind_request(
     looks at that share of the data before it (dataset.shards).
 
     `text` is the pipeline file's content as it is now: later edits do not reach this run. `nonce` differs at every
-    start, so that a bind is never answered by an older one. `data` replaces dataset.source (CLI). `profile` is the
+    start, so that a bind is never answered by an older one. `data` replaces dataset.source, `snapshot` is
+    taken in its place as it is (CLI). `profile` is the
     cluster profile as the caller read it, for a bind that runs where its file is not.
     """
     name = peek_name(pipeline_file)
@@ -239,6 +241,7 @@ def bind_request(
         "run_id": run_id,
         "conf": dict(conf),
         "data": data,
+        "snapshot": snapshot,
         "profile": dict(profile) if profile is not None else None,
         "share": share,
         "workspace": str(workspace),

@@ -15,6 +15,7 @@ WATCH = "watch"  # the stage after the release, where the pipeline wants one
 NO_PROFILE = LocalProfile.model_validate({"triton": {"url": "http://127.0.0.1:8000", "repository": "models"}})
 
 FIRST = ("bind", "look")  # what takes the data in, in every pipeline
+SIGNING_KEY = "REFIT_SIGNING_KEY"  # refit.triton.signing
 
 CPU_CODE = (
     "refit/cpu",
@@ -186,8 +187,10 @@ class Chain:
             "reference_images": release.images,
             "prove": "auto" if release.prove else "never",
             **({"watched": True} if release.watch else {}),
+            **({"signing": {"public_key": release.signing.public_key}} if release.signing else {}),
             **more,
         }
+        signed = {SIGNING_KEY: f"{{secret:{release.signing.secret}}}"} if release.signing else {}
         return Stage(
             name="release",
             action="release",
@@ -199,8 +202,8 @@ class Chain:
             after=(f"gate_{judged}", *after),
             outputs=(Output("release", "release.json", "json"),),
             summary="summary.json",
-            secrets=(secret,) if secret else (),
-            env=control_key(secret),
+            secrets=tuple(name for name in (secret, release.signing and release.signing.secret) if name),
+            env={**control_key(secret), **signed},
             code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
             resources=self.light("release"),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from refit import command
 from refit.cluster import KubernetesProfile, load
 from refit.command import BadSpec
 from refit.config import Settings
-from refit.specs import did_you_mean
+from refit.specs import SpecError, did_you_mean
 from refit.triton.ledger import Ledger, Record
 
 ROLLBACK_DAG = "refit_rollback"
@@ -103,6 +104,53 @@ def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
         return command.CANCELLED
     print(report.sentence())
     return command.OK
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model's name in Triton; default: all")
+    parser.add_argument("--version", type=int, metavar="N", help="default: every version that serves or may serve")
+    parser.add_argument(
+        "--public-key", type=Path, metavar="FILE", help="as PEM; default: release.signing.public_key of the pipeline"
+    )
+
+
+def run_verify(args: argparse.Namespace, settings: Settings) -> int:
+    """Print a line for each thing that was looked at. Raises BadSpec."""
+    from refit.triton.verify import check
+
+    found = _known(args.model, settings) if args.model is not None else _all(settings)
+    wanted = [
+        (ledger, r)
+        for ledger, r in found
+        if (r.version == args.version if args.version is not None else r.state in ("serving", "retired"))
+    ]
+    if not wanted:
+        raise BadSpec(f"nothing to verify: no such version was released from {settings.workspace}")
+    failed = False
+    for ledger, record in sorted(wanted, key=lambda entry: (entry[1].model, -entry[1].version)):
+        print(f"{record.model} version {record.version}, {record.state}")
+        for finding in check(ledger, record, _public_key(args.public_key, ledger, settings)):
+            failed |= finding.level == "FAIL"
+            print(f"  {finding}", flush=True)
+    return command.FAILED if failed else command.OK
+
+
+def _public_key(named: Path | None, ledger: Ledger, settings: Settings) -> str | None:
+    """The key that signatures are held against: as named, else that of the pipeline's file where it has one."""
+    if named is not None:
+        try:
+            return named.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise BadSpec(f"--public-key {named}: cannot be read ({exc})") from None
+    from refit import pipeline as pipelines
+
+    for ending in (".yaml", ".yml"):
+        file = settings.pipelines / (ledger.folder.parent.name + ending)
+        with contextlib.suppress(SpecError):
+            release = pipelines.load(file).release if file.is_file() else None
+            if release and release.signing:
+                return str(release.signing.public_key)
+    return None
 
 
 def _all(settings: Settings) -> list[tuple[Ledger, Record]]:

@@ -71,6 +71,8 @@ class Record(BaseModel):
     traffic_before: Traffic | None = None
     config: str
     sidecar: dict[str, Any] = {}
+    card: str | None = None  # sha256 of card.json
+    signed_by: str | None = None  # sha256 of the public key's PEM
     history: list[Event] = []
 
     def turn(self, state: State, reason: str) -> Record:

@@ -32,6 +32,7 @@ from refit.triton.config import ModelConfig, pin
 from refit.triton.errors import ArtefactError, InstallationError, ProofFailed, RepositoryError
 from refit.triton.installation import Installation, find
 from refit.triton.ledger import Ledger, Previous, Record
+from refit.triton.lineage import Lineage
 from refit.triton.proof import Proof
 from refit.triton.reference import Reference, Samples
 from refit.triton.specs import ReleaseReport, ReleaseSpec
@@ -40,7 +41,12 @@ from refit.triton.transaction import MODEL_AT_FAULT, Change, Held, exclusive, re
 from refit.version import version
 
 
-def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
+def release(
+    spec: ReleaseSpec,
+    out: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    lineage: Lineage | None = None,
+) -> ReleaseReport:
     """Make a model the champion of every Triton server behind an address, or leave everything as it was.
 
     Args:
@@ -48,6 +54,7 @@ def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], Non
         out: the stage's result folder; the throwaway server's log goes there, and request.json beside it says what
             the spec does not.
         say: is told what happens, a sentence each.
+        lineage: what the model was made from, for the ledger.
 
     Raises:
         ArtefactError: the model or what stands beside it cannot be used; nothing was touched.
@@ -67,7 +74,7 @@ def release(spec: ReleaseSpec, out: Path | None = None, say: Callable[[str], Non
             report = _confirm(spec, held, champion, artefact, origin, say)
             if report is not None:
                 return report
-        return _Release(spec, artefact, origin, held, champion, installation, batch, say).run(out)
+        return _Release(spec, artefact, origin, held, champion, installation, batch, say, lineage).run(out)
 
 
 def _prover(spec: ReleaseSpec, artefact: Artefact) -> Installation | None:
@@ -185,6 +192,7 @@ class _Release:
         installation: Installation | None,
         max_batch_size: int,
         say: Callable[[str], None],
+        lineage: Lineage | None,
     ) -> None:
         self.spec = spec
         self.artefact = artefact
@@ -204,6 +212,7 @@ class _Release:
             | {e.version for server in held.servers for e in server.index(spec.model) if e.version is not None}
         )
         self.version = max(numbers, default=0) + 1
+        self.lineage = lineage and lineage.of(spec.model, self.version, artefact.sha256, origin.metrics)
 
     def run(self, out: Path | None) -> ReleaseReport:
         """Do it; the errors are those of `release`."""
@@ -234,6 +243,8 @@ class _Release:
                 raise RepositoryError(
                     f"{tree}: the copy differs from {spec.model_path}: it changed, or the disk is bad"
                 )
+            if self.lineage is not None:
+                self.lineage.write(self.ledger.path(self.version), tree / spec.model / str(self.version))
             self._lap("stage", begin)
             reached("staged")
             expected = self._prove(tree, out)
@@ -326,6 +337,7 @@ class _Release:
             traffic_before=self._traffic() if spec.watched else None,
             config=config,
             sidecar=artefact.sidecar,
+            **(self.lineage.told if self.lineage else {}),
         ).turn("staged", f"staged by {origin.run}")
 
     def _traffic(self) -> Traffic | None:

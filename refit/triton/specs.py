@@ -38,6 +38,12 @@ class Target(Spec):
     tolerance: ToleranceSpec = ToleranceSpec()
 
 
+class SigningSpec(Spec):
+    """How a release is signed; the private key comes from the environment (REFIT_SIGNING_KEY)."""
+
+    public_key: str = Field(description="its public half, as PEM: the signature is held against it at once")
+
+
 class ReleaseSpec(Target):
     """The spec of `python -m refit.triton release`."""
 
@@ -56,6 +62,7 @@ class ReleaseSpec(Target):
     key: str | None = Field(None, description="the stage's key; null: from the stage's request.json")
     metrics: dict[str, float] = Field(default_factory=dict, description="what the model reached; goes into the ledger")
     approval: Path | None = Field(None, description="question.json of the stage approve; the answer: REFIT_APPROVAL")
+    signing: SigningSpec | None = Field(None, description="null: not signed")
     results: Path | None = Field(None, description="results.json of the evaluate stage: more metrics")
     images: Path | list[Path] | None = Field(None, description="pictures to prove with: a folder, or files")
     reference_images: int | None = Field(

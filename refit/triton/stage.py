@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from refit.command import BadData, BadSpec, Rejected, StageError
 from refit.files import write_json
@@ -12,10 +13,14 @@ from refit.status import StatusWriter
 from refit.triton.approved import approved
 from refit.triton.artefact import read_origin
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
+from refit.triton.lineage import Lineage, gather
 from refit.triton.release import release
 from refit.triton.rollback import rollback
-from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec, WatchSpec
+from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec, SigningSpec, WatchSpec
 from refit.triton.watch import watch
+
+if TYPE_CHECKING:
+    from refit.triton.signing import Keys
 
 _SUMMARY = (
     *("outcome", "model", "version", "previous", "sha256", "url", "servers"),
@@ -25,10 +30,21 @@ _SUMMARY = (
 
 def run_release(spec: ReleaseSpec, out: Path, status: StatusWriter) -> None:
     """Release and write ``out/release.json`` and ``out/summary.json``."""
-    approved(spec, read_origin(spec, out).run)
     with stage_errors():
-        report = release(spec, out, _say(status))
+        keys = _keys(spec.signing) if spec.signing else None
+        decision = approved(spec, read_origin(spec, out).run)
+        lineage = Lineage(gather(out.absolute().parents[1], decision), keys)
+        report = release(spec, out, _say(status), lineage)
     _done(report, out, status)
+
+
+def _keys(signing: SigningSpec) -> Keys:
+    from refit.triton.signing import Keys, SigningError  # cryptography is loaded where a key is named
+
+    try:
+        return Keys.of(signing.public_key)
+    except SigningError as exc:
+        raise BadSpec(str(exc)) from None
 
 
 def run_rollback(spec: RollbackSpec, out: Path, status: StatusWriter) -> None:

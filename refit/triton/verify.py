@@ -1,0 +1,118 @@
+"""Is a version what was released? Its files, card and signature against the ledger, and what Triton serves.
+
+`refit verify` asks; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from refit.files import sha256
+from refit.triton.client import TritonClient
+from refit.triton.errors import AccessRefused, ArtefactError, TritonError
+from refit.triton.ledger import Ledger, Record
+from refit.triton.lineage import FILE, LEFT_OUT
+from refit.triton.model import read_model
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; FAIL is not what was released, note could not be looked at."""
+
+    level: Literal["ok", "FAIL", "note"]
+    about: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:4s}  {self.about}: {self.text}"
+
+
+def check(ledger: Ledger, record: Record, public_key: str | None) -> Iterator[Finding]:
+    """Everything that can be known of one version. `public_key`: as PEM, None where none is named."""
+    folder = ledger.path(record.version)
+    yield from _files("files in the ledger", ledger.model(record.version), record)
+    yield from _files("files in the repository", Path(record.repository) / record.model / str(record.version), record)
+    yield _card(folder / FILE, record)
+    yield from _signature(folder, record, public_key)
+    if record.state == "serving":
+        yield served(record)
+
+
+def _files(about: str, folder: Path, record: Record) -> Iterator[Finding]:
+    if not folder.is_dir():
+        if record.state == "serving":
+            yield Finding("FAIL", about, f"{folder} is not there, and the version serves")
+        else:
+            yield Finding("note", about, f"{folder} is not there (any more)")
+        return
+    try:
+        found = read_model(folder).sha256
+    except ArtefactError as exc:
+        yield Finding("FAIL", about, str(exc))
+        return
+    if found == record.sha256:
+        yield Finding("ok", about, f"sha256 {found[:16]} as released")
+    else:
+        yield Finding("FAIL", about, f"{folder}: sha256 is {found}, {record.sha256} was released: somebody changed it")
+
+
+def _card(path: Path, record: Record) -> Finding:
+    if record.card is None:
+        return Finding("note", "model card", "none: released by an older Refit, or by hand")
+    try:
+        found = sha256(path)
+    except OSError as exc:
+        return Finding("FAIL", "model card", f"{path}: {exc.strerror}")
+    if found != record.card:
+        return Finding("FAIL", "model card", f"{path}: sha256 is {found}, not {record.card}: somebody changed it")
+    return Finding("ok", "model card", f"sha256 {found[:16]} as released")
+
+
+def _signature(folder: Path, record: Record, public_key: str | None) -> Iterator[Finding]:
+    about = "signature"
+    if public_key is None:
+        if record.signed_by is not None:
+            yield Finding("FAIL", about, "signed, and no key to check it with: name --public-key FILE")
+        return
+    from refit.triton import signing  # cryptography is needed only here
+
+    try:
+        signed = signing.verify(folder, signing.public_key(public_key))
+        there = signing.digests(folder, LEFT_OUT | {signing.FILE})
+    except signing.SigningError as exc:
+        yield Finding("FAIL", about, str(exc))
+        return
+    name = f"{record.model}:{record.version}"
+    if signed.name != name:
+        yield Finding("FAIL", about, f"it is that of {signed.name}, not of {name}")
+        return
+    kept = (folder / "model").is_dir()  # the files go when the version is pruned, the card stays
+    wanted = {n: d for n, d in signed.files.items() if kept or not n.startswith("model/")}
+    wrong = sorted(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
+    if wrong:
+        yield Finding("FAIL", about, f"{folder}: {', '.join(wrong)} not as signed")
+    else:
+        yield Finding("ok", about, f"good, of key {signing.fingerprint(signing.public_key(public_key))[:16]}")
+
+
+def served(record: Record) -> Finding:
+    """Whether Triton serves this version and no other, by what the server itself says."""
+    about = f"Triton at {record.url}"
+    try:
+        with contextlib.closing(TritonClient(record.url, timeout_seconds=5.0)) as client:
+            versions = client.ready_versions(record.model)
+            if versions != (record.version,):
+                told = ", ".join(map(str, versions)) or "none"
+                return Finding("FAIL", about, f"serves versions {told}, the ledger says {record.version}")
+            found = client.config(record.model).sha256
+    except AccessRefused:
+        return Finding("note", about, f"serves version {record.version}; it shows its configuration to nobody")
+    except TritonError as exc:
+        return Finding("FAIL", about, str(exc))
+    if found != record.sha256:
+        return Finding("FAIL", about, f"serves version {record.version} with sha256 {found}, not {record.sha256}")
+    return Finding("ok", about, f"serves version {record.version}, sha256 {record.sha256[:16]}")

@@ -1,0 +1,157 @@
+"""A signed release in a real Triton, and what `refit verify` says when something was changed since."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from refit import command
+from refit.triton.__main__ import ACTIONS
+from refit.triton.ledger import Ledger, Record
+from refit.triton.specs import SigningSpec
+from refit.triton.verify import Finding, check
+from tests.triton.fixtures import Place
+from tests.triton.models import write_spec
+
+pytest.importorskip("cryptography", reason="the tools environment is older than its lock: run `make setup`")
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tests.triton.test_signing import pem, public_pem
+
+
+@pytest.fixture(scope="module")
+def key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def released(place: Place, key: ec.EllipticCurvePrivateKey | None, monkeypatch: pytest.MonkeyPatch) -> Record:
+    """Release by the stage's own command, in a run's folder with a plan."""
+    run = place.ledger.parent / "runs" / "r7"
+    stage = run / "09-release"
+    stage.mkdir(parents=True)
+    gate = run / "01-gate_trained" / "out"
+    gate.mkdir(parents=True)
+    (gate / "verdict.json").write_text('{"verdict": "pass", "reason": "good", "figures": {"low": 0.7, "high": 0.9}}')
+    (run / "data").mkdir()
+    (run / "data" / "dataset.json").write_text('{"fingerprint": "f", "classes": ["a"], "splits": {"val": 4}}')
+    entry = {"key": "k", "image": None, "environment": "tools", "argv": ["x"], "files": {"q.yaml": "floor: 0.5"}}
+    stages = [{**entry, "name": "gate_trained", "action": "gate", "paths": {"stage": str(gate.parent)}}]
+    plan = {"pipeline": "demo", "run": "r7", "fingerprint": "f", "snapshot": str(run / "data"), "reused": {}, "off": []}
+    made_by = {"revision": "abc", "environments": {"tools": "d1"}}
+    (run / "plan.json").write_text(json.dumps({**plan, "stages": stages, "made_by": made_by}))
+    (stage / "request.json").write_text(json.dumps({"pipeline": "demo", "run": "r7", "key": "k7"}))
+    signing = SigningSpec(public_key=public_pem(key)) if key else None
+    spec = place.spec(place.model("a"), pipeline=None, run=None, signing=signing, metrics={"mAP50": 0.8})
+    if key:
+        monkeypatch.setenv("REFIT_SIGNING_KEY", pem(key))
+    file = write_spec(spec, stage / "release.yaml")
+    assert command.main("refit.triton", ACTIONS, ["release", "-e", str(file), "-r", str(stage / "out")]) == 0
+    record = Ledger(place.ledger).read(1)
+    assert record is not None
+    return record
+
+
+def failed(place: Place, record: Record, key: ec.EllipticCurvePrivateKey | None) -> list[Finding]:
+    public = public_pem(key) if key else None
+    return [f for f in check(Ledger(place.ledger), record, public) if f.level == "FAIL"]
+
+
+def test_a_card_says_what_made_the_version(
+    place: Place, key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = released(place, key, monkeypatch)
+    card = json.loads((place.ledger / "1" / "card.json").read_text())
+    assert (card["model"], card["version"], card["sha256"]) == (place.name, 1, record.sha256)
+    assert card["data"]["fingerprint"] == "f"
+    assert card["verdicts"]["gate_trained"]["figures"] == {"low": 0.7, "high": 0.9}
+    (stage,) = card["stages"]
+    assert (stage["key"], stage["digest"], stage["specs"]) == ("k", "d1", {"q.yaml": "floor: 0.5"})
+    assert failed(place, record, key) == []
+    told = [str(f) for f in check(Ledger(place.ledger), record, public_pem(key))]
+    assert [line.split(":")[0] for line in told[:4]] == [
+        "ok    files in the ledger",
+        "ok    files in the repository",
+        "ok    model card",
+        "ok    signature",
+    ]
+    assert pem(key).splitlines()[1] not in "".join(
+        p.read_text(errors="replace") for p in place.folder.rglob("*") if p.is_file()
+    ), "no secret is written anywhere"
+
+
+def change_repository(place: Place) -> None:
+    path = place.repository / place.name / "1" / "model.onnx"
+    path.write_bytes(place.model("b", seed=9).read_bytes())
+
+
+def change_card(place: Place) -> None:
+    path = place.ledger / "1" / "card.json"
+    path.write_text(path.read_text().replace("0.8", "0.9"))
+
+
+def change_ledger_and_record(place: Place) -> None:
+    """Whoever may write the ledger can change card and record alike; the signature is what he cannot make."""
+    change_card(place)
+    from refit.files import sha256
+
+    path = place.ledger / "1" / "release.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "card": sha256(place.ledger / "1" / "card.json")}))
+
+
+def drop_signature(place: Place) -> None:
+    (place.ledger / "1" / "model.sig").unlink()
+
+
+def unload(place: Place) -> None:
+    place.client.unload(place.name)
+
+
+@pytest.mark.parametrize(
+    ("change", "about", "said"),
+    [
+        (change_repository, "files in the repository", "somebody changed it"),
+        (change_card, "model card", "somebody changed it"),
+        (change_ledger_and_record, "signature", "card.json not as signed"),
+        (drop_signature, "signature", "there is no signature"),
+        (unload, "Triton", "serves versions none, the ledger says 1"),
+    ],
+)
+def test_what_was_changed_is_found(
+    place: Place,
+    key: ec.EllipticCurvePrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Place], None],
+    about: str,
+    said: str,
+) -> None:
+    released(place, key, monkeypatch)
+    change(place)
+    record = Ledger(place.ledger).read(1)
+    assert record is not None
+    found = failed(place, record, key)
+    assert any(f.about.startswith(about) and said in f.text for f in found), found
+
+
+def test_without_a_key_there_is_a_card_and_no_signature(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = released(place, None, monkeypatch)
+    assert (record.signed_by, (place.ledger / "1" / "model.sig").exists()) == (None, False)
+    assert failed(place, record, None) == []
+
+
+def test_a_missing_key_stops_the_release_before_anything_is_touched(
+    place: Place, key: ec.EllipticCurvePrivateKey, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("REFIT_SIGNING_KEY", raising=False)
+    more: dict[str, Any] = {"signing": SigningSpec(public_key=public_pem(key))}
+    file = write_spec(place.spec(place.model("a"), **more), place.folder / "release.yaml")
+    out = place.folder / "s" / "out"
+    assert command.main("refit.triton", ACTIONS, ["release", "-e", str(file), "-r", str(out)]) == 2
+    assert "there is no signing key" in capsys.readouterr().err
+    assert not Path(place.ledger).exists()
+    assert place.versions == []
