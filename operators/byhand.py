@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import DAG, BaseOperator, get_parsing_context
 
 from operators import inputs
 from operators.stage import ProcessOperator, compact, load, login_of
@@ -36,13 +36,18 @@ class ByHandOperator(ProcessOperator):
         """The runner's request for this run's params; `where` is as the stage sees it. Raises BadInput."""
         raise NotImplementedError
 
+    @staticmethod
+    def of(context: Mapping[str, Any]) -> str:
+        """The pipeline's name: what the form says."""
+        return str(context["params"]["pipeline"])
+
     def execute(self, context: Context) -> Any:
         from refit import cluster
         from refit.plan import connection_of
         from refit.specs import SpecError
 
         where = inputs.settings()
-        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, where)
+        pipeline = inputs.read(self.of(context), {}, where)
         if pipeline.runtime == "kubernetes":
             return self.real().execute(context)
         try:
@@ -65,3 +70,14 @@ class ByHandOperator(ProcessOperator):
         super().on_kill()
         if self._real is not None:
             self._real.on_kill()
+
+
+def dags(dag_id: str, make: Callable[[list[str]], DAG]) -> dict[str, DAG]:
+    """The DAG of all pipelines by its id, for a DAG file's globals(); none where there is no pipeline file, or where
+    the process is about another DAG."""
+    if (get_parsing_context().dag_id or dag_id) != dag_id:
+        return {}
+    from operators.factory import pipeline_names
+
+    found = pipeline_names()
+    return {dag_id: make(found)} if found else {}

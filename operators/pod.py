@@ -524,9 +524,10 @@ class ByHandPodOperator(TaoStageOperator):
         super().__init__(stage=load(self.by_hand).stage, **kwargs)
 
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
-        pipeline = inputs.read(str(context["params"]["pipeline"]), {}, inputs.settings())
+        operator = load(self.by_hand)
+        pipeline = inputs.read(operator.of(context), {}, inputs.settings())
         profile = kubernetes_profile(pipeline.profile)
-        request = load(self.by_hand).request(context, pipeline, profile, cluster.settings_in_pod(profile))
+        request = operator.request(context, pipeline, profile, cluster.settings_in_pod(profile))
         return profile, pods.PodStage.of(request)
 
 
@@ -540,6 +541,12 @@ class PredictPodOperator(ByHandPodOperator):
     """Batch inference in a pod that sees the inbox and reaches Triton."""
 
     by_hand = "operators.predict:PredictOperator"
+
+
+class ReconcilePodOperator(ByHandPodOperator):
+    """A comparison with the ledger, in a pod that mounts the model repository and is told every server."""
+
+    by_hand = "operators.reconcile:ReconcileOperator"
 
 
 def kubernetes_profile(name: str) -> cluster.KubernetesProfile:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Param, get_parsing_context
+from airflow.sdk import DAG, Param
 
-from operators import inputs, names
+from operators import byhand, inputs, names
 from operators.byhand import ByHandOperator
 
 if TYPE_CHECKING:
@@ -80,10 +80,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    """The DAG by its id, for a DAG file's globals(); none where there is no pipeline file."""
-    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID:
-        return {}
-    from operators.factory import pipeline_names
-
-    found = pipeline_names()
-    return {DAG_ID: dag(found)} if found else {}
+    return byhand.dags(DAG_ID, dag)

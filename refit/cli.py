@@ -1,7 +1,7 @@
 """The command line.
 
 `refit validate | plan | pod | run | predict | status | shell | dataset | ngc list | import | releases | rollback |
-verify | reproduce | publish | gc | doctor | schema`
+reconcile | verify | reproduce | publish | gc | doctor | schema`
 
 Exit codes: 0 good, 2 bad input (a pipeline file, params or data that cannot be used), 1 failed.
 The tools environment runs it; `run` starts the same stages with the same runner as Airflow does, without Airflow.
@@ -37,7 +37,16 @@ from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.predict.cli import add_predict, run_predict
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
-from refit.triton.cli import add_releases, add_rollback, add_verify, run_releases, run_rollback, run_verify
+from refit.triton.cli import (
+    add_reconcile,
+    add_releases,
+    add_rollback,
+    add_verify,
+    run_reconcile,
+    run_releases,
+    run_rollback,
+    run_verify,
+)
 from refit.triton.errors import TritonError
 
 GOOD, FAILED, BAD_INPUT = 0, 1, 2
@@ -397,6 +406,11 @@ def publish(args: argparse.Namespace, settings: Settings) -> int:
     return GOOD
 
 
+def reconcile(args: argparse.Namespace, settings: Settings) -> int:
+    """Compare Triton and its model repository with the ledger; with --mend put right what differs."""
+    return run_reconcile(args, settings)
+
+
 def verify(args: argparse.Namespace, settings: Settings) -> int:
     """Is what was released what lies there and serves: files, model cards, signatures, and Triton itself."""
     return run_verify(args, settings)
@@ -554,6 +568,7 @@ def _parser() -> argparse.ArgumentParser:
     add_rollback(command("rollback", rollback))
     c = command("publish", publish)
     c.add_argument("pipelines", nargs="*", metavar="PIPELINE", help="names in the workspace; default: all")
+    add_reconcile(command("reconcile", reconcile))
     add_verify(command("verify", verify))
     c = command("reproduce", reproduce)
     c.add_argument("release", metavar="RELEASE", help="a pipeline's name, or the path of a release.json")

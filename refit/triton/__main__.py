@@ -31,6 +31,11 @@ ACTIONS = {
         "refit.triton.stage:run_rollback",
         "make an older version the champion again, or leave everything as it was",
     ),
+    "reconcile": Action(
+        "refit.triton.specs:ReconcileSpec",
+        "refit.triton.stage:run_reconcile",
+        "compare every server with the ledger, and say or mend what differs",
+    ),
     "watch": Action(
         "refit.triton.specs:WatchSpec",
         "refit.triton.stage:run_watch",
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (TritonError, OSError) as exc:
             return _error(exc, command.FAILED)
     if not words or words[0] in ("-h", "--help"):
-        print("usage: python -m refit.triton {release,rollback,watch,serve,infer} ...; each has --help")
+        print("usage: python -m refit.triton {release,rollback,reconcile,watch,serve,infer} ...; each has --help")
         return 0 if words else command.BAD_SPEC
     return command.main("refit.triton", ACTIONS, words)
 

@@ -1,4 +1,5 @@
-"""`refit releases` and `refit rollback`: what was released, and the way back, from a shell that sees the workspace."""
+"""`refit releases`, `rollback`, `reconcile` and `verify`: what was released, is it so, and the way back; from a shell
+that sees the workspace."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from refit import command
 from refit.cluster import KubernetesProfile, load
@@ -20,6 +21,12 @@ from refit.specs import SpecError, did_you_mean
 from refit.triton.ledger import Ledger, Record
 
 ROLLBACK_DAG = "refit_rollback"
+RECONCILE_DAG = "refit_reconcile"
+
+if TYPE_CHECKING:
+    from refit.triton.specs import ByHandSpec
+
+_ByHand = TypeVar("_ByHand", bound="ByHandSpec")
 
 
 def add_releases(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +62,11 @@ def _table(records: Sequence[Record]) -> list[str]:
 def add_rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model's name in Triton")
     parser.add_argument("--to", type=int, metavar="N", help="the version; default: the one that served before")
+    _add_target(parser, ROLLBACK_DAG)
+
+
+def _add_target(parser: argparse.ArgumentParser, dag: str) -> None:
+    parser.set_defaults(dag=dag)
     parser.add_argument("--reason", default="", help="why, for the ledger")
     parser.add_argument("--cluster", default="local", metavar="NAME", help="the cluster profile; default: local")
     parser.add_argument("--url", help="Triton's HTTP address; default: the cluster profile's")
@@ -64,36 +76,11 @@ def add_rollback(parser: argparse.ArgumentParser) -> None:
 
 def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
     """Make an older version the champion again, or leave everything as it was. Raises StageError, ConfigError."""
-    from pydantic import ValidationError
-
     from refit.triton.rollback import rollback
     from refit.triton.specs import RollbackSpec
     from refit.triton.stage import stage_errors, tell_people
 
-    ledger, _ = _known(args.model, settings)[-1]
-    where: dict[str, Any] = {"url": args.url, "repository": args.repository}
-    if not (args.url and args.repository):
-        profile = load(args.cluster, settings)
-        if isinstance(profile, KubernetesProfile):
-            raise BadSpec(
-                f"the model repository of cluster profile {args.cluster} is a volume of the cluster; trigger the DAG "
-                f"{ROLLBACK_DAG} in Airflow, or name --url and --repository where this machine sees both"
-            )
-        where = {"url": args.url or profile.triton.url, "repository": args.repository or profile.triton.repository}
-        if not args.url:
-            _use_secret(settings, profile.triton.control_key_secret)
-    try:
-        spec = RollbackSpec(
-            model=args.model,
-            to=args.to,
-            ledger=ledger.folder,
-            timeout_seconds=args.timeout,
-            reason=args.reason,
-            **where,
-        )
-    except ValidationError as exc:
-        fault = exc.errors(include_url=False)[0]
-        raise BadSpec(f"--{'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']!r})") from None
+    spec = _spec(RollbackSpec, args, settings, model=args.model, to=args.to)
     signal.signal(signal.SIGTERM, _cancel)
     try:
         with stage_errors():
@@ -104,6 +91,60 @@ def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
         return command.CANCELLED
     print(report.sentence())
     return command.OK
+
+
+def add_reconcile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model's name in Triton; default: all that serve")
+    parser.add_argument("--mend", action="store_true", help="put right what differs; without it nothing is changed")
+    parser.add_argument(
+        "--watch-minutes",
+        type=float,
+        default=30,
+        metavar="M",
+        help="so long after a release the version before may still be loaded, for its watch; default 30",
+    )
+    _add_target(parser, RECONCILE_DAG)
+
+
+def run_reconcile(args: argparse.Namespace, settings: Settings) -> int:
+    """Compare repository and servers with the ledger, model by model. Raises StageError, ConfigError."""
+    from refit.triton.reconcile import reconcile
+    from refit.triton.specs import ReconcileSpec
+    from refit.triton.stage import stage_errors
+
+    found = _known(args.model, settings) if args.model is not None else _all(settings)
+    differs = False
+    for model in dict.fromkeys(r.model for _, r in found if r.state == "serving"):
+        spec = _spec(ReconcileSpec, args, settings, model=model, mend=args.mend, watch_minutes=args.watch_minutes)
+        with stage_errors():
+            report = reconcile(spec, lambda message, model=model: print(f"{model}: {message}", flush=True))  # type: ignore[misc]
+        differs |= report.outcome == "differs"
+    if differs:
+        print("mend it with --mend; nothing was changed", file=sys.stderr)
+    return command.FAILED if differs else command.OK
+
+
+def _spec(kind: type[_ByHand], args: argparse.Namespace, settings: Settings, **more: Any) -> _ByHand:
+    """The spec of a change by hand, on the Triton that is named or the cluster profile's. Raises BadSpec."""
+    from pydantic import ValidationError
+
+    ledger, _ = _known(more["model"], settings)[-1]
+    where: dict[str, Any] = {"url": args.url, "repository": args.repository}
+    if not (args.url and args.repository):
+        profile = load(args.cluster, settings)
+        if isinstance(profile, KubernetesProfile):
+            raise BadSpec(
+                f"the model repository of cluster profile {args.cluster} is a volume of the cluster; trigger the DAG "
+                f"{args.dag} in Airflow, or name --url and --repository where this machine sees both"
+            )
+        where = {"url": args.url or profile.triton.url, "repository": args.repository or profile.triton.repository}
+        if not args.url:
+            _use_secret(settings, profile.triton.control_key_secret)
+    try:
+        return kind(ledger=ledger.folder, timeout_seconds=args.timeout, reason=args.reason, **where, **more)
+    except ValidationError as exc:
+        fault = exc.errors(include_url=False)[0]
+        raise BadSpec(f"--{'.'.join(map(str, fault['loc']))}: {fault['msg']} (it is {fault['input']!r})") from None
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

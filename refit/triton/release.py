@@ -34,6 +34,7 @@ from refit.triton.installation import Installation, find
 from refit.triton.ledger import Ledger, Previous, Record
 from refit.triton.lineage import Lineage
 from refit.triton.proof import Proof
+from refit.triton.reconcile import changed_by_hand
 from refit.triton.reference import Reference, Samples
 from refit.triton.specs import ReleaseReport, ReleaseSpec
 from refit.triton.traffic import Traffic
@@ -74,6 +75,10 @@ def release(
             report = _confirm(spec, held, champion, artefact, origin, say)
             if report is not None:
                 return report
+        if champion.version is not None:
+            changed = changed_by_hand(Ledger(spec.ledger), held.repository, spec.model, champion.version)
+            if changed:  # the gates judged the ledger's champion, and going back would load the changed one
+                raise RepositoryError(f"{changed}. Put it back first: refit reconcile {spec.model} --mend, or the DAG")
         return _Release(spec, artefact, origin, held, champion, installation, batch, say, lineage).run(out)
 
 

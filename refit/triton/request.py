@@ -1,4 +1,4 @@
-"""The request of a roll back that Airflow runs: a stage of its own, in no plan."""
+"""The requests of a roll back and of a reconciliation that Airflow runs: stages of their own, in no plan."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from refit.config import Settings
 from refit.pipeline import Pipeline, Resources
 from refit.toolkits.base import OUR_EXIT_CODES, Output, command
 from refit.toolkits.chain import control_key, served_by
+
+WORDS = {"rollback": "roll back", "reconcile": "compare"}
+WATCH_GRACE_MINUTES = 10  # a watch may begin late, and its end takes the lock
 
 
 def rollback_request(
@@ -25,9 +28,26 @@ def rollback_request(
     Raises:
         ValueError: the pipeline releases nothing.
     """
+    return _request(
+        pipeline, profile, settings, f"rollback-{run_id}", "rollback", {"to": to, "by": by, "reason": reason}
+    )
+
+
+def reconcile_request(
+    pipeline: Pipeline, profile: Profile, settings: Settings, run_id: str, *, mend: bool, by: str
+) -> dict[str, Any]:
+    """As `rollback_request`: compare the pipeline's model with the ledger, and mend what differs where it is wanted."""
+    watch = pipeline.release.watch if pipeline.release else None
+    told = {"mend": mend, "by": by, "watch_minutes": watch.minutes + WATCH_GRACE_MINUTES if watch else 0}
+    return _request(pipeline, profile, settings, f"reconcile-{run_id}", "reconcile", told)
+
+
+def _request(
+    pipeline: Pipeline, profile: Profile, settings: Settings, run: str, what: str, told: dict[str, Any]
+) -> dict[str, Any]:
     release = pipeline.release
     if release is None:
-        raise ValueError(f"pipeline {pipeline.name} says release: false; there is nothing to roll back")
+        raise ValueError(f"pipeline {pipeline.name} says release: false; there is nothing to {WORDS[what]}")
     target, secret = served_by(release, profile)
     name = str(pipeline.name)
     spec = {
@@ -37,21 +57,19 @@ def rollback_request(
         "ledger": str(settings.workspace / name / "releases"),
         "timeout_seconds": release.timeout_seconds,
         "tolerance": release.tolerance.model_dump(),
-        "to": to,
-        "by": by,
-        "reason": reason,
+        **told,
     }
     request = plan.lone_request(
         pipeline=name,
-        run=f"rollback-{run_id}",
-        name="rollback",
+        run=run,
+        name=what,
         action="release",  # what a pod may see and reach
         environment="tools",
-        argv=command("refit.triton", "rollback", "rollback.yaml"),
+        argv=command("refit.triton", what, f"{what}.yaml"),
         workspace=settings.workspace,
         resources=Resources(gpus=0, cpus=1, memory_gib=1, timeout_hours=1),
         env=control_key(secret),
-        specs={"rollback.yaml": plan.literal(spec)},
+        specs={f"{what}.yaml": plan.literal(spec)},
         outputs=(Output("release", "release.json", "json"),),
         secrets=(secret,) if secret else (),
         exit_codes=OUR_EXIT_CODES,

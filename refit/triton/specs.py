@@ -97,10 +97,9 @@ class WatchSpec(Target):
     run: str | None = Field(None, description="null: from the stage's request.json")
 
 
-class RollbackSpec(Target):
-    """The spec of `python -m refit.triton rollback`."""
+class ByHandSpec(Target):
+    """A change that a person asks for."""
 
-    to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
     by: str = Field("", max_length=200, description="who asks for it, for the ledger; empty: this process's user")
     reason: str = Field("", max_length=500, description="why, for the ledger")
 
@@ -110,6 +109,31 @@ class RollbackSpec(Target):
         name = self.by or f"{who['user']}@{who['host']}"
         line = f"{name}: {self.reason}" if self.reason else name
         return "".join(c if c.isprintable() else " " for c in line)
+
+
+class RollbackSpec(ByHandSpec):
+    """The spec of `python -m refit.triton rollback`."""
+
+    to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
+
+
+class ReconcileSpec(ByHandSpec):
+    """The spec of `python -m refit.triton reconcile`."""
+
+    mend: bool = Field(False, description="false: only say what differs")
+    watch_minutes: float = Field(0, ge=0, le=24 * 60, description="so long the version before may stay loaded")
+
+
+class ReconcileReport(BaseModel):
+    """What a comparison with the ledger found (release.json of its stage). `version`: by the ledger."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_: Literal[1] = Field(1, serialization_alias="schema")
+    outcome: Literal["agrees", "differs", "mended"]
+    model: str
+    version: int | None
+    differences: list[str]
 
 
 class WatchReport(BaseModel):

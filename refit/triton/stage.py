@@ -14,9 +14,10 @@ from refit.triton.approved import approved
 from refit.triton.artefact import read_origin
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
 from refit.triton.lineage import Lineage, gather
+from refit.triton.reconcile import reconcile
 from refit.triton.release import release
 from refit.triton.rollback import rollback
-from refit.triton.specs import ReleaseReport, ReleaseSpec, RollbackSpec, SigningSpec, WatchSpec
+from refit.triton.specs import ReconcileSpec, ReleaseReport, ReleaseSpec, RollbackSpec, SigningSpec, WatchSpec
 from refit.triton.watch import watch
 
 if TYPE_CHECKING:
@@ -65,6 +66,21 @@ def run_watch(spec: WatchSpec, out: Path, status: StatusWriter) -> None:
     print(report.sentence())
     kpi = {"requests": float(report.requests), "failed": float(report.failed), "milliseconds": report.milliseconds}
     status.success(report.sentence(), kpi=kpi)
+
+
+def run_reconcile(spec: ReconcileSpec, out: Path, status: StatusWriter) -> None:
+    """Compare with the ledger and write ``out/release.json`` and ``out/summary.json``; rejected where it differs."""
+    with stage_errors():
+        report = reconcile(spec, _say(status))
+    value = report.model_dump(by_alias=True)
+    write_json(out / "release.json", value)
+    write_json(out / "summary.json", {**value, "differences": [line[:300] for line in report.differences[:4]]})
+    told = "; ".join(report.differences)
+    if report.outcome == "differs":
+        raise Rejected(
+            f"{spec.model} is not what the ledger says: {told}. To mend it: refit reconcile --mend, or the DAG"
+        )
+    status.success(f"{spec.model}: {report.outcome}{f': {told}' if told else ''}")
 
 
 def _say(status: StatusWriter) -> Callable[[str], None]:

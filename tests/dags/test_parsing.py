@@ -54,7 +54,11 @@ def test_the_repositorys_own_pipelines_load() -> None:
     assert loaded.import_errors == {}
     assert loaded.captured_warnings == {}
     files = pipelines.files(Settings.from_env().pipelines)
-    assert set(loaded.dags) == {f"retrain_{f.stem}" for f in files} | {"refit_predict", "refit_rollback"}
+    assert set(loaded.dags) == {f"retrain_{f.stem}" for f in files} | {
+        "refit_predict",
+        "refit_reconcile",
+        "refit_rollback",
+    }
 
 
 def test_only_the_dags_folder_is_searched() -> None:
@@ -267,7 +271,7 @@ def test_one_share_and_one_machine_need_no_task_for_it(folder: Path) -> None:
 
 def test_orphaned_pods_are_looked_for_where_a_pipeline_file_names_a_cluster(folder: Path) -> None:
     write_pipeline(folder / "p.yaml")
-    assert set(bag().dags) == {"retrain_p", "refit_predict", "refit_rollback"}
+    assert set(bag().dags) == {"retrain_p", "refit_predict", "refit_reconcile", "refit_rollback"}
     write_pipeline(folder / "q.yaml", "runtime: kubernetes")
     write_pipeline(folder / "r.yaml", "runtime: kubernetes", "cluster: workstation")
     loaded = bag()

@@ -154,7 +154,9 @@ class TestAirflow:
         said = cluster.run(cluster.pod("dags", image, ["bash", "-c", script], env=env, user=None), namespace)
         lines = said.splitlines()
         assert lines[:2] == ["50000", "0"]
-        assert lines[-1].startswith("['refit_predict', 'refit_rollback', 'retrain_bccd', 'retrain_demo'")
+        assert lines[-1].startswith(
+            "['refit_predict', 'refit_reconcile', 'refit_rollback', 'retrain_bccd', 'retrain_demo'"
+        )
         assert lines[-1].endswith("{}")
 
     def test_every_component_can_import_the_operators(self, image: str, namespace: str) -> None:

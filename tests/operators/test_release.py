@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from airflow.sdk.exceptions import AirflowSkipException
 from kubernetes.client import ApiClient
 
-from operators import failures, inputs, release
+from operators import failures, inputs, reconcile, release
 from operators.inputs import BadInput
 from operators.pod import RollbackPodOperator
 from refit import cluster
@@ -101,3 +102,52 @@ def test_the_form_offers_the_pipelines(where: Settings) -> None:
     assert made.params["pipeline"] == "a"
     assert made.params.get_param("pipeline").schema["enum"] == ["a", "b"]
     assert made.params["version"] is None
+
+
+# ---- reconcile
+
+
+def looked(mode: str = "say") -> dict[str, Any]:
+    run = SimpleNamespace(triggering_user_name=None, conf={})
+    return {
+        "params": {"mode": mode},
+        "dag_run": run,
+        "run_id": "scheduled__1",
+        "ti": SimpleNamespace(try_number=2, task_id="p"),
+    }
+
+
+@pytest.mark.parametrize(("mode", "mend"), [("say", False), ("mend", True)])
+def test_what_a_comparison_is_told(where: Settings, mode: str, mend: bool) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "release: {model: plates, watch: {minutes: 20}}")
+    pipeline = inputs.read("p", {}, where)
+    profile = cluster.of_pipeline(pipeline, where)
+    request = reconcile.ReconcileOperator.request(looked(mode), pipeline, profile, where)
+    spec = dict(json.loads(request["files"]["reconcile.yaml"]))
+    assert (spec["model"], spec["mend"], spec["by"]) == ("plates", mend, "the schedule (Airflow)")
+    assert spec["watch_minutes"] == 30, "the watch's own time, and room for its end"
+    assert request["run"].startswith("reconcile-scheduled__1-2")
+    assert request["action"] == "release", "the pod must see the repository and every server"
+
+
+def test_a_pipeline_without_releases_is_skipped(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "release: false")
+    with pytest.raises(AirflowSkipException, match="releases nothing"):
+        reconcile.ReconcileOperator(task_id="p").execute(looked())
+
+
+def test_each_pipeline_has_a_task_of_its_own(where: Settings) -> None:
+    assert reconcile.dags() == {}
+    for name in ("b", "a"):
+        write_pipeline(where.pipelines / f"{name}.yaml")
+    made = reconcile.dags()["refit_reconcile"]
+    assert sorted(made.task_ids) == ["a", "b"]
+    assert made.params["mode"] == "say", "nothing is changed unless somebody asks for it"
+
+
+@needs_tools
+def test_a_model_that_was_never_released_agrees(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFIT_SECRET_TRITON_CONTROL_KEY", "k")
+    write_pipeline(where.pipelines / "p.yaml")
+    told = reconcile.ReconcileOperator(task_id="p").execute(looked())
+    assert told["summary"] == {"schema": 1, "outcome": "agrees", "model": "p", "version": None, "differences": []}

@@ -1,0 +1,201 @@
+"""Every Triton server, and the files that it reads, against the ledger: what differs is said, or put right.
+
+The ledger is the truth. Looking takes no lock and changes nothing. Mending is a change like a roll back, to the version
+that the ledger says serves: its files are put back from the ledger where somebody changed them, its configuration is
+written, every server loads it and must answer as it did when it was released (`transaction`).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from refit.triton import fleet
+from refit.triton.champion import look
+from refit.triton.client import TritonClient
+from refit.triton.config import pin
+from refit.triton.errors import AccessRefused, ArtefactError, RepositoryError, TritonError
+from refit.triton.ledger import Ledger, Record
+from refit.triton.model import read_model
+from refit.triton.repository import JOURNAL, ModelRepository
+from refit.triton.rollback import expected_of
+from refit.triton.specs import ReconcileReport, ReconcileSpec
+from refit.triton.transaction import Change, exclusive
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the ledger says serves, and the ledger that holds it; `others` say the same of themselves and are older."""
+
+    ledger: Ledger
+    record: Record
+    others: tuple[tuple[Ledger, Record], ...]
+
+
+def reconcile(spec: ReconcileSpec, say: Say = lambda _: None) -> ReconcileReport:
+    """Compare, and mend where the spec says so.
+
+    Raises:
+        RepositoryError: the ledger's own files of the version are not what was released, so nothing can be put back.
+        ReleaseFailed: the version does not serve any more; says what does.
+        TritonUnavailable, AccessRefused, ModelLocked, LockLost, ServersDiffer: nothing was mended.
+    """
+    serving = _serving(spec)
+    if serving is None:
+        say(f"Nothing of {spec.model} serves by the ledger {spec.ledger}: nothing to compare")
+        return ReconcileReport(outcome="agrees", model=spec.model, version=None, differences=[])
+    found = list(_differences(spec, serving))
+    version = serving.record.version
+    for line in found:
+        say(f"differs: {line}")
+    if not found:
+        say(f"Version {version} of {spec.model} is what the ledger says, in the repository and on every server")
+    elif spec.mend:
+        _mend(spec, serving, say)
+        left = list(_differences(spec, serving))
+        if left:
+            raise RepositoryError(f"{spec.model}: still differs after it was mended: {'; '.join(left)}")
+        return ReconcileReport(outcome="mended", model=spec.model, version=version, differences=found)
+    return ReconcileReport(
+        outcome="differs" if found else "agrees", model=spec.model, version=version, differences=found
+    )
+
+
+def changed_by_hand(ledger: Ledger, repository: ModelRepository, model: str, version: int) -> str:
+    """Why the files of a version in the repository are not those that were released; "" where they are, or where the
+    ledger does not know the version as one that serves."""
+    found = ledger.find(model, version)
+    if found is None or found[1].state != "serving":
+        return ""
+    return _files(repository.root / model / str(version), found[1])
+
+
+def _serving(spec: ReconcileSpec) -> Serving | None:
+    """The newest record of this workspace that says of itself that it serves."""
+    found = [
+        (ledger, record)
+        for ledger in Ledger(spec.ledger).siblings()
+        for record in ledger.records(spec.model)
+        if record.state == "serving" and Path(record.repository).resolve() == spec.repository.resolve()
+    ]
+    found.sort(key=lambda entry: entry[1].history[-1].when if entry[1].history else "")
+    return Serving(*found[-1], tuple(found[:-1])) if found else None
+
+
+def _differences(spec: ReconcileSpec, serving: Serving) -> Iterator[str]:
+    record, repository = serving.record, ModelRepository(spec.repository)
+    if (repository.workplace(spec.model) / JOURNAL).exists():
+        yield "a change of the model is under way, or was left half done"
+    for ledger, other in serving.others:
+        yield f"{ledger.path(other.version)} says that it serves too"
+    wrong = _files(repository.root / spec.model / str(record.version), record)
+    if wrong:
+        yield wrong
+    loaded: tuple[int, ...] = (record.version,)
+    policy = _policy(repository.read_config(spec.model), record)
+    config = f"{repository.root / spec.model}/config.pbtxt"
+    if policy is None:
+        yield f"{config} is not that of version {record.version}: somebody changed it"
+    elif policy != loaded:
+        if record.version == max(policy) and _age(record) < spec.watch_minutes * 60:
+            loaded = policy
+        else:
+            yield f"{config} keeps versions {list(policy)} loaded, and the watch of version {record.version} is over"
+    with fleet.connect(spec.url, spec.timeout_seconds) as servers:
+        for server in servers:
+            wrong = _server(server, record, loaded)
+            if wrong:
+                yield wrong
+
+
+def _files(folder: Path, record: Record) -> str:
+    try:
+        found = read_model(folder).sha256
+    except ArtefactError as exc:
+        return f"{folder} is not what was released: {exc}"
+    if found == record.sha256:
+        return ""
+    return f"{folder} is not what was released (sha256 {found}, not {record.sha256}): somebody changed it"
+
+
+def _policy(config: bytes | None, record: Record) -> tuple[int, ...] | None:
+    """The versions that a configuration pins; None where it is not the record's, the versions apart."""
+    try:
+        if config is None or pin(config, (record.version,)) != pin(record.config.encode(), (record.version,)):
+            return None
+    except (RepositoryError, UnicodeDecodeError):
+        return None
+    return tuple(sorted(int(v) for v in re.findall(rb"^    versions: (\d+)$", config, re.MULTILINE)))
+
+
+def _age(record: Record) -> float:
+    """For how many seconds the version has served, by the ledger."""
+    return (datetime.now(UTC) - datetime.fromisoformat(record.history[-1].when)).total_seconds()
+
+
+def _server(server: TritonClient, record: Record, loaded: tuple[int, ...]) -> str:
+    """What a server serves of the model that the ledger does not say, "" where it agrees."""
+    try:
+        versions = server.ready_versions(record.model)
+        if versions != loaded:
+            told = f"versions {list(versions)}" if versions else "nothing"
+            return f"{server.url} serves {told} of {record.model}, the ledger says {list(loaded)}"
+        found = server.config(record.model).sha256
+    except AccessRefused:
+        return ""  # its versions agree; it shows its configuration to nobody
+    except TritonError as exc:
+        return str(exc)
+    return "" if found == record.sha256 else f"{server.url} serves a model of sha256 {found}, not {record.sha256}"
+
+
+def _mend(spec: ReconcileSpec, serving: Serving, say: Say) -> None:
+    record, run = serving.record, f"reconcile, {spec.asked_by()}"
+    with exclusive(spec, run, say) as held:  # settles what was left half done
+        now = _serving(spec)
+        if now is None or now.record.version != record.version:
+            raise RepositoryError(f"somebody has changed {spec.model} meanwhile; look again")
+        repository = held.repository
+        if _files(repository.root / spec.model / str(record.version), record):
+            _restore(serving.ledger, repository, record, say)
+            held.lock.check()
+        for ledger, other in serving.others:
+            ledger.write(other.turn("retired", f"version {record.version} serves ({run})"))
+        champion = look(held.servers, spec.model, say)
+        signature = read_model(repository.root / spec.model / str(record.version)).signature
+        expected = expected_of(serving.ledger, record, signature)
+        change = Change.begin(
+            "rollback", spec, held, version=record.version, champion=champion, keep_versions=1, run=run, say=say
+        )
+        say(f"Loading version {record.version} of {spec.model} again, as the ledger has it")
+        try:
+            change.swap(record.config.encode(), record.sha256, expected)
+        except BaseException as exc:
+            change.fail(exc)
+            raise
+        change.finish()
+
+
+def _restore(ledger: Ledger, repository: ModelRepository, record: Record, say: Say) -> None:
+    """Put the ledger's files of a version in place of those in the repository, which are kept for a look at them."""
+    source = ledger.model(record.version)
+    wrong = _files(source, record)
+    if wrong:
+        raise RepositoryError(f"{wrong}; the ledger has no good copy, so go back to another version: refit rollback")
+    aside = repository.workplace(record.model) / "restored" / str(record.version)
+    shutil.rmtree(aside.parent, ignore_errors=True)
+    shutil.copytree(source, aside)
+    kept = repository.retired.with_name(f"{repository.root.name}.by-hand") / record.model
+    kept.mkdir(parents=True, exist_ok=True)
+    place = repository.root / record.model / str(record.version)
+    if place.exists():
+        place.rename(kept / f"{record.version}-{time.time_ns()}")
+        say(f"The changed files of version {record.version} lie in {kept} now")
+    place.parent.mkdir(exist_ok=True)
+    aside.rename(place)
