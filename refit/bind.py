@@ -108,7 +108,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             environments=_environments(profile, settings),
             find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
             dataset=dataset,
-            champion=_champion(pipeline, workspace),
+            champion=_champion(pipeline, profile, workspace),
             off=frozenset(() if switches.get("release", True) else ("release", WATCH)),
         )
         plan = plans.make_plan(pipeline, profile, bound)
@@ -523,10 +523,11 @@ def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: 
     return find
 
 
-def _champion(pipeline: Any, workspace: Path) -> Path | None:
+def _champion(pipeline: Any, profile: cluster.Profile, workspace: Path) -> Path | None:
     """The files of the version that serves, by this pipeline's own ledger; None where they cannot be compared."""
     from refit.triton.ledger import Ledger
     from refit.triton.model import ONNX
+    from refit.triton.serving import is_other
 
     if pipeline.release is None or pipeline.gates.champion is None:
         return None
@@ -534,6 +535,11 @@ def _champion(pipeline: Any, workspace: Path) -> Path | None:
     record = ledger.serving(pipeline.release.model or str(pipeline.name))
     if record is None or not (ledger.model(record.version) / ONNX).exists():
         return None
+    if is_other(record, (pipeline.release.triton or profile.triton).url):
+        print(
+            f"warning: Triton does not serve version {record.version} as it was released, with which the new model is "
+            "compared: somebody changed it, or it is going down or coming up; `refit reconcile` says what differs"
+        )
     if record.sidecar.get("classes") != pipeline.dataset.classes:
         known = ", ".join(map(str, record.sidecar.get("classes", ())))
         print(

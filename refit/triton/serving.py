@@ -7,6 +7,7 @@ from pathlib import Path
 
 from refit.triton.client import TritonClient
 from refit.triton.errors import AccessRefused, TritonError
+from refit.triton.ledger import Record
 
 
 def still_serving(report: Path, *, url: str, timeout_seconds: float = 5.0) -> bool:
@@ -31,6 +32,15 @@ def still_serving(report: Path, *, url: str, timeout_seconds: float = 5.0) -> bo
     try:
         with TritonClient(url, timeout_seconds=timeout_seconds) as client:
             return _serves(client, model, version, sha256) and client.ready(model, version)
+    except TritonError:
+        return False
+
+
+def is_other(record: Record, url: str, timeout_seconds: float = 5.0) -> bool:
+    """Whether Triton says itself that it serves something else than a record of the ledger; no answer is no other."""
+    try:
+        with TritonClient(url, timeout_seconds=timeout_seconds) as client:
+            return not _serves(client, record.model, record.version, record.sha256)
     except TritonError:
         return False
 

@@ -13,6 +13,7 @@ from refit.status import StatusWriter
 from refit.triton.errors import RepositoryError
 from refit.triton.ledger import Ledger
 from refit.triton.reconcile import reconcile
+from refit.triton.serving import is_other
 from refit.triton.specs import ReconcileReport, ReconcileSpec
 from refit.triton.stage import run_reconcile
 from tests.triton.fixtures import Place
@@ -161,6 +162,16 @@ def test_several_servers_are_each_compared(two: Place, monkeypatch: pytest.Monke
     report = compared(two)
     assert report.outcome == "differs"
     assert any("127.0.0.1:9" in line for line in report.differences)
+
+
+def test_bind_is_told_when_something_else_serves(two: Place) -> None:
+    """A new model would be compared with the ledger's champion: it must not go unseen that another one serves."""
+    record = Ledger(two.ledger).read(2)
+    assert record is not None
+    assert not is_other(record, two.server.url)
+    assert not is_other(record, "http://127.0.0.1:9"), "a server that does not answer says nothing"
+    serve_another_version(two)
+    assert is_other(record, two.server.url)
 
 
 def test_a_model_that_nobody_released_is_not_compared(place: Place) -> None:
