@@ -100,7 +100,7 @@ class ParityGate(Spec):
     images: int = Field(64, ge=1, le=10_000, description="pictures of the evaluation split that Triton is asked")
     agreement: float = Field(0.95, ge=0, le=1, description="share of the objects that must be found by both")
     max_drop: float = Field(0.02, ge=0, le=1, description="so much mAP50 may be lower, on these pictures")
-    policy: Literal["fail", "warn"] = Field("fail", description="warn: the verdict is shown, the run goes on")
+    policy: Policy = Field("fail", description=POLICY)
 
 
 class Gates(Spec):

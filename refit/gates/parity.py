@@ -64,7 +64,7 @@ class ParitySpec(Spec):
     nms_iou: float = Field(0.5, ge=0, le=1)
     max_detections: int = Field(100, ge=1)
     min_box_px: float = Field(0.0, ge=0)
-    policy: Literal["fail", "warn"] = "fail"
+    policy: Literal["fail", "warn", "ask"] = "fail"
 
 
 def parity(spec: ParitySpec) -> Verdict:
@@ -75,7 +75,7 @@ def parity(spec: ParitySpec) -> Verdict:
     except (AnswersError, ModelInfoError) as exc:
         raise GateError(str(exc)) from None
     faults = [fault for one in judged for fault in one.faults()]
-    state: State = "pass" if not faults else "fail" if spec.policy == "fail" else "warn"
+    state: State = spec.policy if faults else "pass"
     reason = "; ".join(faults) if faults else ", ".join(one.told() for one in judged)
     return Verdict("parity", state, reason, {k: v for one in judged for k, v in one.figures().items()})
 

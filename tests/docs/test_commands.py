@@ -37,6 +37,8 @@ ELSEWHERE = {
     ),
     r"bin/refit run .*": "tests/refit/test_cli_run.py",
     r"bin/refit rollback .*": "tests/triton/test_release.py",
+    r"bin/refit (reconcile|verify) .*": "tests/triton/test_reconcile.py",
+    r"bin/refit reproduce .*": "tests/refit/test_reproduce.py",
     r"bin/refit import .*": "tests/migrate",
 }
 # The pipeline that several pages speak of.
