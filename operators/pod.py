@@ -26,7 +26,7 @@ from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from operators import approval, inputs, names, orphans, pools
+from operators import approval, inputs, lineage, names, orphans, pools
 from operators.failures import raise_failure
 from operators.links import DataReport, RunReport
 from operators.pod_trigger import StageTrigger
@@ -307,6 +307,10 @@ class TaoStageOperator(KubernetesPodOperator):
         if not result.succeeded:
             raise_failure(self.stage, result)
         context["ti"].xcom_push(key="return_value", value={**compact(result), "pods": dict(made)})
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Asked by Airflow's OpenLineage provider, where it is installed and has a backend."""
+        return lineage.of(task_instance, self.stage, self.bind)
 
     # --- questions to the cluster ---
 

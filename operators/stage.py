@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
-from operators import inputs, names, pools
+from operators import inputs, lineage, names, pools
 from operators.failures import raise_failure
 from operators.links import DataReport, RunReport
 from refit.outcome import Result
@@ -105,6 +105,10 @@ class BindOperator(ProcessOperator):
         login = login_of(connection_of(request))
         finish_bind(context, self._run(names.BIND, request["environment"], where, login, request=request))
 
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Asked by Airflow's OpenLineage provider, where it is installed and has a backend."""
+        return lineage.of(task_instance, names.BIND, task_instance.task_id)
+
 
 def login_of(name: str | None) -> dict[str, str]:
     """The variable with the login of a remote source, as bind's runner looks for it, where Airflow has that connection;
@@ -152,6 +156,10 @@ class LocalStageOperator(ProcessOperator):
         told = _approval(context) if request["action"] == "release" else None
         result = self._run(self.stage, request["environment"], where, told, plan=path, stage=self.stage)
         return compact(result)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Asked by Airflow's OpenLineage provider, where it is installed and has a backend."""
+        return lineage.of(task_instance, self.stage, self.bind)
 
 
 def _approval(context: Mapping[str, Any]) -> dict[str, str]:

@@ -138,3 +138,12 @@ def test_the_command_writes_a_folder_that_runs(
     path = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     shown = subprocess.run([to / "run.sh"], env=path, capture_output=True, text=True, check=True)
     assert "--snapshot DIR" in shown.stdout
+
+
+def test_a_signing_key_is_named_in_the_plan_and_never_there(place: Place) -> None:
+    signing = "release: {signing: {secret: SIGN_KEY, public_key: '-----BEGIN PUBLIC KEY----- x'}}\n"
+    assert place.bind(text=PIPELINE + signing) == 0, place.error
+    release = next(s for s in place.plan["stages"] if s["name"] == "release")
+    assert "SIGN_KEY" in release["secrets"]
+    assert release["env"]["REFIT_SIGNING_KEY"] == "{secret:SIGN_KEY}"
+    assert "BEGIN PUBLIC KEY" in release["files"]["release.yaml"]
