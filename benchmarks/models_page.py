@@ -3,8 +3,8 @@
     PYTHONPATH=. .refit/envs/airflow/bin/python benchmarks/models_page.py [--pipelines 500] [--runs 20]
 
 The app is asked in this process, so the figures hold what Airflow does for each request (login, rights, database,
-compression) and neither a network nor a browser; the floor is Airflow's own smallest answer to a logged-in user. `first`
-is the first request of a fresh process: it reads every index.
+compression) and neither a network nor a browser; the floor is Airflow's own smallest answer to a logged-in user.
+`first` is the first request of a fresh process: it reads every index.
 """
 
 from __future__ import annotations
