@@ -7,8 +7,10 @@ the browser, with the user's own rights. What is published is read from REFIT_PU
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -38,7 +40,15 @@ PREFIX = "/refit"
 GOING_ON = ("running", "queued")
 _MONTH = "private, max-age=2592000, immutable"
 
-app = FastAPI(title="Refit", openapi_url=None, docs_url=None, redoc_url=None)
+
+@contextlib.asynccontextmanager
+async def warm(_: FastAPI) -> AsyncIterator[None]:
+    """Read all indexes once while the server starts, so that nobody waits for the first page."""
+    threading.Thread(target=store.indexes, daemon=True).start()
+    yield
+
+
+app = FastAPI(title="Refit", openapi_url=None, docs_url=None, redoc_url=None, lifespan=warm)
 
 
 def published() -> Path:

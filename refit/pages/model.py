@@ -187,11 +187,11 @@ def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
             ("mAP@0.5", figure(r.get("mAP50"))),
             ("95 %", interval(r)),
             ("Size", size(r.get("bytes"))),
-            ("Run", tag("a", run[:40], href=viewer.page("models", name, run=run)) if run in known else run[:40]),
+            ("Run", tag("a", "its run", href=viewer.page("models", name, run=run)) if run in known else ""),
             ("Why", text_of(r.get("reason"))),
             ("", promote),
         ]
-        left = {"Run", "Why"}
+        left = {"Why"}
         made = [tag("td", v, data_label=k, class_="left" if k in left else None) for k, v in cells]
         rows.append(tag("tr", tag("th", f"v{version}", scope="row"), *made))
     heads = ("Version", "", "State", "Since", "mAP@0.5", "95 %", "Size", "Run", "Why", "")

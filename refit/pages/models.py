@@ -122,7 +122,7 @@ def _row(name: str, index: Json, going: Going, how_far: Callable[[str], Json], v
     champion, last = mapping(index.get("champion")), mapping(index.get("last"))
     version = integer(champion.get("version"))
     approved = text_of(champion.get("approved_by"))
-    since = when(champion.get("since")).removesuffix(" UTC")
+    since = when(champion.get("since"))[:10]
     serves = join(badge(f"v{version}", "good"), tag("small", f" approved by {approved}") if approved else "")
     cells = [
         serves if version is not None else badge("nothing", ""),

@@ -48,7 +48,7 @@ def steps(progress: Json, going: Going, dag: str, viewer: Viewer) -> Markup:
                 tag("span", said(s), class_="said"),
             )
         )
-    return join(head, tag("ol", *rows, class_="steps"))
+    return join(head, tag("ol", *rows, class_="steps") if rows else "")
 
 
 def said(stage: Json) -> str:

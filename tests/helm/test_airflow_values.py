@@ -40,7 +40,14 @@ class TestAgreesWithRefitsChart:
         assert claim["claimName"] in self.refit().of("PersistentVolumeClaim")
         assert claim["readOnly"]
         assert all(mount["readOnly"] for mount in VALUES["triggerer"]["extraVolumeMounts"])
-        assert not [key for key in ("scheduler", "apiServer", "dagProcessor") if "extraVolumes" in VALUES[key]]
+        assert not [key for key in ("scheduler", "dagProcessor") if "extraVolumes" in VALUES[key]]
+
+    def test_the_api_server_sees_of_the_workspace_what_is_published(self) -> None:
+        (volume,) = VALUES["apiServer"]["extraVolumes"]
+        (mount,) = VALUES["apiServer"]["extraVolumeMounts"]
+        assert volume["persistentVolumeClaim"]["claimName"] in self.refit().of("PersistentVolumeClaim")
+        assert (mount["name"], mount["subPath"], mount["readOnly"]) == (volume["name"], "published", True)
+        assert VALUES["apiServer"]["env"] == [{"name": "REFIT_PUBLISHED", "value": mount["mountPath"]}]
 
     def test_the_triggerer_is_in_the_group_of_the_volumes(self) -> None:
         group = self.refit().one("Deployment", "refit-triton")["spec"]["template"]["spec"]["securityContext"][
