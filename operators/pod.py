@@ -460,6 +460,7 @@ class PublishPodOperator(TaoStageOperator):
         """A run never fails because it could not be published."""
         if not result.succeeded:
             raise AirflowSkipException(f"no report was published: {result.outcome}: {result.reason}")
+        context["ti"].xcom_push(key="return_value", value=dict(result.summary))
 
 
 class ApprovePodOperator(TaoStageOperator):
