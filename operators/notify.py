@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from airflow.sdk import BaseNotifier, Connection
+from airflow.sdk import BaseNotifier, Connection, Variable
 
 from operators import names
 
@@ -84,11 +84,12 @@ def facts(pipeline: str, run: str, *, failed: bool) -> dict[str, Any]:
 
 
 def link(pipeline: str, run: str) -> str:
-    """The run's page in Airflow."""
+    """The run's page in Airflow, or with no run the DAG's."""
     from airflow.sdk.configuration import conf
 
     base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
-    return f"{base}/dags/{names.dag_id(pipeline)}/runs/{quote(run, safe='')}"
+    page = f"{base}/dags/{names.dag_id(pipeline)}"
+    return f"{page}/runs/{quote(run, safe='')}" if run else page
 
 
 def targets(pipeline: Pipeline, settings: Settings) -> list[Notify]:
@@ -128,6 +129,28 @@ def approval(pipeline: str, question: Mapping[str, Any]) -> list[Notifier]:
         return []
     mine = [t for t in found if "approval" in t.when]
     return [Notifier("approval", pipeline, mine, reason=str(question["subject"]))] if mine else []
+
+
+def champion_variable(pipeline: str) -> str:
+    """Airflow's Variable that says what serves: {"model", "version", "since", "told": when its age was told last}."""
+    return f"refit_champion_{pipeline}"
+
+
+def remember(pipeline: str, summary: Mapping[str, Any]) -> None:
+    """Note what serves, for the DAG that watches its age; where somebody wants to know, and where it has changed."""
+    from operators import inputs
+
+    champion = (summary.get("told") or {}).get("champion")
+    try:
+        where = inputs.settings()
+        if not champion or not any("stale" in t.when for t in targets(inputs.read(pipeline, {}, where), where)):
+            return
+        name = champion_variable(pipeline)
+        known = Variable.get(name, default=None, deserialize_json=True) or {}
+        if {key: known.get(key) for key in champion} != champion:
+            Variable.set(name, champion, description="what serves, noted by Refit", serialize_json=True)
+    except Exception:  # whatever it is: no run fails for it
+        log.exception("%s: the age of what serves will not be told", pipeline)
 
 
 # --- the ways ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from operators import inputs, names
+from operators import inputs, names, notify
 from operators.links import DataReport, RunReport
 from operators.stage import ProcessOperator, login_of
 from refit.plan import connection_of
@@ -44,9 +44,11 @@ class PublishOperator(ProcessOperator):
         asked = request(context, self.pipeline, where, nonce=uuid.uuid4().hex)
         try:
             login = login_of(connection_of(asked))
-            return dict(self._run(PUBLISH, asked["environment"], where, login, request=asked).summary)
+            summary = dict(self._run(PUBLISH, asked["environment"], where, login, request=asked).summary)
         except AirflowException as exc:
             raise AirflowSkipException(f"no report was published: {exc}") from None
+        notify.remember(self.pipeline, summary)
+        return summary
 
 
 def request(context: Mapping[str, Any], pipeline: str, where: Settings, *, nonce: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from refit.specs import Spec
 
-Event = Literal["success", "failure", "approval", "drift"]
+Event = Literal["success", "failure", "approval", "drift", "stale"]
 REASON, ADVICE, DRIFTS = 400, 300, 3  # what travels in a stage's result, which holds 2 KiB
 
 
@@ -27,19 +27,23 @@ class Notify(Spec):
     when: tuple[Event, ...] = Field(
         ("failure", "approval", "drift"), min_length=1, description="of what; the key `on` would be YAML's true"
     )
+    max_age_days: float | None = Field(None, gt=0, description="of `stale`: a champion older than this is told of")
     address: list[str] = Field(default_factory=list, description="of an email: who gets it")
 
     @model_validator(mode="after")
     def _address(self) -> Notify:
         if (self.to == "email") != bool(self.address):
             raise ValueError("an email needs `address`, a list; slack and webhook take none")
+        if ("stale" in self.when) != (self.max_age_days is not None):
+            raise ValueError("`when: [stale]` and `max_age_days` go together")
         if any("@" not in a or not a.isprintable() for a in self.address):
             raise ValueError(f"{self.address} are no email addresses")
         return self
 
 
-def facts(report: Mapping[str, Any], bind: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told of a run, from its report.json (docs/contracts.md, "Published") and bind's report; below 2 KiB."""
+def facts(report: Mapping[str, Any], bind: Mapping[str, Any], champion: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a run, from its report.json (docs/contracts.md, "Published"), bind's report, and the index's word
+    on the version that serves; below 2 KiB."""
     culprit: Mapping[str, Any] = next((s for s in report["stages"] if s["name"] == report["failed"]), {})
     release = report.get("release") or {}
     own = [m for m in report["models"] if m["name"] != "champion" and m.get("mAP50") is not None]
@@ -58,6 +62,7 @@ def facts(report: Mapping[str, Any], bind: Mapping[str, Any]) -> dict[str, Any]:
         "images": sum(report["data"]["splits"].values()),
         "fingerprint": str(report["data"]["fingerprint"] or "")[:12],
         "drift": drifts[:DRIFTS],
+        "champion": {key: champion[key] for key in ("model", "version", "since") if champion.get(key)},
         "cost": {k: v for k, v in report["cost"].items() if v},
     }
     return {key: value for key, value in found.items() if value not in (None, "", {}, [], 0)}
@@ -110,6 +115,11 @@ def message(event: Event, pipeline: str, run: str, told: Mapping[str, Any], link
         title = f"{pipeline}: a release waits for approval"
         lines += [line for line in (reason,) if line]
         lines.append("What to do: answer it under Required Actions of the run.")
+    elif event == "stale":
+        champion = told["champion"]
+        title = f"{pipeline}: what serves is {told['days']:.0f} days old"
+        lines.append(f"Version {champion['version']} of {champion['model']} serves since {champion['since']}.")
+        lines.append("What to do: look whether new data come, and why the last runs released nothing.")
     elif event == "drift":
         title = f"{pipeline}: the new data differ from the last"
         lines.append("What to do: look at the data report of the run before you trust its figures.")
@@ -117,15 +127,14 @@ def message(event: Event, pipeline: str, run: str, told: Mapping[str, Any], link
         title = f"{pipeline}: {_released(told)}"
     lines += [f"Drift: {line}" for line in told.get("drift", ())]
     lines += [f"{name}: {_figures(values)}" for name, values in told.get("metrics", {}).items()]
-    about = [f"run {run}"]
+    about = [f"run {run}"] if run else []
     if told.get("images"):
         about.append(f"{told['images']:,} images ({told.get('fingerprint', '')})")
     cost = told.get("cost", {})
     about += [f"{cost[key]:,.0f} {word}" for key, word in (("seconds", "s"), ("gpu_seconds", "GPU s")) if key in cost]
     if cost.get("money"):
         about.append(f"{cost['money']['amount']:,.2f} {cost['money']['currency']}".strip())
-    lines.append("; ".join(about))
-    safe = [_plain(line) for line in lines]
+    safe = [_plain(line) for line in (*lines, "; ".join(about)) if line]
     values = {"schema": 1, "event": event, "pipeline": pipeline, "run": run, "title": _plain(title), "link": link}
     return Message(_plain(title), safe, link, {**values, **told, "text": "\n".join([_plain(title), *safe, link])})
 

@@ -22,7 +22,8 @@ from refit.command import BadSpec, StageError
 from refit.files import link_or_copy, write_bytes, write_json, write_text
 from refit.notify import facts
 from refit.plan import CONNECTION
-from refit.publish import gather, index, place
+from refit.publish import gather, metrics, place
+from refit.publish import index as indices
 from refit.publish.detections import Detections
 from refit.report import run as page
 from refit.runtime import report as workspaces
@@ -58,7 +59,9 @@ def publish(spec: PublishSpec, out: Path, status: StatusWriter) -> None:
     made = workspaces.read_json(place.of_run(workspace, spec.run) / place.REPORT_JSON) if spec.run else None
     if made is not None:
         bind = workspaces.read_json(workspace / "runs" / str(spec.run) / "00-bind" / "out" / "report.json") or {}
-        summary["told"] = facts(made, bind)
+        index = workspaces.read_json(place.of_pipeline(workspace) / place.INDEX) or {}
+        champion = index.get("champion") or {}
+        summary["told"] = facts(made, bind, champion)
         login = os.environ.pop(CONNECTION, None)
         for note in track(spec.tracking, made, workspace, place.of_run(workspace, str(spec.run)), login):
             print(f"warning: {note}")
@@ -88,9 +91,12 @@ def refresh(workspace: Path, run: str | None = None, *, run_id: str = "", failed
             except (ValueError, KeyError, TypeError, AttributeError) as exc:
                 raise StageError(f"no report can be made of {workspace / 'runs' / run}: {exc!r}") from exc
             done.append(run)
-        made = index.make(workspace)
+        made = indices.make(workspace)
         _forget(folder, made)
         write_json(folder / place.INDEX, made)
+        last = made["last"]
+        report = workspaces.read_json(place.of_run(workspace, last["run"]) / place.REPORT_JSON) if last else None
+        write_text(folder / metrics.FILE, metrics.text(made, report))
     return done
 
 

@@ -7,6 +7,7 @@ import email.policy
 import json
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.sdk import Connection
 
-from operators import factory, notify
+from operators import factory, notify, watch
 from refit.config import Settings
 from refit.notify import Notify, facts, message
 from refit.specs import SpecError
@@ -92,7 +93,8 @@ def test_what_is_told_of_a_report_fits_into_a_result() -> None:
         "cost": {"seconds": 3.0, "gpu_seconds": 0.0, "money": None},
     }  # fmt: skip
     bind = {"drift": [{"level": "major", "told": "z" * 9000}] * 9 + [{"level": "none", "told": "n"}]}
-    found = facts(report, bind)
+    champion = {"model": "plates", "version": 3, "since": "2026-11-01T00:00:00+00:00", "per_class": {}}
+    found = facts(report, bind, champion)
     assert len(json.dumps(found)) < 1700
     assert (found["outcome"], found["images"], found["metrics"]) == (
         "diverged",
@@ -197,6 +199,7 @@ def test_callbacks_are_there_where_somebody_wants_to_know(where: Settings) -> No
         ("[{to: email, connection: post}]", "an email needs `address`"),
         ("[{to: webhook, connection: h, address: [a@b.c]}]", "slack and webhook take none"),
         ("[{to: fax, connection: h}]", "notify"),
+        ("[{to: slack, connection: h, when: [stale]}]", "max_age_days. go together"),
         ("[{to: slack, connection: h, when: [failur]}]", "failur"),
         ("[{to: slack, connection: 'https://hooks.example.org/secret'}]", "connection"),
     ],
@@ -243,3 +246,74 @@ def test_nothing_that_goes_wrong_reaches_airflow(
     monkeypatch.setattr(notify, "facts", broken)
     notify.Notifier("failure", "p", [Notify(to="slack", connection="s")])({"run_id": "r"})
     assert "nobody could be told of a run's end" in caplog.text
+
+
+# --- champions that grow old ------------------------------------------------------------------------------------------
+
+STALE = "notify: [{to: webhook, connection: hook, when: [stale], max_age_days: 30}]"
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+
+    def get(name: str, default: Any = None, deserialize_json: bool = False) -> Any:
+        return known.get(name, default)
+
+    def put(name: str, value: Any, **_: Any) -> None:
+        known[name] = value
+
+    for module in (notify, watch):
+        monkeypatch.setattr(module, "Variable", SimpleNamespace(get=get, set=put))
+    return known
+
+
+def test_an_old_champion_is_told_of_once_a_week(
+    where: Settings, variables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(notify, "deliver", lambda todo: sent.extend(what.title for _, what in todo))
+    write_pipeline(where.pipelines / "p.yaml", STALE)
+    write_pipeline(where.pipelines / "broken.yaml", "notify: 7")
+    write_pipeline(where.pipelines / "q.yaml")
+
+    def look(days_ago: float, **more: Any) -> list[str]:
+        sent.clear()
+        since = (datetime.now(UTC) - timedelta(days=days_ago)).isoformat(timespec="seconds")
+        variables["refit_champion_p"] = {"model": "m", "version": 4, "since": since, **more}
+        watch.AgesOperator(task_id="ages").execute({})  # type: ignore[arg-type]
+        return list(sent)
+
+    assert look(29) == []
+    assert look(31) == ["p: what serves is 31 days old"]
+    told = variables["refit_champion_p"]["told"]
+    assert look(31, told=told) == [], "it was told a moment ago"
+    week = (datetime.fromisoformat(told) - timedelta(days=8)).isoformat()
+    assert look(40, told=week) == ["p: what serves is 40 days old"]
+    variables.clear()
+    sent.clear()
+    watch.AgesOperator(task_id="ages").execute({})  # type: ignore[arg-type]
+    assert sent == [], "nothing serves, as far as anybody knows"
+
+
+def test_what_serves_is_noted_where_somebody_wants_to_know(where: Settings, variables: dict[str, Any]) -> None:
+    champion = {"model": "m", "version": 4, "since": "2026-11-01T00:00:00+00:00"}
+    write_pipeline(where.pipelines / "p.yaml", STALE)
+    write_pipeline(where.pipelines / "q.yaml")
+    for name in ("p", "q", "gone"):
+        notify.remember(name, {"told": {"champion": champion}})
+    assert variables == {"refit_champion_p": champion}
+    variables["refit_champion_p"] = {**champion, "told": "2026-11-20T00:00:00+00:00"}
+    notify.remember("p", {"told": {"champion": champion}})
+    assert "told" in variables["refit_champion_p"], "the same champion: what was told stays"
+    notify.remember("p", {"told": {"champion": {**champion, "version": 5}}})
+    assert variables["refit_champion_p"]["version"] == 5
+    assert "told" not in variables["refit_champion_p"]
+    notify.remember("p", {})
+
+
+def test_the_watch_is_there_where_it_is_asked_for(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml")
+    assert watch.dags() == {}
+    write_pipeline(where.pipelines / "p.yaml", STALE)
+    assert list(watch.dags()) == ["refit_watch"]
