@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
 
-from operators import inputs, names
+from operators import inputs, names, notify
 from operators.stage import LocalStageOperator
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def ask(task_id: str, context: Context, question: Mapping[str, Any]) -> None:
         response_timeout=timeout,
         assigned_users=[{"id": who, "name": who} for who in question["assignees"]] or None,
         params={"note": note},
+        notifiers=notify.approval(str(names.pipeline_of(context["ti"].dag_id)), question),
     )
     operator.execute(context)
 

@@ -26,7 +26,7 @@ from kubernetes import client as k8s
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
-from operators import approval, inputs, lineage, names, orphans, pools
+from operators import approval, inputs, lineage, names, notify, orphans, pools
 from operators.failures import raise_failure
 from operators.links import DataReport, RunReport
 from operators.pod_trigger import StageTrigger
@@ -464,6 +464,8 @@ class PublishPodOperator(TaoStageOperator):
         """A run never fails because it could not be published."""
         if not result.succeeded:
             raise AirflowSkipException(f"no report was published: {result.outcome}: {result.reason}")
+        context["ti"].xcom_push(key="return_value", value=dict(result.summary))
+        notify.remember(self.pipeline, result.summary)
 
 
 class ApprovePodOperator(TaoStageOperator):

@@ -5,15 +5,17 @@ Takes no slot of Refit's pools: a report must not wait behind another pipeline's
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from operators import inputs, names
+from operators import inputs, names, notify
 from operators.links import DataReport, RunReport
-from operators.stage import ProcessOperator
+from operators.stage import ProcessOperator, login_of
+from refit.plan import connection_of
 from refit.publish.request import PUBLISH, publish_request
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class PublishOperator(ProcessOperator):
     """Publishes this run's report and the pipeline's index, in the tools environment of this machine.
 
     A run never fails because of it: where no report can be written, the task is skipped and its log says why.
+
+    XCom: {"published": [runs], "told": what `refit.notify.facts` says of this run}.
     """
 
     ui_color = "#efe8f4"
@@ -35,13 +39,16 @@ class PublishOperator(ProcessOperator):
         super().__init__(**kwargs)
         self.pipeline = pipeline
 
-    def execute(self, context: Context) -> None:
+    def execute(self, context: Context) -> dict[str, Any]:
         where = inputs.settings()
         asked = request(context, self.pipeline, where, nonce=uuid.uuid4().hex)
         try:
-            self._run(PUBLISH, asked["environment"], where, request=asked)
+            login = login_of(connection_of(asked))
+            summary = dict(self._run(PUBLISH, asked["environment"], where, login, request=asked).summary)
         except AirflowException as exc:
             raise AirflowSkipException(f"no report was published: {exc}") from None
+        notify.remember(self.pipeline, summary)
+        return summary
 
 
 def request(context: Mapping[str, Any], pipeline: str, where: Settings, *, nonce: str) -> dict[str, Any]:
@@ -52,4 +59,7 @@ def request(context: Mapping[str, Any], pipeline: str, where: Settings, *, nonce
     if states.get(names.BIND) == "skipped":
         raise AirflowSkipException("nothing new came, so there is nothing to publish")
     failed = [task.rpartition(".")[2] for task, state in states.items() if state == "failed"]
-    return publish_request(pipeline, where, run_id, failed=failed, nonce=nonce)
+    tracking = None
+    with contextlib.suppress(inputs.BadInput):  # a faulty file is told by the file's own DAG
+        tracking = inputs.read(pipeline, {}, inputs.settings()).tracking
+    return publish_request(pipeline, where, run_id, failed=failed, tracking=tracking, nonce=nonce)

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, field_validator,
 from refit.config import Settings
 from refit.engine.record import Capability
 from refit.hosts import Allowed
+from refit.notify import Notify
 from refit.pipeline import TritonTarget
 from refit.specs import Problem, Spec, SpecError, did_you_mean, read_document
 from refit.specs import load as load_spec
@@ -72,6 +73,7 @@ class Profile(Spec):
         default_factory=dict, description="variables for every stage command, e.g. CUDA_VISIBLE_DEVICES; no secrets"
     )
     prices: Prices | None = Field(None, description="null: run reports tell seconds only")
+    notify: list[Notify] = Field(default_factory=list, description="who is told of the runs of every pipeline here")
     triton: ProfileTriton
 
 

@@ -17,9 +17,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from refit.data.settings import Dataset
+from refit.notify import Notify
 from refit.publish.place import FOLDER as PUBLISHED
 from refit.specs import Document, Key, Problem, Spec, SpecError, did_you_mean, near_file, read_document
 from refit.specs import load as load_spec
+from refit.track import Tracking
 
 if TYPE_CHECKING:
     from refit.cpu.specs import AugmentParams
@@ -257,6 +259,10 @@ class Pipeline(Spec):
         Release(), description="false: the run ends with the model, nothing is deployed"
     )
     resources: ResourceBlock = ResourceBlock()
+    notify: list[Notify] = Field(
+        default_factory=list, description="who is told of its runs, beside those that the cluster profile names"
+    )
+    tracking: Tracking = Field(Tracking(), description="where else its runs are written down; nowhere by default")
 
     @field_validator("schedule")
     @classmethod

@@ -20,12 +20,16 @@ from pydantic import Field
 
 from refit.command import BadSpec, StageError
 from refit.files import link_or_copy, write_bytes, write_json, write_text
-from refit.publish import gather, index, place
+from refit.notify import facts
+from refit.plan import CONNECTION
+from refit.publish import gather, metrics, place
+from refit.publish import index as indices
 from refit.publish.detections import Detections
 from refit.report import run as page
 from refit.runtime import report as workspaces
 from refit.specs import Spec
 from refit.status import StatusWriter
+from refit.track import Tracking, track
 
 KEEP = 200  # runs whose reports stay, and all that made a release
 _CAUGHT_UP = 20  # runs without a report that one call writes: a workspace from before there were reports
@@ -41,6 +45,7 @@ class PublishSpec(Spec):
     run: str | None = Field(None, description="the run's folder name; null: the index, and what has no report yet")
     run_id: str = Field("", description="Airflow's id of the run")
     failed: list[str] = Field(default_factory=list, description="stages that Airflow says have failed")
+    tracking: Tracking = Field(Tracking(), description="where else the run is written down")
     nonce: str = Field("", description="differs at each start, so that none is answered by an earlier one")
 
 
@@ -50,7 +55,16 @@ def publish(spec: PublishSpec, out: Path, status: StatusWriter) -> None:
     if spec.run is not None and not (workspace / "runs" / spec.run).is_dir():
         raise BadSpec(f"run: {workspace / 'runs' / spec.run}: no such folder; the run has left nothing to report on")
     done = refresh(workspace, spec.run, run_id=spec.run_id, failed=spec.failed)
-    summary = {"published": done}
+    summary: dict[str, Any] = {"published": done[-5:]}  # a result holds 2 KiB
+    made = workspaces.read_json(place.of_run(workspace, spec.run) / place.REPORT_JSON) if spec.run else None
+    if made is not None:
+        bind = workspaces.read_json(workspace / "runs" / str(spec.run) / "00-bind" / "out" / "report.json") or {}
+        index = workspaces.read_json(place.of_pipeline(workspace) / place.INDEX) or {}
+        champion = index.get("champion") or {}
+        summary["told"] = facts(made, bind, champion)
+        login = os.environ.pop(CONNECTION, None)
+        for note in track(spec.tracking, made, workspace, place.of_run(workspace, str(spec.run)), login):
+            print(f"warning: {note}")
     write_json(out / "summary.json", summary)
     status.success(f"{len(done)} reports, and the index of {workspace.name}")
 
@@ -77,9 +91,12 @@ def refresh(workspace: Path, run: str | None = None, *, run_id: str = "", failed
             except (ValueError, KeyError, TypeError, AttributeError) as exc:
                 raise StageError(f"no report can be made of {workspace / 'runs' / run}: {exc!r}") from exc
             done.append(run)
-        made = index.make(workspace)
+        made = indices.make(workspace)
         _forget(folder, made)
         write_json(folder / place.INDEX, made)
+        last = made["last"]
+        report = workspaces.read_json(place.of_run(workspace, last["run"]) / place.REPORT_JSON) if last else None
+        write_text(folder / metrics.FILE, metrics.text(made, report))
     return done
 
 

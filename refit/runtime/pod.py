@@ -8,8 +8,8 @@ What a pod gets and what not:
 - The runner's result comes as termination message; the runner itself is brought by an init container where the image
   has none.
 - Only its pipeline's folder of the workspace; snapshots read-only, except for bind and look, which write there. The
-  inbox: these two, read-only. The model repository: releases. Of what people look at: where it says how far it is; the
-  publisher writes the rest.
+  inbox: these two and batch inference, read-only. The model repository: releases. Of what people look at, where it says
+  how far it is; the publisher writes the rest.
 - No service account token; secrets by reference, and only those that the stage names.
 - Pod Security "restricted", but for images that are declared to need root (NVIDIA TAO's).
 """
