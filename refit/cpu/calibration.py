@@ -30,7 +30,7 @@ from refit.cpu.records import Record
 from refit.cpu.specs import QuantizeParams
 from refit.cpu.work import ordered_map
 from refit.postprocess import InputInfo, preprocess
-from refit.postprocess.blank import shows_nothing
+from refit.postprocess.blank import shows_nothing, told
 
 # onnxruntime's own default for entropy, 128, gives the ranges of minmax; 2048 those of 512, in five times the time.
 _BINS = 512
@@ -114,8 +114,8 @@ def measure(model: Path, images: Sequence[Record], target: InputInfo, params: Qu
     }
 
 
-def check_pictures(images: Sequence[Record]) -> list[str]:
-    """What a person should know of the calibration images.
+def check_pictures(images: Sequence[Record]) -> str:
+    """What a person should know of the calibration images, "" where there is nothing.
 
     Raises:
         BadData: most of them show nothing, so the ranges would be of nothing; names some of them.
@@ -124,10 +124,8 @@ def check_pictures(images: Sequence[Record]) -> list[str]:
     def flat(record: Record) -> bool:
         return shows_nothing(record.image()[::4, ::4])  # a sample is enough
 
-    files = [record.file for record, empty in zip(images, ordered_map(flat, images), strict=True) if empty]
-    if not files:
-        return []
-    told = f"{len(files)} of {len(images)} calibration images are of one colour ({', '.join(files[:3])} ...)"
-    if 2 * len(files) > len(images):
-        raise BadData(f"{told}: ranges measured on them are of nothing; look at what made these files")
-    return [told]
+    blank = [record.file for record, empty in zip(images, ordered_map(flat, images), strict=True) if empty]
+    sentence, most = told(blank, len(images))
+    if most:
+        raise BadData(sentence)
+    return sentence

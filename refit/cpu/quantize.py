@@ -51,8 +51,8 @@ def run(spec: QuantizeSpec, out: Path, status: StatusWriter) -> None:
     images = [records[i] for i in choose(records, len(dataset.classes), spec.images, spec.seed)]
     if len(images) < spec.images:
         status.running(f"Only {len(images)} training images; {spec.images} were asked for.")
-    for told in check_pictures(images):
-        status.running(f"{told}: look at them.")
+    if told := check_pictures(images):
+        status.running(f"{told}.")
     inputs = reference.images(dataset, full.info.input)
     assert inputs is not None  # the train split has some
     facts = provenance.facts(source, dataset.fingerprint, images, full.info.input, spec)

@@ -21,6 +21,7 @@ from refit.engine.record import (
     CalibrationFacts,
     CalibrationRecord,
     EngineRecord,
+    Gpu,
     Plan,
 )
 from refit.engine.specs import BuildSpec, CalibrationSpec
@@ -41,11 +42,14 @@ def run(spec: BuildSpec, out: Path, status: StatusWriter) -> None:
     onnx_sha256 = sha256(spec.onnx)
     info = _info(spec)
     wanted, calibration = None, None
-    if spec.calibration is not None:
-        wanted, calibration = _calibration(spec, spec.calibration, _needed(spec, info), onnx_sha256, trt.__version__)
+    if spec.calibration is not None and (told := pictures.check(_images(spec.calibration))):
+        status.running(f"{told}.")
     try:
         with Device() as device:
             gpu = device.facts()
+            if spec.calibration is not None:
+                info = _needed(spec, info)
+                wanted, calibration = _calibration(spec, spec.calibration, info, onnx_sha256, trt.__version__, gpu)
             status.running(
                 f"Building {spec.precision} for {gpu.name} ({gpu.compute_capability}), TensorRT {trt.__version__}."
             )
@@ -91,23 +95,28 @@ def _needed(spec: BuildSpec, info: ModelInfo | None) -> ModelInfo:
     return info
 
 
+def _images(wish: CalibrationSpec) -> list[Path]:
+    return pictures.choose(wish.images, wish.batches, wish.batch_size)
+
+
 def _calibration(
-    spec: BuildSpec, wish: CalibrationSpec, info: ModelInfo, onnx_sha256: str, tensorrt_version: str
+    spec: BuildSpec, wish: CalibrationSpec, info: ModelInfo, onnx_sha256: str, tensorrt_version: str, gpu: Gpu
 ) -> tuple[CalibrationFacts, Calibration]:
     """What is calibrated on, and an old cache where it was made from just that."""
-    images = pictures.choose(wish.images, wish.batches, wish.batch_size)
+    images = _images(wish)
     wanted = CalibrationFacts(
-        method="refit/entropy_2",
+        method="refit/entropy_2" if wish.method == "entropy_2" else "refit/minmax",
         model_sha256=onnx_sha256,
         images_digest=pictures.digest(images, info.input, wish.batch_size),
         tensorrt=tensorrt_version,
+        compute_capability=gpu.compute_capability,
     )
     old = None
     if spec.cache is not None:
         cache.usable(spec.cache, wanted)
         old = spec.cache.read_bytes()
     batches = partial(pictures.batches, images, info.input, wish.batch_size)
-    return wanted, Calibration(wish.batch_size, batches, old)
+    return wanted, Calibration(wish.batch_size, batches, old, wish.method)
 
 
 def _keep(

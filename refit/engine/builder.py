@@ -48,11 +48,13 @@ class Calibration:
     Attributes:
         cache: an earlier cache's bytes; then the batches are not asked for.
         batches: makes them, from the first one.
+        method: entropy_2 or minmax.
     """
 
     batch_size: int
     batches: Callable[[], Iterator[NDArray[Any]]]
     cache: bytes | None = None
+    method: str = "entropy_2"
 
 
 @dataclass(frozen=True)
@@ -276,14 +278,16 @@ def _logger(trt: Any) -> tuple[Any, list[str]]:
 
 
 def _calibrator(trt: Any, calibration: Calibration, device: Device, shape: Sequence[int]) -> Any:
-    """The entropy calibrator (2) that TensorRT 10 asks for batches.
+    """The calibrator that TensorRT 10 asks for batches.
 
     TensorRT swallows what is raised in these methods (it prints "Exception caught in"), so it is kept in `failure`.
     """
 
-    class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc]
+    kind = trt.IInt8EntropyCalibrator2 if calibration.method == "entropy_2" else trt.IInt8MinMaxCalibrator
+
+    class Calibrator(kind):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
-            trt.IInt8EntropyCalibrator2.__init__(self)
+            kind.__init__(self)
             self.failure: Exception | None = None
             self.written: bytes | None = None
             self._batches = calibration.batches()

@@ -18,6 +18,7 @@ _NAMES = {
     "model_sha256": "the ONNX file (sha256)",
     "images_digest": "the images, their order or how they are fed (digest)",
     "tensorrt": "the TensorRT version",
+    "compute_capability": "the GPU (compute capability)",
 }
 
 

@@ -59,7 +59,7 @@ def run(spec: DescribeSpec, out: Path, status: StatusWriter) -> None:
     shutil.copyfile(spec.plan, out / PLAN)
     calibration = None
     if spec.calibration is not None:
-        calibration = _calibration(spec.calibration, info, model_sha256, version, out)
+        calibration = _calibration(spec.calibration, info, model_sha256, version, gpu, out)
     record = EngineRecord(
         plan=Plan.of(out / PLAN),
         tensorrt=version,
@@ -116,7 +116,7 @@ def _tensors(tensors: Iterable[config.Tensor], batch: bool) -> tuple[Tensor, ...
 
 
 def _calibration(
-    spec: TaoCalibration, info: ModelInfo, model_sha256: str | None, version: str, out: Path
+    spec: TaoCalibration, info: ModelInfo, model_sha256: str | None, version: str, gpu: Gpu, out: Path
 ) -> CalibrationRecord:
     if model_sha256 is None:
         raise BadSpec("calibration: needs onnx too: a cache without the hash of its model can never be used again")
@@ -132,6 +132,7 @@ def _calibration(
             model_sha256=model_sha256,
             images_digest=pictures.digest(images, info.input, spec.batch_size),
             tensorrt=version,
+            compute_capability=gpu.compute_capability,
         ),
         cache_sha256=sha256(out / CACHE),
         images=len(images),

@@ -21,6 +21,7 @@ from refit import picture
 from refit.command import BadData
 from refit.files import sha256
 from refit.postprocess import InputInfo, preprocess
+from refit.postprocess.blank import shows_nothing, told
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -43,6 +44,19 @@ def choose(folder: Path, batches: int, batch_size: int) -> list[Path]:
     return found[:wanted]
 
 
+def check(paths: Sequence[Path]) -> str:
+    """What a person should know of the pictures, "" where there is nothing.
+
+    Raises:
+        BadData: most show nothing, so that ranges would be of nothing, or one cannot be decoded.
+    """
+    blank = [path.name for path in paths if shows_nothing(_read(path)[::4, ::4])]
+    sentence, most = told(blank, len(paths))
+    if most:
+        raise BadData(sentence)
+    return sentence
+
+
 def digest(paths: Sequence[Path], target: InputInfo, batch_size: int) -> str:
     """What ranges depend on besides the model: the images' bytes in their order, and how they are fed."""
     facts = {"images": [sha256(p) for p in paths], "input": asdict(target), "batch_size": batch_size}
@@ -60,7 +74,11 @@ def batches(paths: Sequence[Path], target: InputInfo, batch_size: int) -> Iterat
 
 
 def _fed(path: Path, target: InputInfo) -> NDArray[Any]:
+    return preprocess(_read(path), target)[0]
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
     try:
-        return preprocess(picture.read(path), target)[0]
+        return picture.read(path)
     except picture.PictureError as exc:
         raise BadData(str(exc)) from None

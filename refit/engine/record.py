@@ -83,10 +83,13 @@ class Batches(_Part):
 class CalibrationFacts(_Part):
     """What INT8 ranges rest on. Two caches are the same when these are."""
 
-    method: Literal["refit/entropy_2", "tao/entropy_2"] = Field(description="who fed the images, and the algorithm")
+    method: Literal["refit/entropy_2", "refit/minmax", "tao/entropy_2"] = Field(
+        description="who fed the images, and the algorithm"
+    )
     model_sha256: Sha256 = Field(description="of the ONNX file")
     images_digest: Sha256 = Field(description="of the images and how they are fed (`refit.engine.pictures`)")
     tensorrt: Version
+    compute_capability: Capability | None = Field(None, description="of the GPU; null: written before it was noted")
 
 
 class CalibrationRecord(_Record):

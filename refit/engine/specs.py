@@ -17,6 +17,9 @@ class CalibrationSpec(Spec):
     images: Path = Field(description="folder with the images that prepare chose from the training part")
     batches: int = Field(10, ge=1, le=10_000)
     batch_size: int = Field(8, ge=1, le=1024)
+    method: Literal["entropy_2", "minmax"] = Field(
+        "entropy_2", description="how a range is chosen: minmax keeps the largest value, entropy_2 may cut it off"
+    )
 
 
 class BuildSpec(Spec):

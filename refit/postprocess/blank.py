@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,3 +17,13 @@ def shows_nothing(picture: NDArray[np.uint8]) -> bool:
     """Is a picture [h, w, c], as the network sees it, of one colour?"""
     values: NDArray[Any] = picture.reshape(-1, picture.shape[-1])
     return bool(values.std(axis=0).max() < _SPREAD)
+
+
+def told(blank: Sequence[str], images: int) -> tuple[str, bool]:
+    """What a person should know of `images` calibration images, some of which show nothing ("" where all do show
+    something), and whether these are most: then ranges would be of nothing."""
+    if not blank:
+        return "", False
+    some = ", ".join(blank[:3]) + (" ..." if len(blank) > 3 else "")
+    sentence = f"{len(blank)} of {images} calibration images are of one colour ({some}): look at what made them"
+    return sentence, 2 * len(blank) > images

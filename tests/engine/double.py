@@ -155,7 +155,8 @@ class Builder:
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> Bytes | None:
         calibrator = config.int8_calibrator
         if calibrator is not None:
-            assert isinstance(calibrator, real.IInt8EntropyCalibrator2)
+            kinds = (real.IInt8EntropyCalibrator2, real.IInt8MinMaxCalibrator)
+            CALLS.append(["calibrator", next(kind.__name__ for kind in kinds if isinstance(calibrator, kind))])
             self._calibrate(network, calibrator)
         if network.content.get("fault") == "build":
             self._logger.log(real.ILogger.ERROR, "no tactic fits")
@@ -281,13 +282,16 @@ def play(folder: Path) -> dict[str, Any]:
     spec = BuildSpec.model_validate({"onnx": folder / "model.onnx", **wish["spec"]})
     calibration = None
     if wish["feeds"] is not None:
+        assert spec.calibration is not None
         shapes, cache = wish["feeds"]["batches"], wish["feeds"]["cache"]
 
         def batches() -> Iterator[Any]:
             for i, shape in enumerate(shapes):
                 yield np.full(shape, i, np.float32)
 
-        calibration = Calibration(wish["feeds"]["batch_size"], batches, cache.encode() if cache else None)
+        calibration = Calibration(
+            wish["feeds"]["batch_size"], batches, cache.encode() if cache else None, spec.calibration.method
+        )
     try:
         built = Subject(Package(), spec, calibration, Device()).build()  # type: ignore[arg-type]
     except StageError as exc:

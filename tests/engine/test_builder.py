@@ -65,12 +65,19 @@ def test_float(build: Build, version: str) -> None:
 def test_implicit_int8(build: Build) -> None:
     result = build(OLD, PLAIN, BATCHES, precision="int8", calibration=IMAGES)
     assert flags(result) == ["INT8"]
+    assert named(result, "calibrator") == [["IInt8EntropyCalibrator2"]]
     assert result["quantization"] == "calibrated"
     assert result["cache"] == "measured ranges"
     assert named(result, "allocate") == [[4 * 3 * 4 * 4 * 4]]
     assert named(result, "upload") == [[4096, 768, 0.0], [4096, 768, 1.0]]
     # A calibration runs with its own batch size, whatever the engine is to take.
     assert named(result, "set_calibration_profile") == [[{"input_1": [[4, 3, 4, 4]] * 3}]]
+
+
+def test_ranges_by_the_largest_value(build: Build) -> None:
+    result = build(OLD, PLAIN, BATCHES, precision="int8", calibration={**IMAGES, "method": "minmax"})
+    assert named(result, "calibrator") == [["IInt8MinMaxCalibrator"]]
+    assert result["cache"] == "measured ranges"
 
 
 def test_an_old_cache_needs_no_images_and_no_memory(build: Build) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -57,6 +58,17 @@ def test_the_digest_is_of_all_that_ranges_depend_on(tmp_path: Path) -> None:
     assert len({base, *others}) == 6
 
 
+def test_pictures_that_show_nothing(tmp_path: Path) -> None:
+    paths = pictures.choose(made.pictures(tmp_path, 4), 2, 2)
+    assert pictures.check(paths) == ""
+    for name in ("000.png", "001.png"):
+        cv2.imwrite(str(tmp_path / name), np.zeros((30, 40, 3), np.uint8))
+    assert pictures.check(paths).startswith("2 of 4 calibration images are of one colour (000.png, 001.png)")
+    cv2.imwrite(str(tmp_path / "002.png"), np.full((30, 40, 3), 90, np.uint8))
+    with pytest.raises(BadData, match=r"3 of 4 calibration images are of one colour"):
+        pictures.check(paths)
+
+
 FACTS = CalibrationFacts(method="refit/entropy_2", model_sha256="a" * 64, images_digest="b" * 64, tensorrt="10.8.0.43")
 
 
@@ -83,6 +95,8 @@ def test_a_cache_of_the_same_things_is_used(old: Path) -> None:
             "TensorRT version differs: it was made with 10.8.0.43, and 10.13.3.9 is used now",
         ),
         ({"method": "tao/entropy_2"}, "the calibration method differs"),
+        ({"method": "refit/minmax"}, "the calibration method differs"),
+        ({"compute_capability": "8.0"}, r"the GPU \(compute capability\) differs: it was made with None, and 8\.0"),
     ],
 )
 def test_a_cache_of_something_else_is_refused(old: Path, changed: dict[str, str], said: str) -> None:

@@ -17,10 +17,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from refit import files
+from refit import files, picture
 from refit.command import BadData
 from refit.data.prepare.spec import COPIES, CalibrateSpec
 from refit.data.snapshot import no_space
+from refit.postprocess.blank import shows_nothing, told
 from refit.status import StatusWriter
 
 SCHEMA = 1
@@ -48,6 +49,7 @@ def run(spec: CalibrateSpec, out: Path, status: StatusWriter) -> None:
         files.sync_folder(folder)
         if coco:
             files.write_text(out / "annotations.json", json.dumps(_part(coco, set(chosen)), ensure_ascii=False) + "\n")
+        _look(folder, chosen, status)
         hashes = [(name, files.sha256(folder / name)) for name in chosen]
         row = {
             "schema": SCHEMA,
@@ -62,6 +64,19 @@ def run(spec: CalibrateSpec, out: Path, status: StatusWriter) -> None:
         }
         files.write_json(out / "calibration.json", row)
     status.success(f"{len(chosen)} calibration images", kpi={"images": len(chosen)})
+
+
+def _look(folder: Path, chosen: Sequence[str], status: StatusWriter) -> None:
+    """Tell of pictures of one colour; most of them so, they would give ranges of nothing, and nobody could see why."""
+    try:
+        blank = [name for name in chosen if shows_nothing(picture.read(folder / name)[::4, ::4])]
+    except picture.PictureError as exc:
+        raise BadData(str(exc)) from None
+    sentence, most = told(blank, len(chosen))
+    if most:
+        raise BadData(sentence)
+    if sentence:
+        status.running(f"{sentence}.")
 
 
 def _enough(wanted: CalibrateSpec, there: int) -> None:
