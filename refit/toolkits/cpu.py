@@ -28,6 +28,7 @@ from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits import proof
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
+from refit.toolkits.canary import with_canary
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
 from refit.toolkits.proof import Proven
 
@@ -112,7 +113,7 @@ class CpuToolkit:
     model: type[Pipeline] = CpuPipeline
 
     def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
-        return list(with_approval(pipeline, _Chain(pipeline, profile, dataset).stages()))
+        return list(with_approval(pipeline, with_canary(pipeline, _Chain(pipeline, profile, dataset).stages())))
 
     def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages

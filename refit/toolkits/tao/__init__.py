@@ -18,6 +18,7 @@ from refit.tao import networks, preflight
 from refit.tao.render import BEGINNINGS
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import NetworkInput, Stage
+from refit.toolkits.canary import with_canary
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
 
@@ -34,7 +35,7 @@ class TaoToolkit:
     model: type[Pipeline] = TaoPipeline
 
     def stages(self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
-        return list(with_approval(pipeline, TaoChain(pipeline, profile, dataset).stages()))
+        return list(with_approval(pipeline, with_canary(pipeline, TaoChain(pipeline, profile, dataset).stages())))
 
     def params(self, pipeline: TaoPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages
