@@ -10,7 +10,7 @@ from refit.pipeline import Pipeline, WatchLines
 from refit.toolkits.base import Output, Stage, command
 
 CANARY = "canary"
-_OF_THE_RELEASE = ("keep_versions", "watched")
+_OF_THE_RELEASE = ("keep_versions", "watched", "signing")
 """Keys of a release's spec that say nothing about a trial."""
 
 
@@ -33,6 +33,7 @@ def with_canary(pipeline: Pipeline, stages: Iterable[Stage]) -> Iterator[Stage]:
             "lines": lines,
             "policy": wanted.policy,
         }
+        key = pipeline.release.signing.secret if pipeline.release and pipeline.release.signing else None
         yield replace(
             stage,
             name=CANARY,
@@ -41,6 +42,8 @@ def with_canary(pipeline: Pipeline, stages: Iterable[Stage]) -> Iterator[Stage]:
             files={"canary.yaml": asked},
             outputs=(Output("verdict", "verdict.json", "json"), Output("comparison", "comparison.json", "json")),
             code=(*stage.code, "refit/gates"),
+            secrets=tuple(name for name in stage.secrets if name != key),
+            env={name: value for name, value in stage.env.items() if value != f"{{secret:{key}}}"},
             reads_snapshot=True,
         )
         yield replace(stage, after=(*stage.after, CANARY))

@@ -64,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (TritonError, OSError) as exc:
             return _error(exc, command.FAILED)
     if not words or words[0] in ("-h", "--help"):
-        print(
-            "usage: python -m refit.triton {release,rollback,reconcile,canary,watch,serve,infer,shadow} ...; each has --help"
-        )
+        names = ",".join([*ACTIONS, *by_hand])
+        print(f"usage: python -m refit.triton {{{names}}} ...; each has --help")
         return 0 if words else command.BAD_SPEC
     return command.main("refit.triton", ACTIONS, words)
 
