@@ -200,6 +200,18 @@ class Signing(Spec):
     )
 
 
+class Canary(Spec):
+    """The challenger beside the champion, under a name of its own, before it may take its place."""
+
+    images: int = Field(100, ge=1, le=100_000, description="pictures outside of the training part that both are asked")
+    min_agreement: float = Field(0.7, ge=0, le=1, description="share of the objects that both must find")
+    minutes: float = Field(0, ge=0, le=24 * 60, description="then clients may route requests to it for so long")
+    max_failed: float = Field(0.01, ge=0, le=1, description="share of failed requests, above the champion's")
+    max_slowdown: float = Field(2.0, ge=1, le=1000, description="an answer's time, in parts of the champion's")
+    min_requests: int = Field(100, ge=1, description="of clients: fewer than these are not judged")
+    policy: Literal["fail", "warn"] = Field("fail", description="warn: it is released all the same")
+
+
 class Release(Spec):
     model: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,126}$", description="name in Triton; null: the pipeline's name"
@@ -214,6 +226,9 @@ class Release(Spec):
         True,
         description="serve it from a throwaway Triton first, where the release runs with Triton installed; "
         "false: production is the first to load it",
+    )
+    canary: Annotated[Canary | None, OffOr(Canary())] = Field(
+        None, description="try it beside the version that serves first, and compare; true: the defaults"
     )
     watch: Annotated[Watch | None, OffOr(Watch())] = Field(
         None,

@@ -31,6 +31,7 @@ from refit.publish import place
 from refit.specs import Document, SpecError, did_you_mean, parse_yaml
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import CHAMPION, CHAMPION_STAGES, Output, ParamField, Stage, command, spec_text
+from refit.toolkits.canary import CANARY
 from refit.toolkits.chain import NO_PROFILE
 
 SCHEMA = 1
@@ -413,7 +414,7 @@ def make_plan(pipeline: Pipeline, profile: Profile, bound: Bound) -> dict[str, A
     if bound.champion is None or nothing_new:  # nothing to be compared, or nothing would come of it
         off |= CHAMPION_STAGES & keys.keys()
     if nothing_new:
-        off |= {APPROVE} & keys.keys()
+        off |= {APPROVE, CANARY} & keys.keys()
     reused = {name: folder for name, folder in reused.items() if name not in off}
     return {
         "schema": SCHEMA,

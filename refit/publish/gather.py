@@ -59,7 +59,7 @@ def report(run: Path, *, run_id: str = "", failed: Iterable[str] = ()) -> tuple[
         "models": _models(plan, stages),
         "curves": [c for c in map(_curve, stages) if c],
         "evaluation": found.as_json() if found else None,
-        "release": next((s["summary"] for s in stages if s["action"] == RELEASE and s["summary"]), None),
+        "release": next((s["summary"] for s in stages if s["name"] == RELEASE and s["summary"]), None),
         "cost": cost(stages, plan.get("prices") or {}),
         "stages": stages,
     }
@@ -208,7 +208,7 @@ def _models(plan: Json, stages: Sequence[Json]) -> list[Json]:
                 **_latency(stage, source),
             }
         )
-    release: Json = next((s["summary"] for s in stages if s["action"] == RELEASE), {})
+    release: Json = next((s["summary"] for s in stages if s["name"] == RELEASE), {})
     own = [r for r in rows if r["name"] != "champion"]
     if own and number(release.get("milliseconds")) is not None:
         own[-1].setdefault("milliseconds", number(release["milliseconds"]))  # as Triton answered the release

@@ -28,6 +28,7 @@ from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits import proof
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
+from refit.toolkits.canary import with_canary
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
 from refit.toolkits.proof import Proven
 from refit.toolkits.smoke import changed, with_smoke
@@ -129,7 +130,8 @@ class CpuToolkit:
             batch = max(t.batch_size for t in (less.stages.train, less.stages.retrain) if t is not None)
             return _Chain(less, profile).stages(), batch
 
-        return list(with_approval(pipeline, with_smoke(chain, chain.stages(), tiny)))
+        smoked = with_smoke(chain, chain.stages(), tiny)
+        return list(with_approval(pipeline, with_canary(pipeline, smoked)))
 
     def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages

@@ -36,6 +36,11 @@ ACTIONS = {
         "refit.triton.stage:run_reconcile",
         "compare every server with the ledger, and say or mend what differs",
     ),
+    "canary": Action(
+        "refit.triton.specs:CanarySpec",
+        "refit.triton.stage:run_canary",
+        "try a model beside the one that serves, compare their answers and times, and drop it again",
+    ),
     "watch": Action(
         "refit.triton.specs:WatchSpec",
         "refit.triton.stage:run_watch",
@@ -46,7 +51,7 @@ ACTIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    by_hand: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "infer": _infer}
+    by_hand: dict[str, Callable[[Sequence[str]], int]] = {"serve": _serve, "infer": _infer, "shadow": _shadow}
     if words and words[0] in by_hand:
         try:
             return by_hand[words[0]](words[1:])
@@ -59,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (TritonError, OSError) as exc:
             return _error(exc, command.FAILED)
     if not words or words[0] in ("-h", "--help"):
-        print("usage: python -m refit.triton {release,rollback,reconcile,watch,serve,infer} ...; each has --help")
+        names = ",".join([*ACTIONS, *by_hand])
+        print(f"usage: python -m refit.triton {{{names}}} ...; each has --help")
         return 0 if words else command.BAD_SPEC
     return command.main("refit.triton", ACTIONS, words)
 
@@ -123,6 +129,28 @@ def _infer(argv: Sequence[str]) -> int:
     with stage_errors(), TritonClient(args.url) as client:
         answer = infer_picture(client, args.model, args.image, out=args.out, version=args.version)
     print(json.dumps(answer.to_json(), ensure_ascii=False, indent=1))
+    return command.OK
+
+
+def _shadow(argv: Sequence[str]) -> int:
+    from refit.triton.client import TritonClient
+    from refit.triton.reference import pictures
+    from refit.triton.route import challenger_of
+    from refit.triton.shadow import compare
+    from refit.triton.stage import stage_errors
+
+    parser = argparse.ArgumentParser(
+        prog="python -m refit.triton shadow", description="ask two models the same pictures and compare their answers"
+    )
+    parser.add_argument("--url", required=True, help="Triton's HTTP address")
+    parser.add_argument("--model", required=True, help="the champion's name in Triton")
+    parser.add_argument("--challenger", help="the other's name (default: MODEL__challenger)")
+    parser.add_argument("--images", type=Path, required=True, help="a folder of pictures, e.g. yesterday's")
+    args = parser.parse_args(argv)
+    with stage_errors(), TritonClient(args.url) as client:
+        challenger = args.challenger or challenger_of(args.model)
+        found = compare(client, args.model, challenger, pictures([args.images]))
+    print(json.dumps(found.to_json(), ensure_ascii=False, indent=1))
     return command.OK
 
 

@@ -185,7 +185,7 @@ def from_images(signature: Signature, info: ModelInfo, paths: Sequence[Path]) ->
         )
     tensor = signature.inputs[0]
     dims = concrete(tensor, info.to_json())
-    rows = [preprocess(read_picture(path), info.input)[0].reshape(dims) for path in _pictures(paths)]
+    rows = [preprocess(read_picture(path), info.input)[0].reshape(dims) for path in pictures(paths)[:PROBES]]
     return {tensor.name: np.stack(rows).astype(NUMPY_TYPES[tensor.datatype])}
 
 
@@ -197,7 +197,8 @@ def read_picture(path: Path) -> npt.NDArray[np.uint8]:
         raise ArtefactError(str(exc)) from None
 
 
-def _pictures(paths: Sequence[Path]) -> list[Path]:
+def pictures(paths: Sequence[Path]) -> list[Path]:
+    """Every picture in folders and among files. Raises ArtefactError."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -210,7 +211,7 @@ def _pictures(paths: Sequence[Path]) -> list[Path]:
         raise ArtefactError(
             f"{', '.join(map(str, paths))}: no pictures there ({', '.join(_IMAGES)}); correct the images"
         )
-    return found[:PROBES]
+    return found
 
 
 def mismatch(tensor: Tensor, array: npt.NDArray[Any], *, rows: bool) -> str:

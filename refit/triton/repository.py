@@ -185,6 +185,15 @@ class Repository(ABC):
             self._delete(model, version, retired=True)
         return removed
 
+    def drop(self, model: str, reason: str) -> None:
+        """Take a whole model away, the configuration first; its versions' numbers stay known."""
+        self.remove_config(model)
+        for version in self.versions(model):
+            self._note(model, version, _about(model, version, "dropped", reason))
+            self._delete(model, version, retired=False)
+        self.remove_config(model)
+        self.clean(model)
+
     @abstractmethod
     def _note(self, model: str, version: int, note: bytes) -> None:
         """Say why a version went."""

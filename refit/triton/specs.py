@@ -89,6 +89,17 @@ class ReleaseSpec(Target):
     )
 
 
+class CanarySpec(ReleaseSpec):
+    """The spec of `python -m refit.triton canary`: what would be released, tried under another name first."""
+
+    snapshot: Path = Field(description="whose pictures outside of the training part both models are asked")
+    images_asked: int = Field(100, ge=1, le=100_000, description="so many of them")
+    min_agreement: float = Field(0.7, ge=0, le=1, description="share of the objects that both must find")
+    minutes: float = Field(0, ge=0, le=24 * 60, description="then clients may route requests to it for so long")
+    lines: WatchLines = WatchLines()
+    policy: Literal["fail", "warn"] = "fail"
+
+
 class WatchSpec(Target):
     """The spec of `python -m refit.triton watch`."""
 

@@ -12,12 +12,21 @@ from refit.files import write_json
 from refit.status import StatusWriter
 from refit.triton.approved import approved
 from refit.triton.artefact import read_origin
+from refit.triton.canary import canary
 from refit.triton.errors import ArtefactError, ReleaseFailed, RepositoryError, RollbackError, TritonError
 from refit.triton.lineage import Lineage, gather
 from refit.triton.reconcile import reconcile
 from refit.triton.release import release
 from refit.triton.rollback import rollback
-from refit.triton.specs import ReconcileSpec, ReleaseReport, ReleaseSpec, RollbackSpec, SigningSpec, WatchSpec
+from refit.triton.specs import (
+    CanarySpec,
+    ReconcileSpec,
+    ReleaseReport,
+    ReleaseSpec,
+    RollbackSpec,
+    SigningSpec,
+    WatchSpec,
+)
 from refit.triton.watch import watch
 
 if TYPE_CHECKING:
@@ -81,6 +90,23 @@ def run_reconcile(spec: ReconcileSpec, out: Path, status: StatusWriter) -> None:
             f"{spec.model} is not what the ledger says: {told}. To mend it: refit reconcile --mend, or the DAG"
         )
     status.success(f"{spec.model}: {report.outcome}{f': {told}' if told else ''}")
+
+
+def run_canary(spec: CanarySpec, out: Path, status: StatusWriter) -> None:
+    """Try a challenger and write ``out/verdict.json``, ``out/comparison.json`` and ``out/summary.json``.
+
+    Raises:
+        Rejected: it is not to be released.
+    """
+    with stage_errors():
+        verdict, found = canary(spec, out, _say(status))
+    write_json(out / "comparison.json", found.to_json() if found else {})
+    for name in ("verdict.json", "summary.json"):
+        write_json(out / name, verdict.to_json())
+    print(f"{verdict.state}: {verdict.reason}")
+    if verdict.state == "fail":
+        raise Rejected(verdict.reason)
+    status.success(f"{verdict.state}: {verdict.reason}", kpi=dict(verdict.figures))
 
 
 def _say(status: StatusWriter) -> Callable[[str], None]:

@@ -15,6 +15,7 @@ from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.config import Settings
 from refit.specs import parse_yaml
+from refit.triton.specs import CanarySpec
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = """
@@ -71,6 +72,19 @@ def test_the_chain_in_order() -> None:
         assert set(node.upstream) <= seen
         seen.add(node.name)
     assert {n.name for n in nodes if n.group is None} == {"release"}
+
+
+def test_a_canary_stands_before_approval_and_release_and_a_person_is_asked_once() -> None:
+    tried = load(TEXT + "release: {canary: {images: 7, max_slowdown: 3}, watch: true}\napproval: true\n")
+    made = plans.make_plan(tried, profile(), bound())
+    names = [s["name"] for s in made["stages"]]
+    assert names == [*CHAIN[:-1], "canary", "approve", "release", "watch"]
+    assert {n.name: n.upstream for n in plans.skeleton(tried)}["approve"][-1] == "canary"
+    asked = yaml.safe_load(made["stages"][names.index("canary")]["files"]["canary.yaml"])
+    assert (asked["images_asked"], asked["lines"]["max_slowdown"]) == (7, 3)
+    assert CanarySpec.model_validate({**asked, "url": "http://t:1", "snapshot": "/s"}).policy == "fail"
+    reused = plans.make_plan(tried, profile(), bound(find=lambda stage, key: Path("/there")))
+    assert {"canary", "approve"} <= set(reused["off"]), "nothing new: nothing to try"
 
 
 def test_a_watch_follows_the_release_where_it_is_asked_for_and_goes_with_it() -> None:

@@ -18,6 +18,7 @@ from refit.tao import networks, preflight
 from refit.tao.render import BEGINNINGS
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import NetworkInput, Stage
+from refit.toolkits.canary import with_canary
 from refit.toolkits.smoke import changed, with_smoke
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
@@ -64,7 +65,8 @@ class TaoToolkit:
             about = {**dataset, "splits": splits} if dataset else None
             return TaoChain(less, profile, about).stages(), train
 
-        return list(with_approval(pipeline, with_smoke(chain, chain.stages(), tiny)))
+        smoked = with_smoke(chain, chain.stages(), tiny)
+        return list(with_approval(pipeline, with_canary(pipeline, smoked)))
 
     def params(self, pipeline: TaoPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages
