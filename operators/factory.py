@@ -162,7 +162,7 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
         auto_register=False,
     ) as dag:
         arrival, bind = _task(name, names.ARRIVAL), _task(name, names.BIND, pipeline.runtime)
-        _looks(pipeline, arrival, bind)
+        looks(pipeline, arrival, bind)
         tasks: dict[str, BaseOperator] = {}
         groups: dict[str, TaskGroup] = {}
         for node in nodes:
@@ -189,7 +189,7 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
     return dag
 
 
-def _looks(pipeline: Pipeline, arrival: BaseOperator, bind: BaseOperator) -> None:
+def looks(pipeline: Pipeline, arrival: BaseOperator, bind: BaseOperator) -> None:
     """arrival >> bind; between them, where the pipeline says so, a pod for each share of the data: a mapped task."""
     shares = pipeline.dataset.shards
     if shares == 1 or pipeline.runtime == "local":

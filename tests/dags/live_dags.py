@@ -132,6 +132,37 @@ def asking() -> DAG:
     return dag
 
 
+class ShareOperator(BaseOperator):
+    """In the place of the pod that looks at a share; that of share 1 is lost once."""
+
+    def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    def execute(self, context: Context) -> None:
+        ti = context["ti"]
+        with open(ROOT / "shares.txt", "a") as seen:
+            seen.write(f"{ti.map_index} {ti.try_number}\n")
+        if ti.map_index == 1 and ti.try_number == 1:
+            raise RuntimeError("the node is gone")
+
+
+factory.LOOK_OPERATOR = f"{__name__}:ShareOperator"
+
+
+def shares() -> DAG:
+    """arrival >> look, mapped over the shares >> bind, by the factory; for a task process its DAG of one task."""
+    if get_parsing_context().task_id == names.LOOK:
+        return factory.task_dag("shares", names.LOOK)
+    settings = Settings.from_env()
+    pipeline = pipelines.load(settings.pipelines / "live.yaml")
+    dataset = pipeline.dataset.model_copy(update={"shards": 3})
+    pipeline = pipeline.model_copy(update={"dataset": dataset, "runtime": "kubernetes"})
+    retries = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+    with DAG(names.dag_id("shares"), schedule=None, default_args=retries) as dag:
+        factory.looks(pipeline, Nothing(task_id=names.ARRIVAL), Nothing(task_id=names.BIND))
+    return dag
+
+
 def inbox() -> DAG:
     settings = Settings.from_env()
     pipeline = pipelines.load(settings.pipelines / "live.yaml")
@@ -141,4 +172,4 @@ def inbox() -> DAG:
 
 
 def everything() -> dict[str, DAG]:
-    return {d.dag_id: d for d in (chain("chain", "abcd"), shape(), inbox(), asking())}
+    return {d.dag_id: d for d in (chain("chain", "abcd"), shape(), inbox(), asking(), shares())}

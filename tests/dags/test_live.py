@@ -98,6 +98,14 @@ def test_stages_that_bind_names_are_skipped_and_can_be_run_by_hand(airflow: Airf
     assert airflow.states("chain", run)["stages.c"] == "skipped"
 
 
+def test_a_lost_share_is_looked_at_again_alone(airflow: Airflow) -> None:
+    run = airflow.trigger("retrain_shares")
+    assert airflow.finished("retrain_shares", run) == "success"
+    assert airflow.states("retrain_shares", run)["bind"] == "success"
+    seen = sorted((airflow.root / "shares.txt").read_text().splitlines())
+    assert seen == ["0 1", "1 1", "1 2", "2 1"]  # share, try
+
+
 def test_a_failure_that_no_retry_helps_stops_what_follows(airflow: Airflow) -> None:
     bad = "import sys; print('error: no label fits', file=sys.stderr); sys.exit(3)"
     run = airflow.trigger("chain", codes={"a": GOOD, "b": bad, "c": GOOD, "d": GOOD}, skip=["c"])

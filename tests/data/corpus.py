@@ -2,6 +2,9 @@
 
 A case is a name (format first), a function that makes the folder, and the codes of which each must be among the faults.
 `format` is what a user would name where the damage is so great that the folder cannot be recognised.
+
+More of it is in corpus_more.py (formats) and corpus_doubts.py (what is doubtful, and what shows between images);
+test_corpus.py counts them all and tries each.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import os
 import shutil
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ class Case:
     make: Callable[[Path], object]
     codes: frozenset[str]
     format: str | None = None
+    lists: Mapping[str, str] | None = None  # of the split, where a case needs them
 
 
 CASES: list[Case] = []
