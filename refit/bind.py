@@ -262,6 +262,7 @@ def _take_data(
                 origin=origin,
                 leave=_no_data(dataset),
                 parts=_parts(pipeline, spec),
+                tags=hand.tags,
                 accept=accept,
                 hold=not dry,
             )
@@ -333,9 +334,9 @@ def look(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         status.running(f"Reading share {share.index + 1} of {share.count} of {came.source}")
         try:
             with collect.binding(workspace):
-                folder = take.beforehand(came.source, came.remote, came.listing, dataset, workspace, status)
-                read = dataset.settings(), workspace, share, out / SHARE
-                images = ingest.look_share(folder, *read, leave=_no_data(dataset))
+                hand = take.beforehand(came.source, came.remote, came.listing, dataset, workspace, status)
+                read = hand.folder, dataset.settings(), workspace, share, out / SHARE
+                images = ingest.look_share(*read, leave=_no_data(dataset), tags=hand.tags)
         except faults.BadData as exc:
             print(f"{exc}; bind looks at the whole")
     files.write_json(out / "look.json", {"images": images})

@@ -289,7 +289,7 @@ class _Pending:
         for item in items:
             key = NO_KEYS
             if self.memory is not None and isinstance(item, Item):
-                key = keys_of(self.tree, item)
+                key = keys_of(self.tree, item, self.memory.tags)
                 if self.memory.recall(key):
                     self.items += 1
                     for path in (item.image, item.label):

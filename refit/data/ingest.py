@@ -49,13 +49,15 @@ def ingest(
     accept: Callable[[Snapshot], None] | None = None,
     parts: Sequence[Path] = (),
     hold: bool = True,
+    tags: Mapping[str, str] | None = None,
 ) -> Snapshot:
     """Take the data set in `source` into the pipeline's `workspace` (the folder that holds `datasets/`).
 
     `origin` is what the provenance says of where the data came from in place of the folder, its revision too; `leave`
     names files below it that are no data (a marker, a manifest). `accept` is shown the snapshot and may raise: what it
     refuses is not held as evaluated. Without `hold` nothing is: for a look at what a run would do. `parts` are the
-    files of `look_share` for all shares: what they saw is not opened again, where they can be used.
+    files of `look_share` for all shares: what they saw is not opened again, where they can be used. `tags` are the
+    validators of files that were fetched, by their paths.
 
     The same data, settings and evaluation set give the same fingerprint, and the snapshot that is there already. Safe
     to run several times at once. `progress(done, total)` is called while images are read.
@@ -76,7 +78,7 @@ def ingest(
     try:
         examined = _put_together(source, settings, parts, leave) if parts else None
         if examined is None:
-            examined = _examine(source, settings, _memory(datasets, settings), progress, base, leave)
+            examined = _examine(source, settings, _memory(datasets, settings, tags=tags), progress, base, leave)
         before = append.merge(examined, base, settings, store) if settings.mode == "append" else {}
         while True:
             memory = evaluation.read(folder) if settings.split.evaluation == "frozen" else evaluation.Memory()
@@ -126,12 +128,13 @@ def look_share(
     *,
     leave: Iterable[str] = (),
     progress: Progress | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> int:
     """Look at one share of the data set in `source` and write to `out` what `ingest` puts together; the number of its
     images. Raises BadData as `examine` does."""
     datasets = Path(workspace) / "datasets"
     os.makedirs(datasets, exist_ok=True)
-    memory = _memory(datasets, settings, share)
+    memory = _memory(datasets, settings, share, tags)
     how: How = {**_how(source, settings, leave), "memory": memory, "progress": progress}
     looked = look_at(source, _classes(settings), share=share, **how)
     shares.write(looked, share, _made(settings, leave), out)
@@ -154,9 +157,11 @@ def _made(settings: DatasetSettings, leave: Iterable[str]) -> str:
     return f"{sorted(leave)} {settings.model_dump_json()}"
 
 
-def _memory(datasets: Path, settings: DatasetSettings, share: Share | None = None) -> Memory:
+def _memory(
+    datasets: Path, settings: DatasetSettings, share: Share | None = None, tags: Mapping[str, str] | None = None
+) -> Memory:
     name = FILE if share is None else f"{FILE}-{share.index}-of-{share.count}"
-    return Memory(datasets / name, (settings.classes, settings.class_map))
+    return Memory(datasets / name, (settings.classes, settings.class_map), tags)
 
 
 def _classes(settings: DatasetSettings) -> checks.Classes:

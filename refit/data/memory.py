@@ -9,6 +9,9 @@ every write and rename, and no call sets it back: so what `cp -p` and `rsync -t`
 changed less than two seconds before it was listed is not remembered, because a second write could leave the same times.
 What stays unseen is a change below the file system (a failing disk, a server that makes up times). So it serves the
 sources of runs alone: `refit dataset check` opens every file.
+
+A file that was fetched is the same when its path, size and ETag are, as the source told them (`tags`): it gets new
+times whenever it is linked into the next arrival or into a snapshot.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import hashlib
 import marshal
 import pickle
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from operator import attrgetter
@@ -90,8 +93,8 @@ class Memory:
     `settings`: whatever else decides what is found in a file (the classes). With another value nothing is known.
     """
 
-    def __init__(self, path: Path, settings: Any) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: Any, tags: Mapping[str, str] | None = None) -> None:
+        self.path, self.tags = path, tags or {}
         self._version = version(settings)
         self._old, self._new = self._load(), _Shelf()
         self._by_pair = _places(self._old.pairs)
@@ -163,19 +166,21 @@ def version(settings: Any) -> bytes:
     return hashlib.sha256(repr((code.version(), settings)).encode()).digest()
 
 
-def keys_of(tree: Tree, item: Item) -> Keys:
+def keys_of(tree: Tree, item: Item, tags: Mapping[str, str]) -> Keys:
     """What an item of a tree is known by."""
-    image = _trusted(tree, item.image)
+    image = _trusted(tree, item.image, tags)
     if image is None:
         return NO_KEYS
-    label = _trusted(tree, item.label)
+    label = _trusted(tree, item.label, tags)
     if label is None or not isinstance(item.labels, Unread):  # the labels do not come from that file alone
         return Keys(_NO_KEY, _key((*image, item.name)))
     return Keys(_key((*image, *label, _pickled(item.labels), *_BESIDE(item))), _key((*image, item.name)))
 
 
-def _trusted(tree: Tree, path: str | None) -> FileInfo | None:
+def _trusted(tree: Tree, path: str | None, tags: Mapping[str, str]) -> FileInfo | None:
     info = None if path is None else tree.files.get(path)
+    if info and tags.get(info.path):
+        return FileInfo(info.path, info.size, 0, 0, tags[info.path])
     return info if info and max(info.ctime_ns, info.mtime_ns) < tree.listed_at_ns - RECENT_NS else None
 
 

@@ -157,7 +157,7 @@ _add(
     "cmyk_image",
 )
 _add("bytes-too-many", _image("t.jpg", encoded(80)[:-2] + b"\1\2\3\4" + encoded(80)[-2:]), "image_damaged")
-_add("an-end-in-the-middle", _image("t.jpg", bytes(_FLIPPED)))
+_add("an-end-in-the-middle", _image("t.jpg", bytes(_FLIPPED)), "image_truncated")
 _add("another-kind-than-its-name-says", _image("t.jpg", encoded(86, ".png")), "wrong_suffix")
 _add("accents", _image("caf\u00e9.jpg", encoded(87)), "name_not_ascii")
 _add("capitals-alone", after(kitti_set, lambda r: [
@@ -197,4 +197,4 @@ _add(
 )  # fmt: skip
 _add("a-folder-of-labels-that-are-pictures", after(kitti_set, lambda r: [
     shutil.copy(p, r / "labels" / p.with_suffix(".txt").name) for p in (r / "images").iterdir()
-]))  # fmt: skip
+]), "label_unreadable", "no_objects")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,10 @@ def test_a_sheet_of_the_images_and_their_copies(file: Path, tmp_path: Path, caps
         cv2.imwrite(str(data / f"images/{i:03}.jpg"), image)
     assert main(["dataset", "preview", str(file), "--data", str(data), "-o", str(out)]) == GOOD
     assert capsys.readouterr().out == f"{out}: 6 training images, copies of each: 2 (HorizontalFlip 1)\n"
+    words = ["dataset", "preview", str(file), "--data", str(data), "-o", str(out), "--json"]
+    assert main(words) == GOOD
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"out": str(out), "images": 6, "copies": 2, "transforms": [["HorizontalFlip", 1.0]]}
     sheet = cv2.imread(str(out))
     assert sheet.shape == (6 * 240, 3 * 320, 3)
     for row in range(6):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from refit.config import Settings
-from refit.data import examine
+from refit.data import images
 from tests.refit.bind_helpers import PIPELINE, Place
 from tests.refit.test_bind import KUBERNETES
 
@@ -29,9 +29,9 @@ def text(shards: int, more: str = "max_bad_labels: 0.5") -> str:
 
 def spoil(place: Place) -> None:
     """Faults of every kind that a share can meet: in one file, between files, in names."""
-    images, labels = place.data / "images", place.data / "labels"
-    first, second, third, *_ = sorted(path.stem for path in images.iterdir())
-    for path in images.glob(f"{first}.*"):
+    pictures, labels = place.data / "images", place.data / "labels"
+    first, second, third, *_ = sorted(path.stem for path in pictures.iterdir())
+    for path in pictures.glob(f"{first}.*"):
         path.write_bytes(path.read_bytes()[:200])
     (labels / f"{second}.txt").write_text("cross 0 0 0 30 30 3 3 0 0 0 0 0 0 0\n")
     (labels / "orphan.txt").write_text((labels / f"{third}.txt").read_text())
@@ -64,16 +64,16 @@ def test_any_number_of_shares_gives_the_same(place: Place, more: str, code: int)
         assert bound(place, shards, f"r{shards}", more) == alone
 
 
-def test_bind_opens_no_file_that_the_shares_have_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bind_decodes_no_image_that_the_shares_have_seen(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refit.data.memory.RECENT_NS", 0)  # files as young as these are not remembered else
     for share in range(3):
         assert place.bind("r1", text(3), profile=PROFILE, share=share) == 0
     assert {p.name for p in (place.workspace / "runs/r1").iterdir()} == {f"00-look-{i}" for i in range(3)}
 
-    def none(tree: object, path: str) -> bytes:
-        pytest.fail(f"{path} is opened again")
+    def none(data: bytes, header: images.Header) -> images.Decoded:
+        pytest.fail("an image is decoded again")
 
-    monkeypatch.setattr(examine, "read_whole", none)
+    monkeypatch.setattr(images, "verify", none)
     assert place.bind("r1", text(3), profile=PROFILE) == 0
     # nor do the shares of the next run
     for share in range(3):

@@ -19,6 +19,7 @@ from refit import cluster
 from refit import plan as plans
 from refit.config import Settings
 from refit.data import arrival, ingest, synthetic
+from refit.data import images as pictures
 from refit.data.remote.stores import Store
 from refit.data.tree import FileInfo
 from refit.runtime import pod
@@ -146,7 +147,14 @@ def test_of_an_arrival_that_adds_a_little_only_that_is_fetched(
         read.append(file.path)
         return real(self, file, start)
 
+    decoded, decode = [], pictures.verify
+
+    def verify(data: bytes, header: pictures.Header) -> pictures.Decoded:
+        decoded.append(data)
+        return decode(data, header)
+
     monkeypatch.setattr(Store, "read", reading)
+    monkeypatch.setattr(pictures, "verify", verify)
     images, labels = (sorted((place.data / kind).iterdir()) for kind in ("images", "labels"))
     drawn = np.random.default_rng(1).integers(0, 256, (192, 320, 3), dtype=np.uint8)
     news = {f"mine/images/new{images[0].suffix}": cv2.imencode(images[0].suffix, drawn)[1].tobytes()}
@@ -154,6 +162,7 @@ def test_of_an_arrival_that_adds_a_little_only_that_is_fetched(
     s3.put("sets", news)
     assert bind("r2") == 0
     assert sorted(read) == sorted(key.removeprefix("mine/") for key in news)
+    assert decoded == [next(iter(news.values()))]  # links have new times, and what was found in them is remembered
     second = place.plan["fingerprint"]
     assert second != first
     shutil.rmtree(place.workspace / "incoming")

@@ -6,9 +6,11 @@ The images are of the training part and spread over the classes. Nothing is trai
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from refit.data.commands import BAD, FAILED, GOOD
 from refit.data.commands.progress import Progress
@@ -19,6 +21,7 @@ _IMAGES = 6  # rows of the sheet
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the pipeline file")
     parser.add_argument("--data", type=Path, metavar="PATH", help="a folder in place of the file's dataset.source")
+    parser.add_argument("--json", action="store_true", help="what is on the sheet as one JSON object on stdout")
     parser.add_argument("-o", dest="out", type=Path, metavar="OUT.jpg", default=Path("preview.jpg"), help="the sheet")
 
 
@@ -30,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from refit.specs import SpecError
 
     try:
-        told = _sheet(args.file, args.data, args.out)
+        about = _sheet(args.file, args.data, args.out, quiet=args.json)
     except (SpecError, ConfigError) as exc:
         for line in str(exc).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -38,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
     except (StageError, EnvironmentMissing) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return BAD if isinstance(exc, StageError) and exc.exit_code != 1 else FAILED
-    print(f"{args.out}: {told}")
+    names = ", ".join(f"{name} {p:g}" for name, p in about["transforms"])
+    told = f"{args.out}: {about['images']} training images, copies of each: {about['copies']} ({names})"
+    print(json.dumps({"out": str(args.out), **about}, indent=1) if args.json else told)
     return GOOD
 
 
-def _sheet(file: Path, data: Path | None, out: Path) -> str:
+def _sheet(file: Path, data: Path | None, out: Path, *, quiet: bool) -> dict[str, Any]:
     """Write the sheet; gives what is on it."""
     from refit import cluster, files, pipeline
     from refit.config import Settings
@@ -59,7 +64,7 @@ def _sheet(file: Path, data: Path | None, out: Path) -> str:
         raise SpecError([Problem(str(file), 0, "stages", advice)])
     profile = cluster.of_pipeline(made, settings)
     source = data or settings.data_path(made.dataset.source)
-    with Progress(False) as progress, tempfile.TemporaryDirectory() as folder:
+    with Progress(quiet) as progress, tempfile.TemporaryDirectory() as folder:
         taken = ingest.excerpt(
             source,
             made.dataset.settings(),
@@ -70,5 +75,5 @@ def _sheet(file: Path, data: Path | None, out: Path) -> str:
         augmentation.try_out(made, profile, doc, taken.path, Path(folder) / "out")
         files.write_bytes(out, (Path(folder) / "out" / "preview.jpg").read_bytes())
     params = made.augmentation[1]
-    names = ", ".join(f"{t.name} {t.p:g}" for t in params.chain)
-    return f"{taken.splits['train']} training images, copies of each: {params.copies} ({names})"
+    transforms = [[t.name, t.p] for t in params.chain]
+    return {"images": taken.splits["train"], "copies": params.copies, "transforms": transforms}

@@ -19,8 +19,9 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from refit import archive
 from refit.data import work
@@ -37,14 +38,16 @@ from refit.data.tree import FileInfo, Files, Tree, scan
 from refit.files import link_or_copy, sha256, sync_folder, write_json
 from refit.status import StatusWriter
 
-INCOMING, LAST, LOCK = "incoming", "last", ".lock"
+INCOMING, LAST, LOCK, INDEX = "incoming", "last", ".lock", "index.json"
 
 
 @dataclass
 class AtHand:
-    """The folder to read; whoever makes a snapshot of it says so here."""
+    """The folder to read, and the validators of its files where they were fetched; whoever makes a snapshot of it says
+    so here."""
 
     folder: Path
+    tags: Mapping[str, str] = field(default_factory=dict)
     snapshot: Path | None = None
 
 
@@ -66,7 +69,7 @@ def at_hand(
             return
     with _incoming(workspace, listing) as own:
         folder, data = _brought(source, remote, listing, beside, own, status)
-        hand = AtHand(_begin(folder, data, dataset))
+        hand = _begin(folder, data, dataset)
         yield hand
         if remote is not None and data == folder and hand.snapshot is not None:
             _keep(own, own.parent / LAST, hand.snapshot)
@@ -75,12 +78,12 @@ def at_hand(
 
 def beforehand(
     source: Source, remote: Remote | None, listing: Listing, dataset: Dataset, workspace: Path, status: StatusWriter
-) -> Path:
-    """The folder that `at_hand` will give, for several processes that only look at it: the first one brings what has to
+) -> AtHand:
+    """What `at_hand` will give, for several processes that only look at it: the first one brings what has to
     be brought, and it stays. Raises as `at_hand`, whose part it is to hold an inbox's files against a manifest."""
     beside = _beside(dataset)
     if remote is None and not _archives(Path(source.text), beside):
-        return Path(source.text)
+        return AtHand(Path(source.text))
     with _incoming(workspace, listing) as own:
         return _begin(*_brought(source, remote, listing, beside, own, status), dataset)
 
@@ -111,9 +114,20 @@ def _brought(
     return folder, _unpacked(source, folder, own, beside, status)
 
 
-def _begin(folder: Path, data: Path, dataset: Dataset) -> Path:
+def _begin(folder: Path, data: Path, dataset: Dataset) -> AtHand:
+    if data == folder:
+        return AtHand(data, {path: tag for path, (_, tag) in _index(folder.parent).items()})
     free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
-    return inner(data) if data != folder and free else data
+    return AtHand(inner(data) if free else data)
+
+
+def _index(folder: Path) -> dict[str, list[Any]]:
+    """path -> size and tag, of what was fetched there; nothing where that is not known."""
+    try:
+        index: dict[str, list[Any]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return index
 
 
 def _fetched(
@@ -126,16 +140,13 @@ def _fetched(
         named = listing.manifest.files
     _link(tree, named, own.parent / LAST, own / "files")
     Fetch(source.text, remote, own / "files", own / "parts", status).run(tree, named)
-    write_json(own / "index.json", {f.path: [f.size, f.tag] for f in tree.files.values()})
+    write_json(own / INDEX, {f.path: [f.size, f.tag] for f in tree.files.values()})
     return own / "files"
 
 
 def _link(tree: Tree, named: Mapping[str, Named], last: Path, folder: Path) -> None:
     """Put the files that the last arrival had, too, where they would be fetched to."""
-    try:
-        index = json.loads((last / "index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
+    index = _index(last)
     for f in tree.files.values():
         if index.get(f.path) != [f.size, f.tag] or (folder / f.path).exists():
             continue
