@@ -103,10 +103,19 @@ class ParityGate(Spec):
     policy: Policy = Field("fail", description=POLICY)
 
 
+class Smoke(Spec):
+    """Every stage on a few images, for one epoch, up to a Triton of its own, before the long training begins."""
+
+    images: int = Field(16, ge=1, le=1000, description="of each split; more of train where its batches need them")
+
+
 class Gates(Spec):
     quality: QualityGate = QualityGate()
     parity: Annotated[ParityGate | None, OffOr(ParityGate())] = Field(
         ParityGate(), description="false: no Triton is asked before the release; nor where there is none"
+    )
+    smoke: Annotated[Smoke | None, OffOr(Smoke())] = Field(
+        None, description="true: what would break at the end of a long training breaks in minutes"
     )
     champion: Annotated[ChampionGate | None, OffOr(ChampionGate())] = Field(
         ChampionGate(), description="false: not compared with the version that serves"

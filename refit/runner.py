@@ -74,7 +74,7 @@ EXIT_CODES = {"succeeded": 0, "bad_spec": 2, "bad_data": 2, "rejected": 2, "canc
 
 FORMATS = ("any", "json", "jsonl", "onnx", "tfrecord", "pth", "hdf5", "png", "jpg")
 COMPACT_BYTES = 4096  # what Kubernetes keeps of a termination message
-SUMMARY_BYTES = 2048
+SUMMARY_BYTES = 3072  # with the rest of a result it stays below COMPACT_BYTES
 RESERVE_BYTES = 64 * 1024  # kept free for result.json, so that a full disk can still be reported
 TELL_SECONDS = 3  # between two notes of how far the stage is, for people
 TICK = 0.2  # seconds between two looks at status.json, the watches and the parent

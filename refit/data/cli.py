@@ -30,6 +30,7 @@ ACTIONS = {
         "refit.data.prepare.calibration:run",
         "choose the images that calibrate INT8",
     ),
+    "subset": Action("refit.data.subset:SubsetSpec", "refit.data.subset:run", "a few images of each split"),
 }
 
 

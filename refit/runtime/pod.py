@@ -38,6 +38,7 @@ BIND, LOOK, RELEASE, PUBLISH, PREDICT = "bind", "look", "release", "publish", "p
 TAKES_DATA = (BIND, LOOK)  # sees the inbox, and writes what becomes a snapshot
 READS_INBOX = (*TAKES_DATA, PREDICT)
 READ_BACK = "read-back"
+SMOKE = "smoke_"  # before the names of a smoke run's stages (refit.toolkits.smoke)
 LABEL = "refit/"
 PIPELINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")  # part of a mount's path, where ":" and ".." are refused
 MAX_ENV_BYTES = 128 * 1024 - 1024  # the kernel's limit of one variable (MAX_ARG_STRLEN), with room for its name
@@ -115,7 +116,7 @@ def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     stages: list[tuple[str, int]] = []
     for request in requests:
         pod = PodStage.of(request)
-        action = "" if pod.action == pod.name else pod.action
+        action = "" if pod.action == pod.name.removeprefix(SMOKE) else pod.action
         shape: list[Any] = [action, pod.environment, pod.image, pod.gpus, pod.gpu_type, pod.cpus, pod.memory_gib]
         shape += [pod.timeout_seconds, pod.grace_seconds, list(pod.secrets)]
         if shape not in shapes:
@@ -131,7 +132,7 @@ def unpack(packed: Mapping[str, Any], name: str, *, pipeline: str, run: str, pla
         pipeline=pipeline,
         run=run,
         name=name,
-        action=known["action"] or name,
+        action=known["action"] or name.removeprefix(SMOKE),
         environment=known["environment"],
         image=known["image"],
         model=model,

@@ -23,13 +23,14 @@ from refit.cpu.specs import (
     RetrainParams,
     TrainParams,
 )
-from refit.pipeline import OffOr, Pipeline
+from refit.pipeline import OffOr, Pipeline, Smoke
 from refit.specs import Key, Spec, did_you_mean
 from refit.toolkits import proof
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
 from refit.toolkits.proof import Proven
+from refit.toolkits.smoke import changed, with_smoke
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -106,13 +107,29 @@ LADDER = Output("ladder", "ladder.json", "json")
 RESULTS = (Output("results", "results.json", "json"),)
 
 
+# What a smoke run does less.
+_LITTLE: Mapping[str, Any] = {
+    "gates.champion": None,
+    "gates.parity.images": 2,
+    "stages.train.epochs": 1,
+    "stages.retrain.epochs": 1,
+}
+
+
 @dataclass(frozen=True)
 class CpuToolkit:
     name: str = "cpu"
     model: type[Pipeline] = CpuPipeline
 
     def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
-        return list(with_approval(pipeline, _Chain(pipeline, profile, dataset).stages()))
+        chain = _Chain(pipeline, profile, dataset)
+
+        def tiny(smoke: Smoke) -> tuple[Iterable[Stage], int]:
+            less = changed(pipeline, {**_LITTLE, "stages.quantize.images": smoke.images})
+            batch = max(t.batch_size for t in (less.stages.train, less.stages.retrain) if t is not None)
+            return _Chain(less, profile).stages(), batch
+
+        return list(with_approval(pipeline, with_smoke(chain, chain.stages(), tiny)))
 
     def params(self, pipeline: CpuPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages

@@ -88,9 +88,9 @@ def test_exit_0_with_missing_outputs_names_all_of_them(bench: Bench) -> None:
 
 
 def test_a_summary_too_large_or_broken_is_left_out(bench: Bench) -> None:
-    done = bench.run(bench.request("json.dump({'x': 'y' * 2048}, open(path('s.json'), 'w'))", summary="s.json"))
+    done = bench.run(bench.request("json.dump({'x': 'y' * 3072}, open(path('s.json'), 'w'))", summary="s.json"))
     assert (done.outcome, done.result["summary"]) == ("succeeded", {})
-    assert "s.json has 2056 bytes, 2048 are allowed: left out" in done.output
+    assert "s.json has 3080 bytes, 3072 are allowed: left out" in done.output
     done = bench.run(bench.request("open(path('s.json'), 'w').write('{\"x\": NaN}')", summary="s.json", key="b" * 64))
     assert done.result["summary"] == {"x": None}
 

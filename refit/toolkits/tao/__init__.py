@@ -7,23 +7,45 @@ facts (`scope`), and Refit's own commands around TAO's (`own`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from refit.cluster import Profile
-from refit.pipeline import Pipeline
+from refit.pipeline import Pipeline, Smoke
 from refit.specs import Key, Problem
 from refit.tao import networks, preflight
 from refit.tao.render import BEGINNINGS
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import NetworkInput, Stage
+from refit.toolkits.smoke import changed, with_smoke
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
 
 __all__ = ["BEGINNINGS", "TOOLKIT", "TaoChain", "TaoPipeline", "TaoStages", "TaoToolkit"]
 
+_BATCH = 16  # images of a batch where the pipeline leaves it to the spec's template: the most of any of them
 _FINEST = 8  # pixels of the finest grid, but for DetectNet_v2, whose sidecar says it: P3 of the feature pyramids
+
+
+def _less(pipeline: TaoPipeline) -> tuple[TaoPipeline, int]:
+    """The pipeline of a smoke run: one epoch with everything that an epoch may bring, and two steps of the batch that
+    the real training takes, on as many GPUs; and the images of the training split that it needs."""
+    changes: dict[str, Any] = {"gates.parity.images": 2, "stages.build_engine.calibration_batches": 1}
+    images = []
+    for block in ("train", "retrain", "distill"):
+        params = getattr(pipeline.stages, block)
+        if params is not None:
+            every = {"epochs": 1, "evaluate_every": 1, "checkpoint_every": 1}
+            changes |= {f"stages.{block}.{name}": value for name, value in every.items()}
+            gpus = pipeline.resources.stages.get(block, pipeline.resources.default).gpus
+            images.append(2 * (params.batch_size or _BATCH) * max(gpus, 1))
+    less = changed(pipeline, changes)
+    if less.stages.build_engine is not None:
+        images.append(less.stages.build_engine.calibration_batch_size)
+    if less.stages.quantize is not None:
+        less = changed(less, {"stages.quantize.images": min(less.stages.quantize.images, max(images))})
+    return less, max(images)
 
 
 @dataclass(frozen=True)
@@ -34,7 +56,15 @@ class TaoToolkit:
     model: type[Pipeline] = TaoPipeline
 
     def stages(self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
-        return list(with_approval(pipeline, TaoChain(pipeline, profile, dataset).stages()))
+        chain = TaoChain(pipeline, profile, dataset)
+
+        def tiny(smoke: Smoke) -> tuple[Iterable[Stage], int]:
+            less, train = _less(pipeline)
+            splits = {"train": max(train, smoke.images), "val": smoke.images}
+            about = {**dataset, "splits": splits} if dataset else None
+            return TaoChain(less, profile, about).stages(), train
+
+        return list(with_approval(pipeline, with_smoke(chain, chain.stages(), tiny)))
 
     def params(self, pipeline: TaoPipeline) -> Iterator[tuple[str, str, str]]:
         stages = pipeline.stages
