@@ -160,6 +160,20 @@ def test_triton_is_asked_about_the_onnx_file_where_it_can_run_it(profile: Kubern
     assert spec["onnx"] == ("{input:export.model}" if plain else None)
 
 
+def test_a_client_does_to_its_pictures_what_prepare_did(profile: KubernetesProfile) -> None:
+    def entry(more: str) -> dict[str, Any]:
+        size = {"input_width": "640", "input_height": "640"}
+        files = stages(profile, more=more, **size)["package"].files
+        found: dict[str, Any] = json.loads(str(files["model.json"]))["input"]
+        return found
+
+    resized = "  prepare: {{resize: {{width: {}, height: 320, place: centre{}}}}}\n"
+    assert entry("")["resize"] == "stretch"
+    assert entry(resized.format(320, "")).items() >= {"resize": "letterbox", "place": "centre", "fill": "black"}.items()
+    assert entry(resized.format(320, ", keep_aspect: false"))["resize"] == "stretch"
+    assert entry(resized.format(640, ""))["resize"] == "stretch"  # and then stretched, which model.json cannot say
+
+
 def test_no_command_holds_a_gpu_without_a_sign_of_life_for_ever(profile: KubernetesProfile) -> None:
     made = stages(profile, more="  prune: true\n  inference: true\nwatchdog: {stall_minutes: 10}\n")
     silent = {s.name: s.watch["stall_seconds"] for s in made.values() if s.code == () and s.resources.gpus and s.watch}

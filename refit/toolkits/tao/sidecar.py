@@ -39,6 +39,7 @@ def text(chain: TaoChain) -> str:
     for rendered in specs:
         values |= _input(rendered)
     filled = networks.fill(chain.facts.sidecar, values)
+    filled["input"] |= _prepared(chain, filled["input"])
     for rendered in specs:
         for path in rendered.facts.roles.get("clustering", ()):
             filled["clustering"] |= _clustering(chain, rendered.tree, path, filled["clustering"]["default"])
@@ -56,6 +57,25 @@ def _input(rendered: Rendered) -> dict[str, Any]:
     if "network.channels" in found:
         found["grayscale"] = found["network.channels"] == 1
     return found
+
+
+def _prepared(chain: TaoChain, entry: dict[str, Any]) -> dict[str, Any]:
+    """What `prepare` did to the pictures that the network was trained on, and a client has to do to its own.
+
+    Padded to the input's proportions they fill it, whatever the network does to others.
+    """
+    resize = chain.p.stages.prepare.resize
+    if resize is None or resize.width * entry["height"] != resize.height * entry["width"]:
+        return {}
+    if not resize.keep_aspect:
+        return {"resize": "stretch"}
+    if not resize.pad:
+        return {}
+    return {
+        "resize": "letterbox",
+        "place": resize.place,
+        "fill": resize.fill if isinstance(resize.fill, str) else "black",
+    }
 
 
 def _clustering(chain: TaoChain, tree: Tree, path: str, default: dict[str, Any]) -> dict[str, Any]:
