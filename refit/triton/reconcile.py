@@ -69,9 +69,9 @@ def reconcile(spec: ReconcileSpec, say: Say = lambda _: None) -> ReconcileReport
 
 def changed_by_hand(ledger: Ledger, repository: Repository, model: str, version: int) -> str:
     """Why the files of a version in the repository are not those that were released; "" where they are, or where the
-    ledger does not know the version as one that serves."""
+    ledger does not know the version as one that serves from this repository."""
     found = ledger.find(model, version)
-    if found is None or found[1].state != "serving":
+    if found is None or found[1].state != "serving" or Path(found[1].repository) != repository.root:
         return ""
     return _in_place(repository, found[1])
 
