@@ -6,6 +6,8 @@ anew from both.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ def make(workspace: Path) -> Json:
     known = {r["run"]: r for r in _rows(read_json(folder / place.INDEX) or {})}
     runs = [_known(known.get(p.parent.name), p) for p in (folder / "runs").glob(f"*/{place.REPORT_JSON}")]
     rows = sorted((r for r in runs if r), key=lambda r: (r["started"] or "", r["run"]))
-    releases = [_release(record, {r["run"]: r for r in rows}) for record in _records(workspace)]
+    by_run, approved = {r["run"]: r for r in rows}, _approved(workspace)
+    releases = [_release(record, by_run, approved) for record in _records(workspace)]
     serving = [r for r in releases if r["state"] == "serving"]
     last = next((r for r in reversed(rows) if r["state"] != "dry_run"), None)
     return {
@@ -101,11 +104,22 @@ def _records(workspace: Path) -> list[Record]:
     return found
 
 
-def _release(record: Record, runs: Mapping[str, Json]) -> Json:
+def _approved(workspace: Path) -> dict[str, str]:
+    """Who approved the model of which run (refit/triton/approved.py); lines that cannot be read are left out."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in (workspace / "releases" / "decisions.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                said = json.loads(line)
+                if said["approved"] is True:
+                    found[str(said["run"])] = str(said["by"])
+    return found
+
+
+def _release(record: Record, runs: Mapping[str, Json], approved: Mapping[str, str]) -> Json:
     run = runs.get(record.run, {})
     since = next((e.when for e in reversed(record.history) if e.state == record.state), None)
     per_class = {k.removeprefix("AP50/"): v for k, v in record.metrics.items() if k.startswith("AP50/")}
-    extra = record.model_extra or {}
     return {
         "model": record.model,
         "version": record.version,
@@ -122,7 +136,7 @@ def _release(record: Record, runs: Mapping[str, Json]) -> Json:
         "high": run.get("high"),
         "per_class": per_class or run.get("per_class") or {},
         "fingerprint": run.get("fingerprint"),
-        "approved_by": extra.get("approved_by"),
+        "approved_by": approved.get(record.run),
         "history": [{"state": e.state, "when": e.when, "reason": e.reason, "by": _who(e.by)} for e in record.history],
     }
 

@@ -128,14 +128,17 @@ def test_a_roll_back_shows_in_the_index(ws: Workspace) -> None:
     assert index(ws)["champion"]["version"] == 2
     ws.release(2, "r2", state="retired", reason="wrong at night")
     ws.release(1, "r1")
+    decisions = [{"run": "r1", "approved": True, "by": "olga"}, {"run": "r2", "approved": False, "by": "eve"}]
+    lines = "\n".join([*map(json.dumps, decisions), '{"run": "r3", "appr'])
+    (ws.folder / "releases" / "decisions.jsonl").write_text(lines)
     (ws.folder / "releases" / "3").mkdir()
     (ws.folder / "releases" / "3" / "release.json").write_text('{"schema": 1, "model":')  # half written
     stage.refresh(ws.folder)
     found = index(ws)
     assert found["champion"]["version"] == 1
-    assert [(r["version"], r["state"], r["reason"]) for r in found["releases"]] == [
-        (1, "serving", ""),
-        (2, "retired", "wrong at night"),
+    assert [(r["version"], r["state"], r["reason"], r["approved_by"]) for r in found["releases"]] == [
+        (1, "serving", "", "olga"),
+        (2, "retired", "wrong at night", None),
     ]
 
 
