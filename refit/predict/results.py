@@ -86,7 +86,8 @@ def write(images: Images, journal: Journal, classes: Sequence[str], about: Mappi
         "reasons": dict(totals.reasons),
         "ignored": dict(images.ignored),
     }
-    write_json(out / "summary.json", {k: v for k, v in {**about, **counts}.items() if k not in _LONG})
+    short = {k: v for k, v in {**about, **counts}.items() if k not in _LONG}
+    write_json(out / "summary.json", {**short, "results": str(out)})
     write_json(out / "predictions.json", {"schema": 1, **about, **counts})
     return totals
 

@@ -71,7 +71,7 @@ def changed_by_hand(ledger: Ledger, repository: Repository, model: str, version:
     """Why the files of a version in the repository are not those that were released; "" where they are, or where the
     ledger does not know the version as one that serves from this repository."""
     found = ledger.find(model, version)
-    if found is None or found[1].state != "serving" or Path(found[1].repository) != repository.root:
+    if found is None or found[1].state != "serving" or found[1].repository != repository.place:
         return ""
     return _in_place(repository, found[1])
 

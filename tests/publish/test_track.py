@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -20,7 +21,7 @@ from refit.publish.stage import PublishSpec, publish
 from refit.status import StatusWriter
 from refit.track import Mlflow, Tracking
 from tests.operators.receivers import webhook_server
-from tests.publish.made import Workspace
+from tests.publish.made import GOOD, Workspace
 
 EVALUATED = {"metrics": {"mAP50": 0.875, "mAP": 0.5, "AP50/ring": 0.75, "AP50/<script>": 1.0}}
 
@@ -29,7 +30,7 @@ def released(root: Path, version: int = 4) -> Workspace:
     """A run that has released, with the model's files in the ledger."""
     made = Workspace(root)
     summary = {"outcome": "released", "model": "plates", "version": version, "sha256": "0" * 64}
-    made.run("run-1", train={}, evaluate_trained=EVALUATED, release={"summary": summary})
+    made.run("run-1", **{**GOOD, "evaluate_trained": EVALUATED, "release": {"summary": summary}})
     model = made.folder / "releases" / str(version) / "model"
     model.mkdir(parents=True)
     (model / "model.onnx").write_bytes(b"onnx")
@@ -56,7 +57,9 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", f"sqlite:///{root}/m.db", "--artifacts-destination", str(root / "files")]
     with open(root / "log", "wb") as log:
-        server = subprocess.Popen([python, "-m", "mlflow", *words, *stores], stdout=log, stderr=log, cwd=root)
+        server = subprocess.Popen(
+            [python, "-m", "mlflow", *words, *stores], stdout=log, stderr=log, cwd=root, start_new_session=True
+        )
     try:
         until = time.monotonic() + 120
         while True:
@@ -69,8 +72,8 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.terminate()
-        server.wait(20)
+        os.killpg(server.pid, signal.SIGKILL)  # the workers too
+        server.wait()
 
 
 def asked(url: str, path: str, **body: Any) -> Any:
