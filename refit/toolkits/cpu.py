@@ -114,6 +114,10 @@ _LITTLE: Mapping[str, Any] = {
     "gates.parity.images": 2,
     "stages.train.epochs": 1,
     "stages.retrain.epochs": 1,
+    # Nothing is judged, so nothing is searched: one size, and INT8 as the first rung would make it.
+    "stages.prune.search": None,
+    "stages.quantize.ladder": [],
+    "stages.quantize.cache": None,
 }
 
 
