@@ -231,7 +231,7 @@ class QuantizeParams(Spec):
         1.0, gt=0, le=100, description="against float32, on this machine, batch 1 and 8; null: speed is not judged"
     )
     qat_epochs: int = Field(3, ge=1, le=1000, description="of the fine-tuning with rounded values")
-    qat_learning_rate: float = Field(3e-4, gt=0, le=1, description="the highest of it")
+    qat_learning_rate: float = Field(1e-4, gt=0, le=1, description="the highest of it")
     cache: str | None = Field(
         None,
         min_length=1,
