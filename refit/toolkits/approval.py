@@ -22,7 +22,7 @@ def with_approval(pipeline: Pipeline, stages: Iterable[Stage]) -> Iterator[Stage
     for stage in stages:
         if stage.action == "gate":
             gates.append(stage.name)
-        if stage.name == "release" and asks is not None:
+        if stage.name == "release" and asks is not None:  # the watch after it is of that action too
             yield _approve(asks, gates, stage)
             ((file, spec),) = stage.files.items()
             assert not isinstance(spec, str)

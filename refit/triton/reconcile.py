@@ -7,6 +7,7 @@ written, every server loads it and must answer as it did when it was released (`
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def changed_by_hand(ledger: Ledger, repository: Repository, model: str, version:
     """Why the files of a version in the repository are not those that were released; "" where they are, or where the
     ledger does not know the version as one that serves from this repository."""
     found = ledger.find(model, version)
-    if found is None or found[1].state != "serving" or found[1].repository != repository.place:
+    if found is None or found[1].state != "serving" or not _lies_in(repository.place, found[1]):
         return ""
     return _in_place(repository, found[1])
 
@@ -83,10 +84,17 @@ def _serving(spec: ReconcileSpec) -> Serving | None:
         (ledger, record)
         for ledger in Ledger(spec.ledger).siblings()
         for record in ledger.records(spec.model)
-        if record.state == "serving" and open_repository(record.repository).place == place
+        if record.state == "serving" and _lies_in(place, record)
     ]
     found.sort(key=lambda entry: entry[1].history[-1].when if entry[1].history else "")
     return Serving(*found[-1], tuple(found[:-1])) if found else None
+
+
+def _lies_in(place: str, record: Record) -> bool:
+    """Whether a version was released into the repository at a place; one that is gone is another."""
+    with contextlib.suppress(RepositoryError):
+        return place == record.repository or open_repository(record.repository).place == place
+    return False
 
 
 def _differences(spec: ReconcileSpec, serving: Serving) -> Iterator[str]:

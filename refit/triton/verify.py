@@ -14,7 +14,7 @@ from typing import Literal
 from refit.files import sha256
 from refit.triton.bucket import open_repository
 from refit.triton.client import TritonClient
-from refit.triton.errors import AccessRefused, ArtefactError, TritonError
+from refit.triton.errors import AccessRefused, ArtefactError, RepositoryError, TritonError
 from refit.triton.ledger import Ledger, Record
 from refit.triton.lineage import FILE, LEFT_OUT
 from refit.triton.model import read_model
@@ -37,10 +37,15 @@ def check(ledger: Ledger, record: Record, public_key: str | None) -> Iterator[Fi
     folder = ledger.path(record.version)
     kept = ledger.model(record.version)
     yield from _files("files in the ledger", kept, record, str(kept))
-    repository = open_repository(record.repository)
-    with repository.local(record.model, record.version) as there:
-        shown = f"{repository.place}/{record.model}/{record.version}"
-        yield from _files("files in the repository", there, record, shown)
+    about = "files in the repository"
+    try:
+        repository = open_repository(record.repository)
+    except RepositoryError as exc:
+        yield Finding("note", about, f"they cannot be seen from here: {exc}")
+    else:
+        with repository.local(record.model, record.version) as there:
+            shown = f"{repository.place}/{record.model}/{record.version}"
+            yield from _files(about, there, record, shown)
     yield _card(folder / FILE, record)
     yield from _signature(folder, record, public_key)
     if record.state == "serving":
@@ -105,12 +110,12 @@ def _signature(folder: Path, record: Record, public_key: str | None) -> Iterator
 
 
 def served(record: Record) -> Finding:
-    """Whether Triton serves this version and no other, by what the server itself says."""
+    """Whether Triton answers with this version, by what the server itself says."""
     about = f"Triton at {record.url}"
     try:
         with contextlib.closing(TritonClient(record.url, timeout_seconds=5.0)) as client:
             versions = client.ready_versions(record.model)
-            if versions != (record.version,):
+            if max(versions, default=None) != record.version:  # in a watch the version before is loaded too
                 told = ", ".join(map(str, versions)) or "none"
                 return Finding("FAIL", about, f"serves versions {told}, the ledger says {record.version}")
             found = client.config(record.model).sha256

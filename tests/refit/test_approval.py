@@ -47,16 +47,23 @@ def test_who_asks_for_it_gets_the_task(more: str, asks: bool) -> None:
 def test_it_stands_between_every_gate_and_the_release() -> None:
     made = nodes(ASKING)
     gates = {n.name for n in made.values() if n.action == "gate"}
-    assert gates == {"gate_trained", "gate_retrained", "gate_quantized", "gate_champion"}
+    assert gates == {"gate_trained", "gate_retrained", "gate_quantized", "gate_parity", "gate_champion"}
     assert gates <= set(made["approve"].upstream)
     assert "approve" in made["release"].upstream
     assert (made["approve"].group, made["approve"].gpus) == (None, 0)
 
 
+def test_the_watch_after_a_release_is_not_asked_about() -> None:
+    pipeline = from_document(parse_yaml(PIPELINE + ASKING + "release: {watch: true}\n", "mine.yaml"), "mine")
+    last = plans.skeleton(pipeline)[-3:]
+    assert [n.name for n in last] == ["approve", "release", "watch"]
+    assert "approve" not in last[-1].upstream
+
+
 def test_a_first_model_has_no_champion_to_wait_for(place: Place) -> None:
     assert place.bind(text=PIPELINE + ASKING) == 0, place.error
     approve = next(s for s in place.plan["stages"] if s["name"] == "approve")
-    assert set(approve["inputs"]) == {"gate_trained", "gate_retrained", "gate_quantized"}
+    assert set(approve["inputs"]) == {"gate_trained", "gate_retrained", "gate_quantized", "gate_parity"}
 
 
 def test_nobody_is_asked_where_nothing_is_released(place: Place) -> None:

@@ -138,6 +138,14 @@ def test_what_was_changed_is_found(
     assert any(f.about.startswith(about) and said in f.text for f in found), found
 
 
+def test_a_repository_that_is_not_here_is_no_fault(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster the model repository is a volume that this machine does not mount."""
+    record = released(place, None, monkeypatch).model_copy(update={"repository": "/nowhere/models"})
+    told = [str(f) for f in check(Ledger(place.ledger), record, None)]
+    assert any(line.startswith("note  files in the repository: they cannot be seen from here") for line in told)
+    assert failed(place, record, None) == []
+
+
 def test_without_a_key_there_is_a_card_and_no_signature(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     record = released(place, None, monkeypatch)
     assert (record.signed_by, (place.ledger / "1" / "model.sig").exists()) == (None, False)
