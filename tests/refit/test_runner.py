@@ -207,6 +207,7 @@ def _changed(**changes: Any) -> dict[str, Any]:
         (_changed(watch={"loss_factor": "big"}), "watch.loss_factor must be"),
         (_changed(exit_codes={"9": "sad"}), "exit_codes.9: 'sad' is no outcome"),
         (_changed(publish="keys/x.json"), "path of publish must be absolute"),
+        (_changed(progress="progress/x.json"), "path of progress must be absolute"),
         (_changed(name="\ud800"), "UTF-8 cannot say"),
         (_changed(grace_seconds=float("inf")), "UTF-8 cannot say"),
     ],

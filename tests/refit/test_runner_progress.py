@@ -40,12 +40,6 @@ def test_a_stage_that_cannot_tell_runs_all_the_same(bench: Bench, tmp_path: Path
     assert done.outcome == "succeeded"
 
 
-@pytest.mark.parametrize("path", ["progress/train.json", "/a\0b"])
-def test_a_path_that_is_none_is_refused(bench: Bench, path: str) -> None:
-    done = bench.run(bench.request(EPOCHS, progress=path))
-    assert (done.outcome, "progress" in done.reason) == ("bad_spec", True)
-
-
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [("0:01:05.5", 65.5), ("1 day, 2:00:00", 93600), ("12", 12), (7, 7), ("soon", None), (float("nan"), None)],
