@@ -220,7 +220,9 @@ def _take_data(
     dataset: Dataset = pipeline.dataset
     rule = dataset.arrival
     if spec.snapshot is not None:
-        return _pinned(pipeline, spec, Path(spec.snapshot), out)
+        pinned = _pinned(pipeline, spec, Path(spec.snapshot), out)
+        fits(pinned.snapshot)
+        return pinned
     came = _came(dataset, settings, workspace)
     source, listing, before = came.source, came.listing, came.before
     if not listing.files:
