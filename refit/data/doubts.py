@@ -209,8 +209,11 @@ def _colliding(samples: Samples, names: array[int]) -> Iterator[Fault]:
 
 def _several(values: NDArray[np.int64]) -> list[int]:
     """The places of the values that are there more than once."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    places: list[int] = np.flatnonzero(counts[inverse] > 1).tolist()
+    order = np.argsort(values, kind="stable")
+    same = values[order[1:]] == values[order[:-1]]
+    places: list[int] = (
+        np.sort(order[np.append(same, False) | np.insert(same, 0, False)]).tolist() if same.any() else []
+    )
     return places
 
 

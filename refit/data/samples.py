@@ -216,7 +216,8 @@ class Samples(Sequence[Sample]):
         """In how many images each class is."""
         ends = np.asarray(self._object_ends, np.int64)
         image = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        pairs = np.unique(image * (len(self._classes.values) + 1) + np.asarray(self._objects))
+        pairs = np.sort(image * (len(self._classes.values) + 1) + np.asarray(self._objects))
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
         if self._order is not None:
             chosen = np.zeros(len(ends), np.bool_)
             chosen[np.asarray(self._order)] = True
