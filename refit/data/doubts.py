@@ -211,10 +211,8 @@ def _several(values: NDArray[np.int64]) -> list[int]:
     """The places of the values that are there more than once."""
     order = np.argsort(values, kind="stable")
     same = values[order[1:]] == values[order[:-1]]
-    places: list[int] = (
-        np.sort(order[np.append(same, False) | np.insert(same, 0, False)]).tolist() if same.any() else []
-    )
-    return places
+    several: list[int] = np.concatenate([order[1:][same], order[:-1][same]]).tolist()
+    return sorted(set(several))
 
 
 def _of(n: int, total: int) -> str:

@@ -21,7 +21,7 @@ from functools import partial
 from itertools import compress, islice
 from operator import le
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 _PARTIAL = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".swp", "~")
 _MOST_NAME = 255  # bytes of a file's name in the file systems of Linux
@@ -29,6 +29,7 @@ RECENT_NS = 2 * 10**9  # what changed so short a time ago may change again and k
 _FOREIGN = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
 
 
+T = TypeVar("T")
 _CHUNK = 1024  # files whose status is asked for at once
 Spread = Callable[[Callable[[Sequence[str]], tuple["array[int]", ...]], Iterable[Sequence[str]]], Iterable[Any]]
 """`map`, or what does the same on several cores."""
@@ -277,13 +278,18 @@ def as_listed(tree: Tree, recalled: bytes | bytearray, spread: Spread = map) -> 
         # A folder that changed just before it was listed could change again without another mtime.
         if mtime > tree.listed_at_ns - RECENT_NS or os.stat(tree.root / folder).st_mtime_ns != mtime:
             return False
-    opened = [not skip for skip in recalled]
-    sizes, times = (compress(column, opened) for column in tree.files.numbers()[:2])
-    paths = list(compress(tree.files.paths, opened))
-    for found in spread(partial(statuses, os.fspath(tree.root)), _chunks(paths)):
-        n = len(found[0])
-        if [*found[0]] != [*islice(sizes, n)] or [*found[1]] != [*islice(times, n)]:
-            return False
+    files, starts = tree.files, range(0, len(tree.files), _CHUNK)
+
+    def opened(column: Sequence[T], at: int) -> list[T]:
+        return [
+            value for value, skip in zip(column[at : at + _CHUNK], recalled[at : at + _CHUNK], strict=True) if not skip
+        ]
+
+    asked = (opened(files.paths, at) for at in starts)
+    for at, found in zip(starts, spread(partial(statuses, os.fspath(tree.root)), asked), strict=True):
+        for listed, now in zip(files.numbers()[:2], found, strict=False):
+            if opened(listed, at) != list(now):
+                return False
     return True
 
 
