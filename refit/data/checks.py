@@ -9,10 +9,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from refit.data import doubts
 from refit.data.codes import CODES
 from refit.data.faults import Fault, fault
-from refit.data.model import Box, Labelled, Labels, Sample
+from refit.data.model import Box, Columns, Labelled, Labels, Sample
 from refit.data.samples import Samples
 from refit.specs import did_you_mean
 
@@ -48,6 +51,31 @@ class Classes:
             hint = f"; did you mean '{near}'?" if near else did_you_mean(label, known)
             self._advice[label] = CODES["unknown_class"].advice + hint
         return self._advice[label]
+
+
+def plain(found: Columns, sizes: NDArray[np.float64], classes: Classes) -> tuple[list[bool], list[str]]:
+    """Of which images `boxes` would take all objects as they are and say nothing, and the class of each object, "" for
+    one that is not learnt.
+
+    `sizes` [n, 2] are the images' widths and heights. An image of which nothing is known to be wrong may still be
+    missing here: then it takes longer.
+    """
+    learnt: dict[str, str] = {}
+    for label in set(found.labels):
+        try:
+            learnt[label] = classes.of(label) or ""
+        except KeyError:
+            learnt[label] = ""
+    called = list(map(learnt.__getitem__, found.labels))
+    counts = np.maximum(found.counts, 0)
+    image = np.repeat(np.arange(len(counts)), counts)
+    x1, y1, x2, y2 = found.boxes[:, :4].T
+    width, height = sizes[image].T
+    inside = (x1 >= 0) & (x1 <= x2 - MIN_SIDE) & (y1 >= 0) & (y1 <= y2 - MIN_SIDE) & (x2 <= width) & (y2 <= height)
+    good = counts > 0
+    good[image[~inside | np.array([not cls for cls in called], np.bool_)]] = False
+    good[doubts.images_with_odd_boxes(found.boxes, image, width * height)] = False
+    return good.tolist(), called
 
 
 def boxes(labels: Labels, file: str, width: int, height: int, classes: Classes) -> tuple[list[Box], list[Fault]]:

@@ -62,7 +62,7 @@ def from_snapshot(path: Path) -> Source:
     try:
         about = snapshot.open_snapshot(path)
         rows = list(snapshot.read_annotations(path))
-        if snapshot.fingerprint(rows, about.classes) != about.fingerprint:
+        if snapshot.fingerprint(rows, about.classes, about.schema) != about.fingerprint:
             raise ValueError("its labels do not give its fingerprint")
         records = [_record(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as exc:

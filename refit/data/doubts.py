@@ -78,6 +78,30 @@ def _drawn_twice(boxes: Sequence[Box], lines: Sequence[int], file: str) -> Itera
                 yield _of_box("box_of_two_classes", boxes[second], lines[second], file, why)
 
 
+def images_with_odd_boxes(
+    boxes: NDArray[np.float64], image: NDArray[np.int64], area: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The images of which `of_boxes` would say something, some more than once: `boxes` of many images one after
+    another, the number of each one's image, and its area. Boxes outside their image may be missed."""
+    x1, y1, x2, y2 = boxes[:, :4].T
+    w, h = x2 - x1, y2 - y1
+    odd = [image[(w < TINY) | (h < TINY) | (w * h >= GIANT * area)]]
+    order = np.lexsort((x1, image))
+    reach = x1 + (1 - SAME) * w
+    at = np.arange(len(order))
+    for step in range(1, len(order)):
+        at = at[at + step < len(order)]
+        a, b = order[at], order[at + step]
+        near = (image[a] == image[b]) & (x1[b] <= reach[a])
+        at, a, b = at[near], a[near], b[near]
+        if not len(at):
+            break
+        common = np.minimum(x2[a], x2[b]) - np.maximum(x1[a], x1[b])
+        common = np.maximum(common, 0) * np.maximum(np.minimum(y2[a], y2[b]) - np.maximum(y1[a], y1[b]), 0)
+        odd.append(image[a][common >= (SAME - 1e-9) * (w[a] * h[a] + w[b] * h[b] - common)])
+    return np.concatenate(odd)
+
+
 def iou(a: Box, b: Box) -> float:
     """The intersection of two boxes over their union."""
     w = min(a.x2, b.x2) - max(a.x1, b.x1)
@@ -92,9 +116,14 @@ def _of_box(code: str, box: Box, line: int, file: str, what: str) -> Fault:
     return fault(code, file, f"the box {shown} {what}", line=line, value=shown)
 
 
+def is_common(seen: look.Packed) -> bool:
+    """Whether a look says nothing unusual of its file, see `of_image`."""
+    return seen[_CHANNELS:] in _COMMON
+
+
 def of_image(sample: Sample, stated: tuple[int, int] | None) -> list[Fault]:
     """What is unusual about an image file; `stated` is the size for which its labels were made, where they say so."""
-    if not sample.look or sample.look[_CHANNELS:] in _COMMON:
+    if not sample.look or is_common(sample.look):
         return []
     found = []
     seen = look.unpack(sample.look)
@@ -180,9 +209,10 @@ def _colliding(samples: Samples, names: array[int]) -> Iterator[Fault]:
 
 def _several(values: NDArray[np.int64]) -> list[int]:
     """The places of the values that are there more than once."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    places: list[int] = np.flatnonzero(counts[inverse] > 1).tolist()
-    return places
+    order = np.argsort(values, kind="stable")
+    same = values[order[1:]] == values[order[:-1]]
+    several: list[int] = np.concatenate([order[1:][same], order[:-1][same]]).tolist()
+    return sorted(set(several))
 
 
 def _of(n: int, total: int) -> str:

@@ -15,27 +15,32 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain, pairwise
+from itertools import chain, compress, islice, pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import Any, NamedTuple, TypedDict, TypeVar, Unpack
+
+import numpy as np
 
 from refit.data import checks, doubts, images, work
 from refit.data.arrival import signature
 from refit.data.codes import Severity
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import reader
-from refit.data.formats.base import Changed, Layout, Names, holder, read_whole
+from refit.data.formats.base import Changed, Layout, Names, holder, read_listed
+from refit.data.images import Header
 from refit.data.look import Packed
-from refit.data.memory import NO_KEYS, Keys, Memory, Trace, keys_of
-from refit.data.model import Item, Labels, Sample, Unread
+from refit.data.memory import Memory, Places, Traces
+from refit.data.model import NUMBERS, Item, Labels, Sample, Unread, digest_of
 from refit.data.samples import Samples, flat
-from refit.data.tree import FileInfo, Files, Tree, as_listed, scan, suffix_of
+from refit.data.tree import Spread, Tree, as_listed, scan, suffix_of
 
 T = TypeVar("T")
 R = TypeVar("R")
 Progress = Callable[[int, int], None]
 
-_BATCH = 64  # items
+_BATCH = 128  # items
+_OF_BOX = 8 * NUMBERS  # bytes
 
 
 @dataclass(slots=True)
@@ -45,7 +50,7 @@ class Found:
     samples: Samples = field(default_factory=Samples)
     faults: list[Fault] = field(default_factory=list)
     declared: int = 0
-    traces: list[Trace] = field(default_factory=list)  # of each sample
+    traces: Traces = field(default_factory=Traces)  # of each sample
 
 
 @dataclass(slots=True)
@@ -83,42 +88,103 @@ class _Picture:
 
 @dataclass(slots=True)
 class _Batch:
-    """Some items, the files that have to be opened for them, and what is known of images by their paths."""
+    """Some items, the sizes of their images and label files as listed, and what is known of images by their paths."""
 
-    items: list[Item | Fault] = field(default_factory=list)
-    files: list[FileInfo] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    image_bytes: list[int] = field(default_factory=list)
+    label_bytes: list[int] = field(default_factory=list)
     pictures: dict[str, _Picture] = field(default_factory=dict)
+    holders: dict[str, str] = field(default_factory=dict)  # of images that are no files: the file that holds each
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        columns = list(zip(*map(attrgetter(*Item.__slots__), self.items), strict=True))  # quicker than objects
+        return _batch, (columns, self.image_bytes, self.label_bytes, self.pictures, self.holders)
+
+
+def _batch(columns: list[tuple[Any, ...]], *others: Any) -> _Batch:
+    return _Batch([Item(*row) for row in zip(*columns, strict=True)], *others)
+
+
+class _Plain(NamedTuple):
+    """An image of which nothing is to be said but its objects: their classes, and `Box.numbers` of all."""
+
+    header: Header
+    classes: list[str]
+    boxes: memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
     """What to do with a batch."""
 
-    root: Path
+    root: str  # with its "/"
     classes: checks.Classes
     decode: bool
 
     def __call__(self, batch: _Batch) -> Found:
-        tree = Tree(self.root, Files(batch.files))
         found = Found()
-        for place, item in enumerate(batch.items):
-            if isinstance(item, Fault):
-                found.faults.append(item)
-                continue
+        read = [self._labels(item, size) for item, size in zip(batch.items, batch.label_bytes, strict=True)]
+        pictures = [
+            None
+            if item.image is None
+            else batch.pictures.get(item.image)
+            or self._picture(item.image, batch.holders.get(item.image, item.image), size, suffix_of(item.name))
+            for item, size in zip(batch.items, batch.image_bytes, strict=True)
+        ]
+        plain = self._plain(batch.items, read, pictures)
+        for place, (item, data, picture) in enumerate(zip(batch.items, read, pictures, strict=True)):
             declared, faults = found.declared, len(found.faults)
-            labels = _labels(tree, item)
-            picture = None
-            if item.image is not None:
-                picture = batch.pictures.get(item.image) or self._picture(tree, item.image, suffix_of(item.name))
-            _take(found, item, labels, picture, self.classes)
-            if len(found.samples) > len(found.traces):
-                found.traces.append(Trace(place, found.declared - declared, found.faults[faults:]))
+            if place in plain and picture is not None:
+                _take_plain(found, item, picture, plain[place])
+            elif isinstance(item.labels, Unread) and isinstance(data, bytes):
+                _take(found, item, item.labels.parse(data, item.label), picture, self.classes)
+            elif isinstance(data, Labels):
+                _take(found, item, data, picture, self.classes)
+            if len(found.samples) > len(found.traces.places):
+                found.traces.add(place, found.declared - declared, found.faults[faults:])
         return found
 
-    def _picture(self, tree: Tree, path: str, suffix: str) -> _Picture:
-        """Read, hash and decode one image whose name ends in `suffix`. Raises Changed."""
+    def _labels(self, item: Item, size: int) -> Labels | bytes:
+        """The labels of an item, or the bytes of the file that holds them. Raises Changed."""
+        if isinstance(item.labels, Labels):
+            return item.labels
         try:
-            data = read_whole(tree, path)
+            return read_listed(self.root, item.label, item.label, size)
+        except Changed:
+            raise
+        except OSError as exc:
+            return Labels(faults=[fault("label_unreadable", item.label, f"cannot be opened: {exc.strerror}")])
+
+    def _plain(
+        self, items: Sequence[Item], read: Sequence[Labels | bytes], pictures: Sequence[_Picture | None]
+    ) -> dict[int, _Plain]:
+        """The items of which nothing is to be said but their objects, by their places."""
+        many = next((i.labels.many for i in items if isinstance(i.labels, Unread)), None)
+        places, texts, headers = list[int](), list[bytes](), list[Header]()
+        for at, (item, data, picture) in enumerate(zip(items, read, pictures, strict=True)):
+            if not isinstance(data, bytes) or picture is None or picture.header is None:
+                continue
+            if _nothing_to_say(item, picture):
+                places.append(at)
+                texts.append(data)
+                headers.append(picture.header)
+        if many is None or not places:
+            return {}
+        columns = many(texts)
+        sizes = np.array([(header.width, header.height) for header in headers], np.float64)
+        good, called = checks.plain(columns, sizes, self.classes)
+        boxes, found, first = memoryview(columns.boxes.tobytes()), {}, 0
+        for at, header, is_good, count in zip(places, headers, good, columns.counts, strict=True):
+            last = first + max(count, 0)
+            if is_good:
+                found[at] = _Plain(header, called[first:last], boxes[_OF_BOX * first : _OF_BOX * last])
+            first = last
+        return found
+
+    def _picture(self, path: str, file: str, size: int, suffix: str) -> _Picture:
+        """Read, hash and decode one image whose name ends in `suffix`; `file` holds it. Raises Changed."""
+        try:
+            data = read_listed(self.root, path, file, size)
         except Changed:
             raise
         except OSError as exc:
@@ -214,9 +280,9 @@ def look_at(
     read ("still being copied"). Everything else is in the result's faults.
     """
     share = share or Share()
-    look = _Look(Path(source), classes, decode)
+    look = _Look(f"{source}/", classes, decode)
     with work.Team(look, work.many(source)) as team:
-        tree = _scan(source)
+        tree = _scan(source, team.map)
         chosen = reader(tree, format)
         layout = chosen.layout(tree, image_dir, label_dir)
         skipped = (fault("not_followed", path, why) for path, why in sorted(tree.skipped.items()))
@@ -224,16 +290,16 @@ def look_at(
         items = _apart(chain(skipped, chosen.read(tree, layout, set(leave))), names)
         total = sum(path.lower().endswith(tuple(images.SUFFIXES)) for path in tree.paths(layout.image_dir))
         total //= share.count
-        pending, found = _Pending(tree, memory), Found()
+        pending = _Pending(tree, memory)
         try:
-            for part in team.each(pending.batches(filter(share.takes, items))):
-                pending.done(part, found)
+            for part in team.each(pending.batches(filter(share.takes, items) if share.count > 1 else items)):
+                pending.done(part)
                 if progress:
                     progress(min(pending.items, total), total)
         except Changed as exc:
             raise changed(source, str(exc)) from None
-    pending.end(found)
-    unchanged(tree, pending.recalled)
+        unchanged(tree, pending.recalled, team.map)
+    found = pending.end()
     if memory is not None and decode:
         with contextlib.suppress(OSError):  # a full disk: what is lost is time
             memory.save()
@@ -281,80 +347,89 @@ class _Pending:
     def __init__(self, tree: Tree, memory: Memory | None) -> None:
         self.tree, self.memory = tree, memory
         self.items = 0  # that are done
-        self._keys: deque[list[Keys]] = deque()  # of the batches that are on their way
         self.recalled = bytearray(len(tree.files))
+        self._found = Found()
+        self._under_way: deque[tuple[list[Item], list[Places]]] = deque()  # what was sent and is not back
+        if memory is not None:
+            memory.meet(tree)
 
     def batches(self, items: Iterable[Item | Fault]) -> Iterator[_Batch]:
-        batch, keys = _Batch(), []
-        for item in items:
-            key = NO_KEYS
-            if self.memory is not None and isinstance(item, Item):
-                key = keys_of(self.tree, item, self.memory.tags)
-                if self.memory.recall(key):
-                    self.items += 1
-                    for path in (item.image, item.label):
-                        self.recalled[self.tree.files.find(path or "")] = 1
-                    continue
-                if item.image is not None and (found := self.memory.image(key)):
-                    sample, faults = found
-                    header = images.Header("", sample.width, sample.height)
-                    picture = _Picture(sample.sha256, sample.bytes, header, tuple(faults), sample.look)
-                    batch.pictures[item.image] = picture
-            batch.items.append(item)
-            keys.append(key)
-            if isinstance(item, Item):
-                batch.files.extend(
-                    self.tree.files[holder(self.tree, p)] for p in _needed(item) if p not in batch.pictures
-                )
-            if len(batch.items) == _BATCH:
-                self._keys.append(keys)
+        batch, files = _Batch(), list[Places]()
+        for some in _chunks(items):
+            faults = [item for item in some if isinstance(item, Fault)]
+            self._found.faults += faults
+            self.items += len(faults)
+            self._add(batch, files, [item for item in some if isinstance(item, Item)])
+            if len(batch.items) >= _BATCH:
+                self._under_way.append((batch.items, files))
                 yield batch
-                batch, keys = _Batch(), []
+                batch, files = _Batch(), []
         if batch.items:
-            self._keys.append(keys)
+            self._under_way.append((batch.items, files))
             yield batch
 
-    def done(self, part: Found, found: Found) -> None:
-        """Add what was found in the next batch that comes back."""
-        keys = self._keys.popleft()
-        self.items += len(keys)
-        found.faults += part.faults
-        found.declared += part.declared
-        if self.memory is None:
-            found.samples.extend(part.samples)
-        else:
-            self.memory.note(keys, part.samples, part.traces)
-
-    def end(self, found: Found) -> None:
-        """Add what was known."""
+    def _add(self, batch: _Batch, files: list[Places], items: list[Item]) -> None:
+        """Add those of the items that are not known to a batch, and where their files stand."""
+        listed = self.tree.files
+        images = list(listed.places([item.image or "" for item in items]))
+        labels = list(listed.places([item.label for item in items]))
         if self.memory is not None:
-            found.samples, faults, declared = self.memory.result()
-            found.faults += faults
-            found.declared += declared
+            files_of = [
+                Places(image, label if isinstance(item.labels, Unread) else -1)
+                for item, image, label in zip(items, images, labels, strict=True)
+            ]
+            known = self.memory.recall(items, files_of)
+            for image, label in compress(files_of, known):
+                self.recalled[image] = self.recalled[label] = 1
+            self.items += sum(known)
+            new = [not k for k in known]
+            items, files_of = list(compress(items, new)), list(compress(files_of, new))
+            images, labels = list(compress(images, new)), list(compress(labels, new))
+            files += files_of
+            for item, its in zip(items, files_of, strict=True):
+                if item.image is not None and (found := self.memory.image(item, its)):
+                    sample, faults = found
+                    header = Header("", sample.width, sample.height)
+                    about = (sample.sha256, sample.bytes, header, tuple(faults), sample.look)
+                    batch.pictures[item.image] = _Picture(*about)
+        for at, item in enumerate(items):
+            if images[at] < 0 and item.image is not None:  # it lies inside a file
+                batch.holders[item.image] = holder(self.tree, item.image)
+                images[at] = listed.find(batch.holders[item.image])
+        batch.items += items
+        batch.image_bytes += listed.sizes(images)
+        batch.label_bytes += listed.sizes(labels)
+
+    def done(self, part: Found) -> None:
+        """Add what was found in the next batch that comes back."""
+        items, files = self._under_way.popleft()
+        self.items += len(items)
+        self._found.faults += part.faults
+        self._found.declared += part.declared
+        if self.memory is None:
+            self._found.samples.extend(part.samples)
+        else:
+            self.memory.note(items, files, part.samples, part.traces)
+
+    def end(self) -> Found:
+        """All that was found, and what was known."""
+        if self.memory is not None:
+            self._found.samples, faults, declared = self.memory.result()
+            self._found.faults += faults
+            self._found.declared += declared
+        return self._found
 
 
-def _needed(item: Item) -> list[str]:
-    """The files that an item still has to be read from."""
-    image = [] if item.image is None else [item.image]
-    return [*image, item.label] if isinstance(item.labels, Unread) else image
+def _chunks(items: Iterable[Item | Fault]) -> Iterator[list[Item | Fault]]:
+    rest = iter(items)
+    while some := list(islice(rest, _BATCH)):
+        yield some
 
 
-def _labels(tree: Tree, item: Item) -> Labels:
-    """The labels of an item, read now where the reader did not. Raises Changed."""
-    if isinstance(item.labels, Labels):
-        return item.labels
-    try:
-        return item.labels.parse(read_whole(tree, item.label), item.label)
-    except Changed:
-        raise
-    except OSError as exc:
-        return Labels(faults=[fault("label_unreadable", item.label, f"cannot be opened: {exc.strerror}")])
-
-
-def unchanged(tree: Tree, recalled: bytearray) -> None:
+def unchanged(tree: Tree, recalled: bytearray, spread: Spread = map) -> None:
     """Raises BadData (source_changed) when the folder is not as it was listed; for `recalled` see `as_listed`."""
     try:
-        if as_listed(tree, recalled):
+        if as_listed(tree, recalled, spread):
             return
     except OSError:
         pass  # the listing says what is gone
@@ -371,9 +446,9 @@ def changed(source: Path, why: str) -> BadData:
     return BadData(str(source), [fault("source_changed", "", f"still being copied: {why}")])
 
 
-def _scan(source: Path) -> Tree:
+def _scan(source: Path, spread: Spread = map) -> Tree:
     try:
-        return scan(source)
+        return scan(source, spread)
     except (FileNotFoundError, NotADirectoryError):
         what = "is no folder" if os.path.exists(source) else "does not exist"
         raise BadData(str(source), [fault("source_missing", "", f"the folder {what}")]) from None
@@ -414,9 +489,29 @@ def _take(out: Found, item: Item, labels: Labels, picture: _Picture | None, clas
     out.samples.append(sample)
 
 
+def _nothing_to_say(item: Item, picture: _Picture) -> bool:
+    """Whether that is so of an image and its name."""
+    common = not picture.look or doubts.is_common(picture.look)
+    return common and not picture.faults and item.name.isascii() and not _bad_name(flat(item.name))
+
+
+def _take_plain(out: Found, item: Item, picture: _Picture, plain: _Plain) -> None:
+    """`_take` where nothing is to be said."""
+    header, classes, boxes = plain
+    image = item.image or ""
+    digest = digest_of(flat(item.name), picture.sha256, header.width, header.height, classes, boxes)
+    size = (picture.bytes, header.width, header.height)
+    kind = (item.part, item.tags, ())
+    sha256 = bytes.fromhex(picture.sha256)
+    out.declared += len(classes)
+    out.samples.add(image, len(image) - len(item.name), sha256, digest, picture.look, size, kind, classes, boxes)
+
+
 def _in_order(found: Found) -> Samples:
     """The samples by name; two names that would be one in a snapshot ("a/b.jpg" and "a__b.jpg") become a fault."""
     samples = found.samples.sorted()
+    if samples.names_are_plain():
+        return samples
     # A name apart from these is what its flat one says: each "__" a "/". So one of two names that clash is among them.
     doubtful = {flat(name) for name in samples.names() if "__" in name or "___" in flat(name)}
     doubtful |= {flat(a) for a, b in pairwise(samples.names()) if a == b}

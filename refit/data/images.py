@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -52,8 +51,7 @@ _ZERO_TAIL = 48
 _NO_FRAME = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC: between SOF0 and SOF15, but no frame headers
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What the first bytes say: kind ("jpeg", "png", "webp", "bmp") and size in pixels as stored (no EXIF rotation)."""
 
     kind: str
@@ -157,20 +155,24 @@ def _decode(data: bytes, header: Header) -> NDArray[Any]:
 
 
 def _verify_jpeg(data: bytes, header: Header) -> Decoded:
-    """libjpeg-turbo stops at its first warning; which one it is says what is wrong."""
+    """libjpeg-turbo stops at its first warning; which one it is says what is wrong.
+
+    Every coefficient is decoded, which is where damage shows; pixels are made of the few that the look needs.
+    """
     remark = ""
+    channels, bits = layout(data, header)
+    how: dict[str, Any] = {"fastdct": True, "min_height": look.LEAST, "min_width": look.LEAST}
+    how["colorspace"] = "CMYK" if channels == 4 else "GRAY"
     try:
         try:
             # Gray skips the colour conversion, not the decoding of any coefficient.
-            pixels = simplejpeg.decode_jpeg(
-                data, colorspace=_jpeg_colorspace(data), fastdct=True, fastupsample=True, strict=True
-            )
+            pixels = simplejpeg.decode_jpeg(data, fastupsample=True, strict=True, **how)
         except ValueError as exc:
             if "extraneous bytes" not in str(exc):
                 raise
             # Some cameras write a few bytes too many; so does damage that hits no marker. The rest must be whole.
             remark = str(exc)
-            pixels = simplejpeg.decode_jpeg(data, colorspace=_jpeg_colorspace(data), fastdct=True, strict=False)
+            pixels = simplejpeg.decode_jpeg(data, strict=False, **how)
             if b"\xff\xd9" not in data[-(len(data) // 2) :]:
                 raise ImageFault(_TRUNCATED, "no end of image in its second half") from None
     except ImageFault:
@@ -184,11 +186,8 @@ def _verify_jpeg(data: bytes, header: Header) -> Decoded:
         if "subsampling" in text or "colorspace" in text:  # a rare but valid layout that the fast path cannot do
             return Decoded("", _look(_decode(data, header), data, header))
         raise ImageFault(_UNREADABLE, f"cannot be decoded: {text}") from None
-    return Decoded(remark, _look(pixels, data, header))
-
-
-def _jpeg_colorspace(data: bytes) -> str:
-    return "CMYK" if _jpeg_frame(data)[2] == 4 else "GRAY"
+    seen = look.of(pixels, channels, bits, orientation(data, "jpeg"), cmyk=channels == 4)
+    return Decoded(remark, seen)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:

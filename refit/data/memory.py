@@ -21,70 +21,70 @@ import marshal
 import pickle
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refit import files
 from refit.data import code
 from refit.data.faults import Fault
 from refit.data.model import Item, Sample, Unread
 from refit.data.samples import Samples
-from refit.data.tree import RECENT_NS, FileInfo, Tree
+from refit.data.tree import RECENT_NS, Tree
 
 FILE = "remembered"
 _OF_IMAGE = frozenset({"image_damaged", "wrong_suffix"})  # what is found while an image is decoded, whatever its labels
-_KEY = 16  # bytes
-_NO_KEY = bytes(_KEY)
-_BESIDE = attrgetter(*(f.name for f in fields(Item) if f.name not in ("image", "label", "labels")))
+Numbers = NDArray[np.int64]
 _as_tuple = attrgetter(*(f.name for f in fields(Fault)))
 
 
-class Trace(NamedTuple):
-    """Where a sample came from: the place of its item in a batch, the objects that its labels declared, its faults."""
+@dataclass(slots=True)
+class Traces:
+    """Where samples came from: of each the place of its item in a batch, the objects that its labels declared, and its
+    faults, by the number of the sample."""
 
-    place: int
-    declared: int
-    faults: list[Fault]
+    places: array[int] = field(default_factory=lambda: array("I"))
+    declared: array[int] = field(default_factory=lambda: array("Q"))
+    faults: dict[int, list[Fault]] = field(default_factory=dict)
+
+    def add(self, place: int, declared: int, faults: list[Fault]) -> None:
+        if faults:
+            self.faults[len(self.places)] = faults
+        self.places.append(place)
+        self.declared.append(declared)
 
 
-class Keys(NamedTuple):
-    """What an item is known by: its image with its labels, and its image alone; none where they cannot be trusted."""
+class Places(NamedTuple):
+    """Where the files of an item stand in a listing, -1 for none: its image (or what holds that), and its labels, where
+    these come from that file alone."""
 
-    pair: bytes
-    image: bytes
-
-
-NO_KEYS = Keys(_NO_KEY, _NO_KEY)
+    image: int
+    label: int
 
 
 class _Shelf:
-    """Samples, and the keys, the declared objects and the faults of each."""
+    """Samples, and of each the places of its files, how its labels are read, the declared objects and the faults."""
 
     def __init__(self) -> None:
         self.samples = Samples()
-        self.pairs = bytearray()
-        self.images = bytearray()
-        self.declared = array("Q")
+        self.images, self.labels, self.declared = array("q"), array("q"), array("Q")
+        self.how = array("q")  # the number of its `Unread`, -1 for none
         self.faults: dict[int, list[Fault]] = {}
 
-    def put(self, keys: Keys, trace: Trace) -> None:
-        """The sample itself is added apart."""
-        if trace.faults:
-            self.faults[len(self.declared)] = trace.faults
-        self.pairs += keys.pair
-        self.images += keys.image
-        self.declared.append(trace.declared)
+    def columns(self) -> tuple[array[int], ...]:
+        return self.images, self.labels, self.declared, self.how
 
-    def copy(self, other: _Shelf, start: int, stop: int) -> None:
-        here = len(self.declared) - start
-        self.faults |= {at + here: other.faults[at] for at in range(start, stop) if at in other.faults}
-        self.samples.extend(other.samples, start, stop)
-        self.pairs += other.pairs[_KEY * start : _KEY * stop]
-        self.images += other.images[_KEY * start : _KEY * stop]
-        self.declared += other.declared[start:stop]
+    def put(self, files: Places, how: int, declared: int, faults: Sequence[Fault]) -> None:
+        """The sample itself is added apart."""
+        if faults:
+            self.faults[len(self.how)] = list(faults)
+        for column, value in zip(self.columns(), (*files, declared, how), strict=True):
+            column.append(value)
 
 
 class Memory:
@@ -96,69 +96,111 @@ class Memory:
     def __init__(self, path: Path, settings: Any, tags: Mapping[str, str] | None = None) -> None:
         self.path, self.tags = path, tags or {}
         self._version = version(settings)
-        self._old, self._new = self._load(), _Shelf()
-        self._by_pair = _places(self._old.pairs)
-        self._by_image = _places(self._old.images)
-        self._again = array("Q")  # places on the old shelf
+        self._paths: list[str] = []  # of the listing in which the old shelf's files stand
+        self._numbers: list[Numbers] = []
+        self._how: dict[bytes, int] = {}
+        self._old, self._new = _Shelf(), _Shelf()
+        self._load()
+        self._again: list[tuple[int, Places]] = []  # samples of the old shelf, and where their files stand now
 
-    def recall(self, keys: Keys) -> bool:
-        """Whether image and labels are what they were; then `result` has what was found in them."""
-        place = self._by_pair.get(keys.pair, -1)
-        if place >= 0:
-            self._again.append(place)
-        return place >= 0
+    def meet(self, tree: Tree) -> None:
+        """Look which files of a new listing are known; `Places` are of that one from now on."""
+        self._tree = tree
+        before = np.full(len(tree.files) + 1, -1)  # the last one stands for no file, here and below
+        before[:-1] = np.fromiter(_found(self._paths, tree.files.paths), np.int64, len(tree.files))
+        for old, new in zip(self._numbers, self._states(tree), strict=False):
+            before[:-1][(before[:-1] >= 0) & (old[before[:-1]] != new)] = -1
+        self._before = before
+        self._sample = np.full(len(self._paths) + 1, -1)
+        images = np.asarray(self._old.images)
+        self._sample[images[images >= 0]] = np.flatnonzero(images >= 0)
+        self._labels = np.array([*self._old.labels, -1])
 
-    def image(self, keys: Keys) -> tuple[Sample, list[Fault]] | None:
+    def recall(self, items: Sequence[Item], files: Sequence[Places]) -> list[bool]:
+        """Whether image and labels of each are what they were; then `result` has what was found in them."""
+        places = np.array(files, np.int64).reshape(-1, 2)
+        samples = self._sample[self._before[places[:, 0]]]
+        labels = self._before[places[:, 1]]
+        same: list[bool] = ((samples >= 0) & (labels >= 0) & (self._labels[samples] == labels)).tolist()
+        for at, (item, sample) in enumerate(zip(items, samples.tolist(), strict=True)):
+            if same[at]:
+                same[at] = self._old.samples.are_of(sample, item) and self._old.how[sample] == self._number(item)
+                if same[at]:
+                    self._again.append((sample, files[at]))
+        return same
+
+    def image(self, item: Item, files: Places) -> tuple[Sample, list[Fault]] | None:
         """A sample of this image, whatever its labels were, and the faults that are the image's own."""
-        place = self._by_image.get(keys.image, -1)
-        if place < 0:
+        place = int(self._sample[self._before[files.image]])
+        if place < 0 or (sample := self._old.samples[place]).name != item.name:
             return None
-        sample = self._old.samples[place]
         return sample, [f for f in self._old.faults.get(place, ()) if f.code in _OF_IMAGE]
 
-    def note(self, keys: list[Keys], samples: Samples, traces: list[Trace]) -> None:
+    def note(self, items: Sequence[Item], files: Sequence[Places], samples: Samples, traces: Traces) -> None:
         """Remember what was found in a batch."""
         self._new.samples.extend(samples)
-        for trace in traces:
-            self._new.put(keys[trace.place], trace)
+        for at, (place, declared) in enumerate(zip(traces.places, traces.declared, strict=True)):
+            self._new.put(files[place], self._number(items[place]), declared, traces.faults.get(at, ()))
 
     def result(self) -> tuple[Samples, list[Fault], int]:
         """The samples that were noted and those that were recalled; of these the faults and the declared objects."""
-        noted = len(self._new.declared)
-        for start, stop in _runs(self._again):
-            self._new.copy(self._old, start, stop)
-        del self._again[:]
-        faults = [f for at, found in self._new.faults.items() if at >= noted for f in found]
-        return self._new.samples, faults, sum(self._new.declared[noted:])
+        new, old, noted = self._new, self._old, len(self._new.how)
+        for start, stop in _runs([sample for sample, _ in self._again]):
+            new.samples.extend(old.samples, start, stop)
+        for sample, files_ in self._again:
+            new.put(files_, old.how[sample], old.declared[sample], old.faults.get(sample, ()))
+        self._again = []
+        faults = [f for at, found in new.faults.items() if at >= noted for f in found]
+        self._news = noted > 0 or len(new.how) < len(old.how)
+        return new.samples, faults, sum(new.declared[noted:])
 
     def save(self) -> None:
         """Put what was noted and recalled in the place of what was known. Raises OSError."""
-        new = self._new
-        if not new.images.strip(b"\0") or (new.pairs, new.images) == (self._old.pairs, self._old.images):
+        sizes, *others = self._states(self._tree)
+        trusted = np.maximum(*others[:2]) < self._tree.listed_at_ns - RECENT_NS
+        if not self._news or not trusted.any():
             return
-        faults = [
-            (at, [tuple(getattr(f, n) for n in Fault.__slots__) for f in found]) for at, found in new.faults.items()
-        ]
-        numbers = new.pairs, new.images, new.declared.tobytes()
-        body = marshal.dumps((self._version, new.samples.state(), *map(bytes, numbers), faults))
+        sizes[~trusted] = -1  # no file has this size
+        faults = [(at, [_as_tuple(f) for f in found]) for at, found in self._new.faults.items()]
+        listing = "\0".join(self._tree.files.paths), [column.tobytes() for column in (sizes, *others)]
+        columns = [column.tobytes() for column in self._new.columns()]
+        body = marshal.dumps((self._version, listing, list(self._how), self._new.samples.state(), columns, faults))
         files.write_bytes(self.path, hashlib.sha256(body).digest() + body)
 
-    def _load(self) -> _Shelf:
-        shelf = _Shelf()
+    def _load(self) -> None:
         try:
             data = memoryview(self.path.read_bytes())
         except OSError:
-            return shelf
+            return
         if hashlib.sha256(data[32:]).digest() != data[:32]:
-            return shelf
-        version, samples, pairs, images, declared, faults = marshal.loads(data[32:])  # noqa: S302  our own, and whole
+            return
+        version, *known = marshal.loads(data[32:])  # noqa: S302  our own, and whole
         if version != self._version:
-            return shelf
-        shelf.samples = Samples.of_state(samples)
-        shelf.pairs, shelf.images = bytearray(pairs), bytearray(images)
-        shelf.declared.frombytes(declared)
-        shelf.faults = {at: [Fault(*f) for f in found] for at, found in faults}
-        return shelf
+            return
+        (paths, numbers), how, samples, columns, faults = known
+        self._paths = paths.split("\0")
+        self._numbers = [np.frombuffer(column, np.int64) for column in numbers]
+        self._how = {pickled: number for number, pickled in enumerate(how)}
+        self._old.samples = Samples.of_state(samples)
+        for column, content in zip(self._old.columns(), columns, strict=True):
+            column.frombytes(content)
+        self._old.faults = {at: [Fault(*f) for f in found] for at, found in faults}
+
+    def _states(self, tree: Tree) -> list[Numbers]:
+        """What files are known by, beside their paths: sizes, mtimes, ctimes and inodes; a tag stands for the last
+        three."""
+        states = [np.array(column).astype(np.int64) for column in tree.files.numbers()]
+        for path, tag in self.tags.items():
+            at = tree.files.find(path)
+            if at >= 0 and tag:
+                number = int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big", signed=True)
+                for column, value in zip(states[1:], (0, 0, number), strict=True):
+                    column[at] = value
+        return states
+
+    def _number(self, item: Item) -> int:
+        """How the labels of an item are read."""
+        return self._how.setdefault(_pickled(item.labels), len(self._how)) if isinstance(item.labels, Unread) else -1
 
 
 def version(settings: Any) -> bytes:
@@ -166,38 +208,18 @@ def version(settings: Any) -> bytes:
     return hashlib.sha256(repr((code.version(), settings)).encode()).digest()
 
 
-def keys_of(tree: Tree, item: Item, tags: Mapping[str, str]) -> Keys:
-    """What an item of a tree is known by."""
-    image = _trusted(tree, item.image, tags)
-    if image is None:
-        return NO_KEYS
-    label = _trusted(tree, item.label, tags)
-    if label is None or not isinstance(item.labels, Unread):  # the labels do not come from that file alone
-        return Keys(_NO_KEY, _key((*image, item.name)))
-    return Keys(_key((*image, *label, _pickled(item.labels), *_BESIDE(item))), _key((*image, item.name)))
-
-
-def _trusted(tree: Tree, path: str | None, tags: Mapping[str, str]) -> FileInfo | None:
-    info = None if path is None else tree.files.get(path)
-    if info and tags.get(info.path):
-        return FileInfo(info.path, info.size, 0, 0, tags[info.path])
-    return info if info and max(info.ctime_ns, info.mtime_ns) < tree.listed_at_ns - RECENT_NS else None
-
-
-def _key(value: tuple[Any, ...]) -> bytes:
-    # Version 2 writes equal values alike.
-    return hashlib.blake2b(marshal.dumps(value, 2), digest_size=_KEY).digest()
-
-
 @lru_cache(maxsize=16)
 def _pickled(labels: Unread) -> bytes:
     return pickle.dumps(labels)
 
 
-def _places(packed: bytearray) -> dict[bytes, int]:
-    known = {bytes(packed[at : at + _KEY]): at // _KEY for at in range(0, len(packed), _KEY)}
-    known.pop(_NO_KEY, None)
-    return known
+def _found(before: list[str], now: list[str]) -> Iterator[int]:
+    """The place of each path among those of before, -1 for none; both are sorted."""
+    at, end = 0, len(before)
+    for path in now:
+        while at < end and before[at] < path:
+            at += 1
+        yield at if at < end and before[at] == path else -1
 
 
 def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refit.data.faults import Fault
 from refit.data.look import Packed
 
 # What is no data of an image: where it goes, where it came from, and what its split went by.
 _BESIDE = frozenset({"split", "source", "name", "tags", "groups", "look"})
+_of_box = struct.Struct("<7d").pack
+NUMBERS = 7
+"""Numbers of a box (`Box.numbers`)."""
+_NONE = math.nan
+Digest = bytes
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -74,12 +84,23 @@ def pixel(value: float) -> float:
     return round(value, 6)
 
 
+class Columns(NamedTuple):
+    """The objects of many label files: how many each has, -1 where there is something to say of the file and it must
+    be parsed by itself; the label of each object, and its numbers as a box (`Box.numbers`), one after another."""
+
+    counts: list[int]
+    labels: list[str]
+    boxes: NDArray[np.float64]  # [n, NUMBERS]
+
+
 @dataclass(frozen=True, slots=True)
 class Unread:
     """Labels that fill a file of their own, which is opened where its image is (in another process, or never where
-    both are known). `parse` takes the file's bytes and its name; it is pickled."""
+    both are known). `parse` takes the file's bytes and its name; it is pickled. `many` does the same for the bytes of
+    many files, of those in which all is plain, in a fraction of the time."""
 
     parse: Callable[[bytes, str], Labels]
+    many: Callable[[Sequence[bytes]], Columns] | None = None
 
 
 @dataclass(slots=True)
@@ -128,6 +149,19 @@ class Box:
             row["occluded"] = self.occluded
         return row
 
+    def numbers(self) -> bytes:
+        """The box but for its class: 7 float64, little endian; NaN for what is not known."""
+        truncated = _NONE if self.truncated is None else self.truncated
+        occluded = _NONE if self.occluded is None else self.occluded
+        return _of_box(self.x1, self.y1, self.x2, self.y2, self.difficult, truncated, occluded)
+
+    @classmethod
+    def of_numbers(cls, name: str, row: Sequence[float]) -> Box:
+        """The inverse of `numbers`."""
+        x1, y1, x2, y2, difficult, truncated, occluded = row
+        level = None if math.isnan(occluded) else int(occluded)
+        return cls(name, x1, y1, x2, y2, bool(difficult), None if math.isnan(truncated) else truncated, level)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -151,9 +185,10 @@ class Sample:
     groups: tuple[str, ...] = ()
     look: Packed = b""
 
-    def digest(self) -> str:
-        """sha256 over all that counts of the image: its line without what is beside the data."""
-        return row_digest(self.as_json(""))
+    def digest(self) -> Digest:
+        """sha256 over all that counts of the image, see `digest_of`."""
+        boxes = b"".join([o.numbers() for o in self.objects])
+        return digest_of(self.file, self.sha256, self.width, self.height, [o.cls for o in self.objects], boxes)
 
     def as_json(self, split: str) -> dict[str, Any]:
         """The line of annotations.jsonl (docs/contracts.md); what a split goes by is left out where it says no more."""
@@ -177,6 +212,22 @@ class Sample:
         return row
 
 
-def row_digest(row: Mapping[str, Any]) -> str:
+def digest_of(
+    file: str, content: str, width: int, height: int, classes: Iterable[str], boxes: Packed | memoryview
+) -> bytes:
+    """The digest of an image (docs/contracts.md): `content` is the sha256 of its bytes, `boxes` are `Box.numbers`."""
+    found = sha256("\n".join((file, content, f"{width} {height}", *classes, "")).encode())
+    found.update(boxes)
+    return found.digest()
+
+
+def row_digest(row: Mapping[str, Any]) -> bytes:
     """`Sample.digest` of a line of annotations.jsonl."""
-    return sha256(_canonical({k: v for k, v in row.items() if k not in _BESIDE}).encode()).hexdigest()
+    boxes = [Box.from_json(o) for o in row["objects"]]
+    numbers = b"".join([box.numbers() for box in boxes])
+    return digest_of(row["file"], row["sha256"], row["width"], row["height"], [box.cls for box in boxes], numbers)
+
+
+def row_digest_2(row: Mapping[str, Any]) -> bytes:
+    """The digest of snapshots of schema 2: of the line as canonical JSON."""
+    return sha256(_canonical({k: v for k, v in row.items() if k not in _BESIDE}).encode()).digest()

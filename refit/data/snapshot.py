@@ -24,10 +24,11 @@ from typing import Any
 from refit import files
 from refit.data import look, statistics
 from refit.data.faults import Fault, NoSpace, counts
-from refit.data.model import Sample, row_digest
+from refit.data.model import Sample, row_digest, row_digest_2
 from refit.data.samples import Samples, flat
 
-SCHEMA = 2  # 1 had another fingerprint
+SCHEMA = 3
+_DIGESTS = {2: row_digest_2, SCHEMA: row_digest}  # of the schemas that can be read; 1 had another fingerprint
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _STALE_SECONDS = 24 * 3600
 _CHUNK = 4096  # samples whose statistics are taken at once
@@ -48,6 +49,7 @@ class Snapshot:
     reused: bool = False
     changes: Mapping[str, int] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
 
 
 class Store:
@@ -82,20 +84,20 @@ class Store:
             aside.unlink(missing_ok=True)
 
 
-def fingerprint(rows: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> str:
+def fingerprint(rows: Iterable[Mapping[str, Any]], classes: Sequence[str], schema: int = SCHEMA) -> str:
     """The fingerprint of lines of annotations.jsonl, in any order."""
-    found = sorted((str(row["file"]), str(row["split"]), row_digest(row)) for row in rows)
+    found = sorted((str(row["file"]), str(row["split"]), _DIGESTS[schema](row)) for row in rows)
     return fingerprint_of(((split, digest) for _, split, digest in found), classes)
 
 
-def fingerprint_of(images: Iterable[tuple[str, str]], classes: Sequence[str]) -> str:
+def fingerprint_of(images: Iterable[tuple[str, bytes]], classes: Sequence[str]) -> str:
     """sha256 over the class list, then over the split and the digest (`Sample.digest`) of each image, by file name.
 
     It covers name, content, size, objects and split of each image, and nothing of the machine or the day.
     """
     found = hashlib.sha256(json.dumps(list(classes), separators=(",", ":")).encode() + b"\n")
     for split, digest in images:
-        found.update(f"{digest} {split}\n".encode())
+        found.update(b"%b %b\n" % (digest.hex().encode(), split.encode()))
     return found.hexdigest()
 
 
@@ -139,7 +141,7 @@ def by_file(samples: Sequence[Sample]) -> Sequence[Sample]:
     return samples.choose(order) if isinstance(samples, Samples) else [samples[at] for at in order]
 
 
-def digests(samples: Sequence[Sample], split: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def digests(samples: Sequence[Sample], split: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
     """Split and digest of each, as `fingerprint_of` takes them."""
     if isinstance(samples, Samples):
         return ((split[flat(name)], samples.digest(at)) for at, name in enumerate(samples.names()))
@@ -150,12 +152,12 @@ def open_snapshot(path: Path) -> Snapshot:
     """Read a snapshot's dataset.json. Raises OSError and ValueError for one that is not there or damaged."""
     row = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
     try:
-        if row["schema"] != SCHEMA:
-            raise ValueError(f"{path}: schema {row['schema']}, this version reads {SCHEMA}")
+        if row["schema"] not in _DIGESTS:
+            raise ValueError(f"{path}: schema {row['schema']}, this version reads {' and '.join(map(str, _DIGESTS))}")
         parts = (row["fingerprint"], tuple(row["classes"]), row["splits"], row["objects"], row["issues"])
+        return Snapshot(path, *parts, schema=row["schema"])
     except (KeyError, TypeError) as exc:
         raise ValueError(f"{path / 'dataset.json'}: not a snapshot's: {exc!r}") from None
-    return Snapshot(path, *parts)
 
 
 def read_annotations(path: Path) -> Iterator[dict[str, Any]]:
@@ -192,7 +194,8 @@ def verify(path: Path) -> str:
     """A light check of a snapshot: labels by the fingerprint, images by being there. Gives what is wrong, or ""."""
     try:
         snapshot = open_snapshot(path)
-        images = ((row["split"], row_digest(row)) for row in read_annotations(path))
+        digest = _DIGESTS[snapshot.schema]
+        images = ((row["split"], digest(row)) for row in read_annotations(path))
         if snapshot.fingerprint != path.name or fingerprint_of(images, snapshot.classes) != snapshot.fingerprint:
             return "its labels do not give its fingerprint"
         for row in read_annotations(path):

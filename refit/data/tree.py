@@ -15,15 +15,24 @@ import stat
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import compress, islice
+from operator import le
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 _PARTIAL = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".swp", "~")
 _MOST_NAME = 255  # bytes of a file's name in the file systems of Linux
 RECENT_NS = 2 * 10**9  # what changed so short a time ago may change again and keep its times
 _FOREIGN = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information"})
+
+
+T = TypeVar("T")
+_CHUNK = 1024  # files whose status is asked for at once
+Spread = Callable[[Callable[[Sequence[str]], tuple["array[int]", ...]], Iterable[Sequence[str]]], Iterable[Any]]
+"""`map`, or what does the same on several cores."""
 
 
 class FileInfo(NamedTuple):
@@ -41,12 +50,16 @@ class FileInfo(NamedTuple):
     inode: int = 0
 
 
+def _columns() -> tuple[array[int], ...]:
+    return tuple(array(code) for code in "qqqQ")
+
+
 class Files(Mapping[str, FileInfo]):
     """Files by path, sorted by it; some 120 bytes each, where a dict of `FileInfo` takes 400."""
 
     def __init__(self, rows: Iterable[FileInfo] = ()) -> None:
         self.paths: list[str] = []
-        self._numbers = tuple(array(code) for code in "qqqQ")
+        self._numbers = _columns()
         self._tags: dict[str, str] = {}
         self._endings: dict[str, list[str]] = {}
         for row in sorted(rows):
@@ -60,7 +73,16 @@ class Files(Mapping[str, FileInfo]):
         for column, number in zip(self._numbers, numbers, strict=True):
             column.append(number)
 
+    def _extend(self, paths: Sequence[str], columns: tuple[array[int], ...]) -> None:
+        """Add files by `statuses`, but for those that are gone."""
+        there = [size >= 0 for size in columns[0]]
+        self.paths.extend(compress(paths, there))
+        for column, numbers in zip(self._numbers, columns, strict=True):
+            column.extend(compress(numbers, there))
+
     def _sort(self) -> None:
+        if all(map(le, self.paths, islice(self.paths, 1, None))):
+            return
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         self.paths = [self.paths[i] for i in order]
         self._numbers = tuple(array(c.typecode, map(c.__getitem__, order)) for c in self._numbers)
@@ -82,6 +104,22 @@ class Files(Mapping[str, FileInfo]):
         """The place of a path in the order, -1 where there is no such file."""
         at = bisect_left(self.paths, path)
         return at if at < len(self.paths) and self.paths[at] == path else -1
+
+    def places(self, paths: list[str]) -> Sequence[int]:
+        """`find` of each; quick for paths that follow one another in the order."""
+        first = self.find(paths[0]) if paths else 0
+        if first >= 0 and self.paths[first : first + len(paths)] == paths:
+            return range(first, first + len(paths))
+        return [self.find(path) for path in paths]
+
+    def numbers(self) -> tuple[array[int], ...]:
+        """Sizes, mtimes, ctimes and inodes in the order of the paths."""
+        return self._numbers
+
+    def sizes(self, places: Sequence[int]) -> list[int]:
+        """The sizes of the files at these places, -1 where there is none."""
+        size = self._numbers[0]
+        return [size[place] if place >= 0 else -1 for place in places]
 
     def __getitem__(self, path: str) -> FileInfo:
         at = self.find(path)
@@ -181,11 +219,11 @@ def of_objects(root: Path, objects: Iterable[FileInfo]) -> Tree:
     return tree
 
 
-def scan(root: Path) -> Tree:
+def scan(root: Path, spread: Spread = map) -> Tree:
     """List a folder. What vanishes meanwhile is left out. Raises OSError when the root itself cannot be listed."""
     real = os.path.realpath(root)
     tree = Tree(Path(root), listed_at_ns=time.time_ns())
-    todo = [""]
+    todo, plain = [""], list[str]()
     while todo:
         folder = todo.pop()
         at = os.path.join(real, folder)
@@ -193,19 +231,45 @@ def scan(root: Path) -> Tree:
             tree.listed[folder] = os.stat(at).st_mtime_ns
             with os.scandir(at) as entries:
                 for entry in entries:
-                    _visit(entry, f"{folder}/{entry.name}" if folder else entry.name, real, tree, todo)
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_file(follow_symlinks=False) and not is_temporary(entry.name):
+                        plain.append(path)
+                    else:
+                        _visit(entry, path, real, tree, todo)
         except OSError as exc:
             if not folder:
                 raise
             if not isinstance(exc, FileNotFoundError):
                 tree.skipped[folder] = f"cannot be listed: {exc.strerror}"
+    plain.sort()
+    for paths, columns in zip(_chunks(plain), spread(partial(statuses, real), _chunks(plain)), strict=True):
+        tree.files._extend(paths, columns)
     tree.files._sort()
     tree.temporary.sort()
     tree.folders.sort()
     return tree
 
 
-def as_listed(tree: Tree, recalled: bytes | bytearray) -> bool:
+def statuses(root: str, paths: Sequence[str]) -> tuple[array[int], ...]:
+    """Sizes, mtimes, ctimes and inodes of files below a folder; the size is -1 where there is none."""
+    found = _columns()
+    for path in paths:
+        try:
+            status = os.stat(f"{root}/{path}")
+        except OSError:
+            row = (-1, 0, 0, 0)
+        else:
+            row = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        for column, number in zip(found, row, strict=True):
+            column.append(number)
+    return found
+
+
+def _chunks(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (paths[at : at + _CHUNK] for at in range(0, len(paths), _CHUNK))
+
+
+def as_listed(tree: Tree, recalled: bytes | bytearray, spread: Spread = map) -> bool:
     """Whether a folder is as it was listed; False where that takes another `scan` to tell.
 
     `recalled` holds 1 at the place of each file that was not opened: of these it is enough that none came or went.
@@ -214,11 +278,17 @@ def as_listed(tree: Tree, recalled: bytes | bytearray) -> bool:
         # A folder that changed just before it was listed could change again without another mtime.
         if mtime > tree.listed_at_ns - RECENT_NS or os.stat(tree.root / folder).st_mtime_ns != mtime:
             return False
-    root = os.fspath(tree.root)
-    for info, skip in zip(tree.files.infos(), recalled, strict=True):
-        if not skip:
-            status = os.stat(f"{root}/{info.path}")
-            if (status.st_size, status.st_mtime_ns) != (info.size, info.mtime_ns):
+    files, starts = tree.files, range(0, len(tree.files), _CHUNK)
+
+    def opened(column: Sequence[T], at: int) -> list[T]:
+        return [
+            value for value, skip in zip(column[at : at + _CHUNK], recalled[at : at + _CHUNK], strict=True) if not skip
+        ]
+
+    asked = (opened(files.paths, at) for at in starts)
+    for at, found in zip(starts, spread(partial(statuses, os.fspath(tree.root)), asked), strict=True):
+        for listed, now in zip(files.numbers()[:2], found, strict=False):
+            if opened(listed, at) != list(now):
                 return False
     return True
 

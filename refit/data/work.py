@@ -23,6 +23,8 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
 
 _MANY = 600  # files; reading fewer takes no longer than to start processes
 _PR_SET_PDEATHSIG = 1
@@ -110,12 +112,16 @@ class Team(Generic[T, R]):
 
     def each(self, batches: Iterable[T]) -> Iterator[R]:
         """map() in order, a few batches ahead; the first exception ends it."""
+        return self.map(self._function if self._pool is None else _do, batches)
+
+    def map(self, function: Callable[[A], B], values: Iterable[A]) -> Iterator[B]:
+        """The same for another function, which is pickled."""
         if self._pool is None:
-            yield from map(self._function, batches)
+            yield from map(function, values)
             return
-        waiting: deque[Future[R]] = deque()
-        for batch in batches:
-            waiting.append(self._pool.submit(_do, batch))
+        waiting: deque[Future[B]] = deque()
+        for value in values:
+            waiting.append(self._pool.submit(function, value))
             if len(waiting) > 3 * cores():
                 yield waiting.popleft().result()
         while waiting:

@@ -42,7 +42,7 @@ def test_snapshot_follows_the_contract(tmp_path: Path) -> None:
     assert taken.path == tmp_path / "ws/datasets" / taken.fingerprint
     assert _tree(root) == before
     about = json.loads((taken.path / "dataset.json").read_text())
-    assert about["schema"] == 2
+    assert about["schema"] == 3
     assert about["fingerprint"] == taken.fingerprint
     assert about["classes"] == list(CLASSES)
     assert about["objects"] == {"car": 4, "cat": 4, "dog": 4}

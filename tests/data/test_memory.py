@@ -35,13 +35,13 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that an examination opens."""
     found: list[str] = []
-    read = examining.read_whole
+    read = examining.read_listed
 
-    def seen(tree: tree.Tree, path: str) -> bytes:
+    def seen(root: str, path: str, file: str, listed: int) -> bytes:
         found.append(path)
-        return read(tree, path)
+        return read(root, path, file, listed)
 
-    monkeypatch.setattr(examining, "read_whole", seen)
+    monkeypatch.setattr(examining, "read_listed", seen)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -15,7 +16,7 @@ from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refit.data import shares, work
+from refit.data import shares, snapshot, work
 from refit.data.checks import Classes
 from refit.data.examine import Share, examine, judge, look_at
 from refit.data.faults import BadData
@@ -78,14 +79,50 @@ lines = st.tuples(
 ).map(lambda t: " ".join([t[0], *t[1]]))
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(lines, max_size=4), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
 def test_plain_label_files_are_read_as_all_others(rows: list[str], end: str, ended: bool) -> None:
-    """The way for files of nothing but plain lines gives what the way for all files gives."""
+    """What the way for many plain files finds is what the way for all files finds."""
     data = (end.join(rows) + end * ended).encode()
-    quick = kitti.parse(data, "a.txt")
-    slow = kitti.parse(data + b"\n \n", "a.txt")  # blank lines say nothing, and are not plain
-    assert quick == slow
+    labels = kitti.parse(data, "a.txt")
+    counts, names, boxes = kitti.columns([data, b"", data])
+    assert counts[0] == counts[2]
+    assert counts[1] == -1
+    if counts[0] >= 0 and not labels.faults:
+        found = list(map(Box.of_numbers, names, boxes.tolist()))
+        said = [Box(o.label, o.x1, o.y1, o.x2, o.y2, o.difficult, o.truncated, o.occluded) for o in labels.objects]
+        assert found == said * 2
+
+
+def test_images_of_which_nothing_is_said_are_taken_as_all_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = kitti_set(tmp_path / "set", images=120)
+    chance = random.Random(3)
+    for path in sorted((root / "labels").iterdir()):
+        x, y, w = chance.randint(-3, 30), chance.randint(0, 20), chance.choice([1, 5, 9.5, 40])
+        box = {"x1": x, "y1": y, "x2": x + w, "y2": y + 6}
+        rows = [kitti_line(chance.choice([*CLASSES, "other"]), **box), kitti_line(**box), kitti_line()]
+        path.write_text("".join(f"{row}\n" for row in rows[chance.randint(0, 2) :]))
+    classes = Classes(CLASSES)
+    quick = examine(root, classes=classes, max_bad_labels=1)
+    monkeypatch.setattr("refit.data.checks.plain", lambda found, sizes, classes: ([False] * len(sizes), found.labels))
+    slow = examine(root, classes=classes, max_bad_labels=1)
+    assert (list(quick.samples), quick.faults, quick.declared) == (list(slow.samples), slow.faults, slow.declared)
+    assert [quick.samples.digest(i) for i in range(len(quick.samples))] == [s.digest() for s in slow.samples]
+
+
+def test_a_snapshot_of_schema_2_is_checked_by_its_own_digests(tmp_path: Path) -> None:
+    taken = ingest(kitti_set(tmp_path / "set"), SETTINGS, tmp_path / "ws")
+    rows = list(snapshot.read_annotations(taken.path))
+    about = json.loads((taken.path / "dataset.json").read_text())
+    about |= {"schema": 2, "fingerprint": snapshot.fingerprint(rows, taken.classes, 2)}
+    old = taken.path.rename(taken.path.with_name(about["fingerprint"]))
+    (old / "dataset.json").write_text(json.dumps(about))
+    assert snapshot.verify(old) == ""
+    lines = (old / "annotations.jsonl").read_text()
+    (old / "annotations.jsonl").write_text(lines.replace('"x1": ', '"x1": 1', 1))
+    assert "do not give its fingerprint" in snapshot.verify(old)
 
 
 def test_many_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_an_older_version_s_data_set_cannot_stand_for_an_empty_inbox(place: Plac
     _of_an_older_version(place)
     place.data.rename(place.data.with_name("gone"))
     assert place.bind("r2") == 3
-    assert "schema 1, this version reads 2; put the data there again" in place.error
+    assert "schema 1, this version reads 2 and 3; put the data there again" in place.error
 
 
 def test_an_older_version_s_data_set_cannot_be_added_to(place: Place) -> None:
@@ -138,7 +138,7 @@ def test_an_older_version_s_data_set_cannot_be_added_to(place: Place) -> None:
     _of_an_older_version(place)
     more(place, 2)
     assert place.bind("r2", text=PIPELINE.replace("format: kitti", "format: kitti\n  mode: append")) == 3
-    assert "schema 1, this version reads 2; put the whole data set into the source and take it once" in place.error
+    assert "schema 1, this version reads 2 and 3; put the whole data set into the source and take it" in place.error
     assert place.bind("r3") == 0
 
 

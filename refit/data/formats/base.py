@@ -183,14 +183,20 @@ def read_whole(tree: Tree, path: str) -> bytes:
     """A file's bytes, of the size that was listed, or an image's `inside` one. Raises Changed, and OSError for other
     troubles."""
     file = holder(tree, path)
-    listed = tree.files[file].size
+    return read_listed(f"{tree.root}/", path, file, tree.files[file].size)
+
+
+def read_listed(root: str, path: str, file: str, listed: int) -> bytes:
+    """The same below a folder (with its "/"), of which `file` is the `holder` and `listed` that one's size."""
     try:
-        descriptor = os.open(f"{tree.root}/{file}", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(root + file, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise Changed(f"{file} is gone") from None
     try:
         if file == path:
-            data = _read(descriptor, listed + 1)
+            data = os.read(descriptor, listed + 1)
+            if len(data) != listed:  # a short read, or one byte too many
+                data += _read(descriptor, max(0, listed + 1 - len(data)))
             size = len(data)
         else:
             offset, length = map(int, _INSIDE.fullmatch(path).group(2, 3))  # type: ignore[union-attr]

@@ -12,13 +12,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from refit.data.faults import BadData, fault
 from refit.data.formats import yolo
 from refit.data.formats.base import Record, check_stems, fields_lost, names_lost, part_lines
 from refit.data.formats.paired import PairedReader
-from refit.data.model import Box, Labelled, Labels
+from refit.data.model import NUMBERS, Box, Columns, Labelled, Labels
 from refit.data.text import NotText, decode, finite, number
 
 SUFFIX = ".txt"
@@ -32,10 +35,6 @@ _PLAIN = re.compile(rb"(?:[A-Za-z][!-~]*+(?: -?+[0-9]{1,15}+(?:\.[0-9]{1,15}+)?+
 
 def parse(data: bytes, file: str) -> Labels:
     """The objects of a label file; `file` is its name in faults. An empty file is an image without objects."""
-    if _PLAIN.fullmatch(data):
-        labels = _plain(data)
-        if labels is not None:
-            return labels
     try:
         text = decode(data)
     except NotText as exc:
@@ -56,21 +55,19 @@ def parse(data: bytes, file: str) -> Labels:
     return labels
 
 
-def _plain(data: bytes) -> Labels | None:
-    """The objects of a file that matches `_PLAIN`; None where one of them is not learnt or a column is shifted."""
-    words = data.decode().split()
-    y2 = list(map(float, words[7::15]))
-    if _DONT_CARE in data.lower() or not any(y2):
-        return None
-    names, truncated, occluded = words[::15], map(float, words[1::15]), map(float, words[2::15])
-    sides = (map(float, words[column::15]) for column in (4, 5, 6))
-    objects = [
-        Labelled(at, name, x1, y1, x2, y2, False, t if 0 <= t <= 1 else None, int(o) if o in _OCCLUDED else None)
-        for at, name, t, o, x1, y1, x2, y2 in zip(
-            range(1, len(names) + 1), names, truncated, occluded, *sides, y2, strict=True
-        )
-    ]
-    return Labels(len(objects), objects)
+def columns(files: Sequence[bytes]) -> Columns:
+    """The objects of files that match `_PLAIN` and hold none that is not learnt."""
+    plain = [_PLAIN.fullmatch(data) is not None and _DONT_CARE not in data.lower() for data in files]
+    words = b"".join(compress(files, plain)).decode().split()
+    boxes = np.empty((len(words) // _COLUMNS[0], NUMBERS))
+    for at, column in enumerate((4, 5, 6, 7)):
+        boxes[:, at] = list(map(float, words[column :: _COLUMNS[0]]))
+    boxes[:, 4] = 0
+    truncated, occluded = (np.array(list(map(float, words[column :: _COLUMNS[0]]))) for column in (1, 2))
+    boxes[:, 5] = np.where((truncated >= 0) & (truncated <= 1), truncated, np.nan)
+    boxes[:, 6] = np.where(np.isin(occluded, _OCCLUDED), occluded, np.nan)
+    counts = [data.count(b"\n") if good else -1 for data, good in zip(files, plain, strict=True)]
+    return Columns(counts, words[:: _COLUMNS[0]], boxes)
 
 
 def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] | None:
@@ -137,6 +134,7 @@ READER = PairedReader(
     ("label_2", "labels", "training/label_2"),
     parse,
     looks=lambda tree, labels: not yolo.looks(tree, labels),
+    many=columns,
 )
 
 

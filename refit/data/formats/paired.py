@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import merge
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import PurePosixPath
@@ -21,7 +20,7 @@ from refit.data.formats.base import (
     stem_of,
 )
 from refit.data.images import OTHER_SUFFIXES, SUFFIXES
-from refit.data.model import Item, Labels, Unread
+from refit.data.model import Columns, Item, Labels, Unread
 from refit.data.tree import Tree, suffix_of
 from refit.specs import did_you_mean
 
@@ -38,6 +37,7 @@ class PairedReader:
         key: what an image and its label have in common, of (path, image or label folder).
         part: the split that the data set itself puts an image in.
         background: an image without a label file has no objects; else it is a fault.
+        many: `parse` of many files of which there is nothing to say (`Unread`).
     """
 
     name: str
@@ -50,6 +50,7 @@ class PairedReader:
     key: Callable[[str, str], str] = stem_of
     part: Callable[[str], str | None] = lambda path: None
     background: bool = False
+    many: Callable[[Sequence[bytes]], Columns] | None = None
 
     def matches(self, tree: Tree) -> bool:
         images, labels = self._find(tree, None, None)
@@ -80,37 +81,34 @@ class PairedReader:
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]:
         """Every image and every label file once; `leave` names files below the source that are neither (lists)."""
-        read = {*self._image_files(tree, layout.image_dir), *self.label_files(tree, layout.label_dir), *leave}
-        yield from ignored(tree, read)
-        read.clear()
-        streams = (
-            self._by_key(layout.image_dir, False, lambda: self._image_files(tree, layout.image_dir)),
-            self._by_key(layout.label_dir, True, lambda: self._labels_but(tree, layout.label_dir, leave)),
-        )
-        for _, group in groupby(merge(*streams), key=itemgetter(0)):
-            yield from self._together(tree, layout, list(group))
+        pictures = list(self._image_files(tree, layout.image_dir))
+        texts = list(self.label_files(tree, layout.label_dir))
+        yield from ignored(tree, {*pictures, *texts, *leave})
+        texts = [path for path in texts if path not in leave] if leave else texts
+        unread = Unread(self.parse, self.many)
+        for images, labels in _joined(self._by_key(layout.image_dir, pictures), self._by_key(layout.label_dir, texts)):
+            if len(images) == len(labels) == 1 and suffix_of(images[0]) in SUFFIXES:
+                yield self._item(layout, images[0], labels[0], unread)
+            else:
+                yield from self._together(tree, layout, images, labels, unread)
 
     def _image_files(self, tree: Tree, folder: str) -> Iterator[str]:
         paths = tree.files.paths
         return (paths[at] for at in tree.places(folder) if suffix_of(paths[at]) in _PICTURES)
 
-    def _labels_but(self, tree: Tree, folder: str, leave: Collection[str]) -> Iterator[str]:
-        return (path for path in self.label_files(tree, folder) if path not in leave)
+    def _by_key(self, folder: str, paths: list[str]) -> Iterator[tuple[str, str]]:
+        """(key, path) of files of a folder by key; those of one key by path.
 
-    def _by_key(self, folder: str, labels: bool, files: Callable[[], Iterator[str]]) -> Iterator[tuple[str, bool, str]]:
-        """(key, labels, path) of files of a folder by key; those of one key by path.
-
-        A listing is nearly always in this order already ("a-b.jpg" before "a.jpg" is not): then no list of it is made.
+        A listing is nearly always in this order already ("a-b.jpg" before "a.jpg" is not).
         """
-        listed = files()
-        if any(a > b for a, b in pairwise(self.key(path, folder) for path in files())):
-            listed = iter(sorted(listed, key=lambda path: self.key(path, folder)))
-        return ((self.key(path, folder), labels, path) for path in listed)
+        if any(a > b for a, b in pairwise(self.key(path, folder) for path in paths)):
+            paths = sorted(paths, key=lambda path: self.key(path, folder))
+        return ((self.key(path, folder), path) for path in paths)
 
-    def _together(self, tree: Tree, layout: Layout, group: list[tuple[str, bool, str]]) -> Iterator[Item | Fault]:
-        """The images and label files of one key, as `_by_key` gives them."""
-        images = [path for _, is_label, path in group if not is_label]
-        labels = [path for _, is_label, path in group if is_label]
+    def _together(
+        self, tree: Tree, layout: Layout, images: list[str], labels: list[str], unread: Unread
+    ) -> Iterator[Item | Fault]:
+        """The images and label files of one key."""
         for other in labels[1:]:  # a.txt and a.TXT
             yield self._twice(tree, other, labels[0])
         label = labels[0] if labels else None
@@ -120,15 +118,19 @@ class PairedReader:
                 yield from self._unsupported(tree, image, label)
                 label = None
         if images or label is not None:
-            yield from self._pair(tree, layout, images, label)
+            yield from self._pair(tree, layout, images, label, unread)
 
-    def _pair(self, tree: Tree, layout: Layout, images: list[str], label: str | None) -> Iterator[Item | Fault]:
+    def _item(self, layout: Layout, image: str, label: str, labels: Labels | Unread) -> Item:
+        name = image if layout.image_dir == "." else image[len(layout.image_dir) + 1 :]
+        return Item(name, image, label, labels, self.part(image))
+
+    def _pair(
+        self, tree: Tree, layout: Layout, images: list[str], label: str | None, unread: Unread
+    ) -> Iterator[Item | Fault]:
         if len(images) == 1 and label is not None:
-            name = images[0] if layout.image_dir == "." else images[0][len(layout.image_dir) + 1 :]
-            yield Item(name, images[0], label, Unread(self.parse), self.part(images[0]))
+            yield self._item(layout, images[0], label, unread)
         elif len(images) == 1 and self.background:
-            name = images[0] if layout.image_dir == "." else images[0][len(layout.image_dir) + 1 :]
-            yield Item(name, images[0], images[0], Labels(), self.part(images[0]))
+            yield self._item(layout, images[0], images[0], Labels())
         elif len(images) == 1:
             expected = PurePosixPath(layout.label_dir) / PurePosixPath(images[0]).relative_to(layout.image_dir)
             message = f"has no label file {expected.with_suffix(self.suffix)}"
@@ -170,3 +172,23 @@ class PairedReader:
             [d for d in map(normal, images) if any(self._image_files(tree, d))],
             [d for d in map(normal, labels) if any(self.label_files(tree, d))],
         )
+
+
+def _joined(
+    images: Iterator[tuple[str, str]], labels: Iterator[tuple[str, str]]
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Images and label files (key, path) in the order of their keys: those of each key."""
+    a, b = _groups(images), _groups(labels)
+    image, label = next(a, None), next(b, None)
+    while image is not None or label is not None:
+        key = min(group[0] for group in (image, label) if group is not None)
+        here, its = list[str](), list[str]()
+        if image is not None and image[0] == key:
+            here, image = image[1], next(a, None)
+        if label is not None and label[0] == key:
+            its, label = label[1], next(b, None)
+        yield here, its
+
+
+def _groups(found: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    return ((key, [path for _, path in group]) for key, group in groupby(found, itemgetter(0)))

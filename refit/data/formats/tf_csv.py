@@ -12,11 +12,13 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,7 +46,7 @@ from refit.data.formats.listed import (
     refuse_shares,
     take_box,
 )
-from refit.data.model import Item, Labels
+from refit.data.model import Item, Labelled, Labels
 from refit.data.text import MAX_LIST_BYTES, NotText, decode, plain
 from refit.data.tree import Tree
 
@@ -70,6 +72,8 @@ _ALIASES = {
 }
 _FROM_0 = {"x0": "xmin", "y0": "ymin", "x1": "xmax", "y1": "ymax"}  # where there is an x0, x1 is the right edge
 _PEEK = 4096
+# Four numbers and a class, as tools write them; `take_box` looks at the others.
+_PLAIN = re.compile(r"(?:-?+[0-9]{1,15}+(?:\.[0-9]{1,15}+)?+ ){4}[!-~]++")
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> tup
         return [], loose
     entries: dict[str, Entry] = {}
     width = len(next(csv.reader([lines[head]], delimiter=delimiter, skipinitialspace=True)))
+    cells = itemgetter(*(columns.get(name, width) for name in COLUMNS))  # a column that is missing: the last one
     for line, row in _rows(lines[head + 1 :], delimiter, head + 1, file, loose):
         if len(row) != width:
             message = f"{len(row)} columns, the header has {width}"
@@ -149,23 +154,22 @@ def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> tup
             loose.declared += 1
             loose.faults.append(fault("column_count", file, message, line=line, value=shown, advice=advice, objects=1))
             continue
-        cells = {name: row[at] for name, at in columns.items()}
-        entry = entries.get(cells["filename"])
+        name, *others = cells([*row, ""])
+        entry = entries.get(name)
         if entry is None:
-            entry = entries[cells["filename"]] = Entry(file, line, cells["filename"], Labels(line=line))
-        _row(cells, line, entry, names or {})
+            entry = entries[name] = Entry(file, line, name, Labels(line=line))
+        _row(entry, line, names or {}, *others)
     found = list(entries.values())
     refuse_shares(file, found)
     return found, loose
 
 
-def _row(cells: Mapping[str, str], line: int, entry: Entry, names: Mapping[int, str]) -> None:
+def _row(entry: Entry, line: int, names: Mapping[int, str], width: str, height: str, name: str, *box: str) -> None:
     """Add a row to the image that it names."""
-    labels, name = entry.labels, cells["class"]
-    box = [(side, cells[side]) for side in _SIDES]
-    if not name and not any(word for _, word in box):
+    labels = entry.labels
+    if not name and not any(box):
         return
-    size, wrong = _size(cells.get("width", ""), cells.get("height", ""))
+    size, wrong = _size(width, height)
     before = labels.size
     if before is None:
         labels.size = size
@@ -176,9 +180,18 @@ def _row(cells: Mapping[str, str], line: int, entry: Entry, names: Mapping[int, 
         code = "size_differs" if size else "not_a_number"
         labels.faults.append(fault(code, entry.label, wrong, line=line, value=name, objects=1))
         return
-    if name.isdecimal() and name.isascii() and len(name) < 10:
-        name = names.get(int(name), name)
-    take_box(labels, entry.label, line, name, box)
+    name = _named(name, names)
+    if _PLAIN.fullmatch(f"{' '.join(box)} {name}"):
+        labels.declared += 1
+        x1, y1, x2, y2 = map(float, box)
+        labels.objects.append(Labelled(line, name, x1, y1, x2, y2))
+        return
+    take_box(labels, entry.label, line, name, [*zip(_SIDES, box, strict=True)])
+
+
+def _named(name: str, names: Mapping[int, str]) -> str:
+    """A class that may stand as a number."""
+    return names.get(int(name), name) if name.isdecimal() and name.isascii() and len(name) < 10 else name
 
 
 @lru_cache(maxsize=64)
@@ -196,7 +209,7 @@ def _rows(
     while True:
         begins = rows.line_num
         try:
-            row = [cell.strip() for cell in next(rows)]
+            row = list(map(str.strip, next(rows)))
         except StopIteration:
             return
         except csv.Error as exc:

@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 import os
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-
-import numpy as np
 
 from refit.data import images
 from refit.data import tfrecord as container
@@ -344,13 +343,13 @@ class TfRecordWriter:
         with Shards(out, lambda part, i, n: f"{part}-{i:05}-of-{n:05}.tfrecord") as shards:
             for r in records:
                 shards.write(r.part, container.encode_example(features(r, image(r), ids)))
-                gone += _rounded(r.objects)
+                gone.update(_rounded(r.objects))
         gone["part"] += parts_lost(shards.images, stem_of_part)
         (out / "label_map.pbtxt").write_text(label_map.text(classes), encoding="utf-8")
         return +gone
 
 
-def features(record: Record, encoded: bytes, ids: Mapping[str, int]) -> dict[str, container.Feature]:
+def features(record: Record, encoded: bytes, ids: Mapping[str, int]) -> dict[str, container.Writable]:
     """The features of an image. Raises BadData for one that TensorFlow's object detection cannot decode."""
     form = images.sniff(encoded)
     if form not in ("jpeg", "png"):
@@ -359,40 +358,41 @@ def features(record: Record, encoded: bytes, ids: Mapping[str, int]) -> dict[str
         raise BadData(record.name, [fault("image_unsupported", record.name, message)])
     name = record.name.encode("utf-8", "surrogateescape")
     objects = record.objects
-    out: dict[str, container.Feature] = {
+    width, height = record.width, record.height
+    out: dict[str, container.Writable] = {
         "image/encoded": [encoded],
         "image/format": [form.encode()],
         "image/filename": [name],
         "image/source_id": [name],
-        "image/height": np.array([record.height], np.int64),
-        "image/width": np.array([record.width], np.int64),
-        _SIDES[0]: np.array([o.x1 / record.width for o in objects], np.float32),
-        _SIDES[1]: np.array([o.y1 / record.height for o in objects], np.float32),
-        _SIDES[2]: np.array([o.x2 / record.width for o in objects], np.float32),
-        _SIDES[3]: np.array([o.y2 / record.height for o in objects], np.float32),
+        "image/height": array("q", (height,)),
+        "image/width": array("q", (width,)),
+        _SIDES[0]: array("f", [o.x1 / width for o in objects]),
+        _SIDES[1]: array("f", [o.y1 / height for o in objects]),
+        _SIDES[2]: array("f", [o.x2 / width for o in objects]),
+        _SIDES[3]: array("f", [o.y2 / height for o in objects]),
         _TEXT: [o.cls.encode() for o in objects],
-        _LABEL: np.array([ids[o.cls] for o in objects], np.int64),
-        _FLAGS[0]: np.array([o.difficult for o in objects], np.int64),
+        _LABEL: array("q", [ids[o.cls] for o in objects]),
+        _FLAGS[0]: array("q", [o.difficult for o in objects]),
     }
     if record.sha256:
         out["image/key/sha256"] = [record.sha256.encode()]
     # Known of no object: left out, so that it is not known afterwards either.
     if any(o.truncated is not None for o in objects):
-        out[_FLAGS[1]] = np.array([(o.truncated or 0) > 0 for o in objects], np.int64)
+        out[_FLAGS[1]] = array("q", [(o.truncated or 0) > 0 for o in objects])
     if any(o.occluded is not None for o in objects):
-        out[_FLAGS[2]] = np.array([o.occluded or 0 for o in objects], np.int64)
+        out[_FLAGS[2]] = array("q", [o.occluded or 0 for o in objects])
     return out
 
 
-def _rounded(objects: Sequence[Box]) -> Counter[str]:
+def _rounded(objects: Sequence[Box]) -> dict[str, int]:
     """How many objects come back from a record as something else: see `features` and the module's text."""
-    gone = Counter[str]()
-    truncated = any(o.truncated is not None for o in objects)
-    occluded = any(o.occluded is not None for o in objects)
-    for o in objects:
-        gone["truncated"] += truncated and o.truncated not in (0, 1)
-        gone["occluded"] += occluded and o.occluded is None
-        gone["rounded"] += any(v % 1 and round(v, 3) != v for v in (o.x1, o.y1, o.x2, o.y2))
+    gone: dict[str, int] = {}
+    if any([v % 1 for o in objects for v in (o.x1, o.y1, o.x2, o.y2)]):  # noqa: C419  a list is quicker
+        gone["rounded"] = sum(any(round(v, 3) != v for v in (o.x1, o.y1, o.x2, o.y2)) for o in objects)
+    if any(o.truncated is not None for o in objects):
+        gone["truncated"] = sum(o.truncated not in (0, 1) for o in objects)
+    if any(o.occluded is not None for o in objects):
+        gone["occluded"] = sum(o.occluded is None for o in objects)
     return gone
 
 
