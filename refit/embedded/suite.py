@@ -40,6 +40,7 @@ REST = "tools"
 # The longest first, so that the processors end together; `tools` takes the folders that nobody names.
 GROUPS = {
     REST: Group("tools"),
+    "serving": Group("tools", ("triton", "prove", "predict", "planted")),
     "tao": Group("tools", ("tao", "engine", "ngc")),
     "cpu": Group("cpu", ("cpu", "postprocess")),
     "embedded": Group("tools", ("embedded",)),

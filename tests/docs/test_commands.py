@@ -36,7 +36,8 @@ ELSEWHERE = {
         "tests/refit/test_doctor_cluster.py"
     ),
     r"bin/refit run .*": "tests/refit/test_cli_run.py",
-    r"bin/refit rollback .*": "tests/triton/test_release.py",
+    r"bin/refit (rollback|reconcile|verify) .*": "tests/triton/test_reconcile.py",
+    r"bin/refit predict .*": "tests/predict/test_triton.py",
     r"bin/refit (reconcile|verify) .*": "tests/triton/test_reconcile.py",
     r"bin/refit reproduce .*": "tests/refit/test_reproduce.py",
     r"bin/refit import .*": "tests/migrate",

@@ -94,9 +94,11 @@ def test_a_split_that_the_data_bring(refit: Refit, tmp_path: Path, make: Callabl
     (told,) = run(refit, "A split", tmp_path)
     assert told["parts"] == {"train": 2, second: 1}
     assert told["objects"] == {"big car": 3}
-    (shown,) = re.findall(r"```yaml\n(.*?)```", section("A split"), re.DOTALL)
-    dataset = yaml.safe_load(shown)["dataset"]
-    lists = [f"--list={part}={name.replace('val', second)}" for part, name in dataset["split"]["lists"].items()]
-    read = refit("dataset", "convert", tmp_path / dataset["source"], "again", "--to", "coco", *lists, "--json")
+    own, listed = (
+        yaml.safe_load(shown)["dataset"] for shown in re.findall(r"```yaml\n(.*?)```", section("A split"), re.DOTALL)
+    )
+    assert own["split"] == {"lists": "own"}
+    lists = [f"--list={part}={name.replace('test', second)}" for part, name in listed["split"]["lists"].items()]
+    read = refit("dataset", "convert", tmp_path / listed["source"], "again", "--to", "coco", *lists, "--json")
     assert read.code == 0, read.text
     assert json.loads(read.out)["parts"] == {"train": 2, "val": 1}

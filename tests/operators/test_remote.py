@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from operators import inputs
 from operators.arrival import DatasetArrivalSensor, DatasetArrivalTrigger, Inbox, Step, asset, decide, look
 from operators.inputs import BadInput
-from operators.stage import BindOperator, _login
+from operators.stage import BindOperator, login_of
 from refit.config import Settings
 from refit.data import arrival
 from refit.outcome import Result
@@ -179,6 +179,6 @@ def test_bind_s_process_gets_the_login_and_no_other(
     BindOperator(task_id="bind", pipeline="p").execute({**context(), "run_id": "r"})
     assert json.loads(given["login"]["REFIT_SECRET_AIRFLOW_CONN_LAB"])["password"] == SECRET
     assert SECRET not in json.dumps(given["request"])
-    assert _login(None) == {}
+    assert login_of(None) == {}
     monkeypatch.setattr(inputs, "connection", lambda name: None)
-    assert _login("lab") == {}  # it may be a secret of this machine
+    assert login_of("lab") == {}  # it may be a secret of this machine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ RUN = "now"
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("published")
-    tree.write(made, pipelines=3, runs=6)
+    tree.write(made, pipelines=2, runs=6)
+    shutil.copytree(made / "model-000", made / "hidden")
     tree.going_on(made, "model-001", "manual__now")
     (made / "half").mkdir()
     (made / "half" / "index.json").write_text('{"champion": {"version"')
@@ -31,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(root: Path) -> TestClient:
-    made = place.app(root, ["model-000", "model-001", "half", "odd", "fresh"])  # of model-002 there is no DAG
+    made = place.app(root, ["model-000", "model-001", "half", "odd", "fresh"])  # of hidden there is no DAG
     place.start_run("retrain_model-001", "manual__now")
     return TestClient(made, follow_redirects=True)
 
@@ -64,7 +66,7 @@ def test_the_list(client: TestClient, olga: dict[str, str]) -> None:
     assert "script-src 'self'" in answer.headers["content-security-policy"]
     text = answer.text
     assert 'href="/refit/models/model-000"' in text
-    assert "model-002" not in text  # whose DAG the user cannot read
+    assert "hidden" not in text  # whose DAG the user cannot read
     assert "epoch 3 of 12, loss 0.5, 1 min 5 s left, mAP@0.5 0.612" in text
     assert text.index("model-001") < text.index("model-000")  # what goes on comes first
     only = client.get("/refit/models?q=001&show=running", headers=olga).text

@@ -406,6 +406,8 @@ def test_tritons_control(
 ) -> None:
     handler, url = triton
     handler.key, handler.ready = served, ready
+    for name in [n for n in os.environ if n.startswith("REFIT_SECRET_")]:
+        monkeypatch.delenv(name)
     if given:
         monkeypatch.setenv("REFIT_SECRET_TRITON_CONTROL_KEY", given)
     assert levels(probe.control(url)) == wanted

@@ -265,7 +265,7 @@ def test_code_that_decides_what_is_trained_on_trains_again(profile: KubernetesPr
     assert {"prepare", "dataset_convert_train", "train", "release"} <= changed_by(profile, f"refit/data/{module}")
 
 
-@pytest.mark.parametrize("module", ["report/style.py", "formats/drip.py", "drift.py"])
+@pytest.mark.parametrize("module", ["report/page.py", "formats/drip.py", "drift.py"])
 def test_other_code_of_the_data_side_does_not(profile: KubernetesProfile, module: str) -> None:
     assert changed_by(profile, f"refit/data/{module}") == set()
 

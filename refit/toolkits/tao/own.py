@@ -20,6 +20,7 @@ _PREPARE_CODE = (
     "refit/data/images.py",
     "refit/data/model.py",
     "refit/data/snapshot.py",
+    "refit/postprocess/blank.py",
     "refit/postprocess/frame.py",
     "refit/postprocess/resample.py",
     "refit/specs.py",
