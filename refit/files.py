@@ -7,18 +7,21 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path` atomically and durably; the folder must exist."""
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at `path`, synced, when the block has ended well; the folder must exist."""
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with open(aside, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(aside, path)
@@ -26,6 +29,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path` atomically and durably; the folder must exist."""
+    with whole(path) as f:
+        f.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

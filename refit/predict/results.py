@@ -16,6 +16,7 @@ at all, `predictions.json` last. Nothing is held in memory but one image's answe
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from refit.files import sync_folder, write_json
+from refit.files import whole, write_json
 from refit.predict.images import Images, folders
 from refit.predict.journal import Journal
 from refit.predict.work import shown
@@ -137,16 +138,9 @@ class _Rows:
 @contextmanager
 def _rows(path: Path) -> Iterator[_Rows]:
     """A list that appears at `path` when the block has ended well."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            rows = _Rows(file)
-            yield rows
-            rows.end()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with whole(path) as file:
+        text = io.TextIOWrapper(file, "utf-8")
+        rows = _Rows(text)
+        yield rows
+        rows.end()
+        text.detach()  # after a flush; `whole` syncs and closes the file

@@ -28,6 +28,8 @@ CPU_CODE = (
     "refit/status.py",
 )
 
+RELEASE_CODE = ("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py")
+
 
 def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]]) -> Iterator[tuple[Key, str]]:
     """What `resources.stages` names that the pipeline does not have. The chain is listed only where it names any:
@@ -196,13 +198,7 @@ class Chain:
         spec = {
             "model_path": path or f"{{input:{model}.model}}",
             "results": results.format(judged),
-            "model": release.model or self.pipeline.name,
-            "url": target.url,
-            "repository": target.repository,
-            "ledger": "{workspace}/releases",
-            "keep_versions": release.keep_versions,
-            "timeout_seconds": release.timeout_seconds,
-            "tolerance": release.tolerance.model_dump(),
+            **self._target(release, target),
             "reference_images": release.images,
             "prove": "auto" if release.prove else "never",
             **({"watched": True} if release.watch else {}),
@@ -227,9 +223,21 @@ class Chain:
             summary="summary.json",
             secrets=tuple(secrets),
             env=reach["env"],
-            code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
+            code=RELEASE_CODE,
             resources=self.light("release"),
         )
+
+    def _target(self, release: Release, target: TritonTarget) -> dict[str, Any]:
+        """What every change of a model is told of it and of its Triton (`refit.triton.specs.Target`)."""
+        return {
+            "model": release.model or self.pipeline.name,
+            "url": target.url,
+            "repository": target.repository,
+            "ledger": "{workspace}/releases",
+            "keep_versions": release.keep_versions,
+            "timeout_seconds": release.timeout_seconds,
+            "tolerance": release.tolerance.model_dump(),
+        }
 
     def watch(self) -> Iterator[Stage]:
         """After the release, where the pipeline wants it: the time in which the version before stays loaded."""
@@ -238,13 +246,7 @@ class Chain:
             return
         target, secret = served_by(release, self.profile)
         spec = {
-            "model": release.model or self.pipeline.name,
-            "url": target.url,
-            "repository": target.repository,
-            "ledger": "{workspace}/releases",
-            "keep_versions": release.keep_versions,
-            "timeout_seconds": release.timeout_seconds,
-            "tolerance": release.tolerance.model_dump(),
+            **self._target(release, target),
             "minutes": release.watch.minutes,
             "every_seconds": release.watch.every_seconds,
             "lines": release.watch.model_dump(include=set(WatchLines.model_fields)),
@@ -260,6 +262,6 @@ class Chain:
             outputs=(Output("release", "release.json", "json"),),
             summary="summary.json",
             **access(target, secret),
-            code=("refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py"),
+            code=RELEASE_CODE,
             resources=self.light(WATCH),
         )

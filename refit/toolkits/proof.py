@@ -11,12 +11,12 @@ from typing import Any
 import refit
 from refit.pipeline import Resources
 from refit.toolkits.base import Output, Stage, command
-from refit.toolkits.chain import Chain
+from refit.toolkits.chain import RELEASE_CODE, Chain
 from refit.toolkits.lazy import Lazy
 
 PROGRAM = "prove.py"
 _SOURCE = Path(refit.__path__[0]) / "prove" / "server.py"
-_CODE = ("refit/prove", "refit/triton", "refit/engine", "refit/postprocess", "refit/picture.py", "refit/specs.py")
+_CODE = ("refit/prove", *RELEASE_CODE)
 
 
 @dataclass(frozen=True)
