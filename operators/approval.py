@@ -7,7 +7,7 @@ answer goes to the release in REFIT_APPROVAL: a "no" ends the run there as rejec
 Traps, airflow 3.3.2 and providers-standard 1.21: ApprovalOperator skips what follows it where the answer is no, so that
 the run would end as a success; subject and body are Jinja templates, and ours hold names from the data; a param of the
 form counts only where its source is "task"; the time limit is looked at only every 15 seconds (`[scheduler]
-trigger_timeout_check_interval`).
+trigger_timeout_check_interval`); an answer within a fraction of a second may fail the try, which then asks again.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ COMPONENTS = {
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
 BIN = Path(sys.executable).parent
+# Of all that one process starts, one after the other: they share its database, and what an earlier one has left there.
+FERNET_KEY = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 # Where a test waits for something: far above what it takes on a busy machine with two cores.
 PATIENCE = 60.0
 
@@ -63,7 +65,7 @@ class Airflow:
             "PYTHONPATH": str(REPOSITORY),
             # The components must agree on these; left alone, each makes its own where there is no airflow.cfg yet.
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
-            "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+            "AIRFLOW__CORE__FERNET_KEY": FERNET_KEY,
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
             "AIRFLOW__API__PORT": str(port),
             "AIRFLOW__API__BASE_URL": self.url,
@@ -88,7 +90,10 @@ class Airflow:
         for name in COMPONENTS:
             self.start_component(name)
         wait_for("the API server", self._answers)
+        there = {pool["name"] for pool in self.call("GET", "/pools")["pools"]}  # of one that ran before
         for pool in pools.required(local_slots=2):
+            if pool.name in there:
+                continue
             body = {"name": pool.name, "slots": pool.slots, "description": pool.description}
             self.call("POST", "/pools", {**body, "include_deferred": pool.include_deferred})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,10 @@ def question(airflow: Airflow, run: str) -> dict[str, Any]:
 
 
 def answer(airflow: Airflow, run: str, option: str, **params: str) -> None:
+    """As a person does, some seconds after the question has appeared. Within a fraction of one the scheduler (airflow
+    3.3.2) may not have seen yet that the process that asked is over: it then takes that end for the answered task's,
+    and fails the try ("finished with state success, but the task instance's state attribute is queued")."""
+    time.sleep(3)
     path = f"/dags/asking/dagRuns/{run}/taskInstances/approve/-1/hitlDetails"
     airflow.call("PATCH", path, {"chosen_options": [option], "params_input": params})
 

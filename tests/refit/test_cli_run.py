@@ -58,7 +58,7 @@ def left(here: Path) -> set[str]:
     """What a run has made that a later one could mistake for something whole."""
     workspace = here / "home" / "workspace"
     made = [p for p in workspace.rglob("*") if p.is_file() and not p.is_relative_to(workspace / "published")]
-    notes = {"log.txt", "bind.yaml", "status.json", "request.json", "result.json", "arrival.json"}
+    notes = {"log.txt", "bind.yaml", "status.json", "request.json", "result.json", "arrival.json", "remembered"}
     return {p.name for p in made if p.name not in notes and p.suffix != ".lock" and p.parent.name != "refused"}
 
 
