@@ -144,7 +144,7 @@ def _make(name: str, file: Path, settings: Settings) -> Made:
 
 def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings: Settings) -> DAG:
     """The DAG of a good pipeline. Raises SpecError for what only shows here: the schedule, the data's place."""
-    from operators import notify, texts
+    from operators import texts
     from operators.params import form
     from refit import plan as plans
     from refit.toolkits.chain import WATCH
@@ -160,7 +160,6 @@ def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings:
         catchup=False,
         max_active_runs=1,
         auto_register=False,
-        **notify.callbacks(pipeline, settings),
     ) as dag:
         arrival, bind = _task(name, names.ARRIVAL), _task(name, names.BIND, pipeline.runtime)
         looks(pipeline, arrival, bind)

@@ -1,8 +1,10 @@
-"""Messages to people about runs, as Airflow's notifiers: Slack, email, webhook. What stands in them: `refit.notify`.
+"""Messages to people about runs: Slack, email, webhook. What stands in them: `refit.notify`.
 
-A run's end is told by the callbacks of its DAG, which the DAG processor runs after the run's last task; what happened
-is in the XCom of the task `publish`. A message that cannot be sent is a line in a log: nothing here raises, and no way
-may take longer than SECONDS, so that neither a run nor the parsing of other files ever waits for it.
+A run's end is told by its task `publish`, which runs whatever has happened. Not by callbacks of the DAG: those run in
+the DAG processor, and Airflow 3.3.2 loses the one of a versioned bundle whose file is just being processed
+(`DagFileProcessorManager._start_new_processes` takes the file from its queue; the callback waits for the next one of
+the same version). A message that cannot be sent is a line in the task's log: nothing here raises, and no way may take
+longer than SECONDS.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -27,17 +29,14 @@ if TYPE_CHECKING:
     from refit.notify import Event, Message, Notify
     from refit.pipeline import Pipeline
 
-SECONDS = 15.0  # for all messages of one event together; the DAG processor gives a file 50 s
+SECONDS = 15.0  # for all messages of one event together
 TIMEOUT = 8.0  # of a connection, and of each answer
 
 log = logging.getLogger(__name__)
 
 
 class Notifier(BaseNotifier):
-    """Tells everybody who wants to know of an event of a pipeline's run.
-
-    As a DAG's callback it is told which end came, and finds out about drift itself. Nothing passes through Jinja.
-    """
+    """Tells everybody who wants to know of an event while a run goes on. Nothing passes through Jinja."""
 
     template_fields = ()
 
@@ -47,40 +46,53 @@ class Notifier(BaseNotifier):
 
     def notify(self, context: Context) -> None:
         try:
-            self._notify(context)
+            send(self.targets, [self.event], self.pipeline, str(context["run_id"]), self.told)
         except Exception:  # whatever it is: a message is not worth a run
-            log.exception("%s: nobody could be told of a run's end", self.pipeline)
-
-    def _notify(self, context: Mapping[str, Any]) -> None:
-        from refit.notify import message
-
-        run = str(context["run_id"])
-        told = self.told or facts(self.pipeline, run, failed=self.event == "failure")
-        if self.event == "success" and told.get("state") != "succeeded":
-            return  # nothing new came, or it only tried
-        events = [self.event, *(["drift"] if told.get("drift") else [])]
-        todo = []
-        for target in self.targets:
-            event: Any = next((e for e in events if e in target.when), None)  # one message, of what matters most
-            if event is not None:
-                todo.append((target, message(event, self.pipeline, run, told, link(self.pipeline, run))))
-        deliver(todo)
+            log.exception("%s: nobody could be told of a run", self.pipeline)
 
 
-def facts(pipeline: str, run: str, *, failed: bool) -> dict[str, Any]:
-    """What the task `publish` has left of a run; of one that left nothing, the tasks that failed."""
-    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-    from airflow.sdk.execution_time.xcom import XCom
+def ended(pipeline: str, context: Mapping[str, Any], told: Any) -> None:
+    """Tell everybody who wants to know of the end of this run.
 
-    dag_id = names.dag_id(pipeline)
-    left = XCom.get_one(key="return_value", dag_id=dag_id, task_id=names.PUBLISH, run_id=run)
-    if isinstance(left, Mapping) and isinstance(left.get("told"), Mapping):
-        return dict(left["told"])
-    if not failed:
-        return {}
-    states = RuntimeTaskInstance.get_task_states(dag_id=dag_id, run_ids=[run]).get(run, {})
+    `told` is what `refit.notify.facts` says of it; where it left nothing, the tasks that failed are named.
+    """
+    try:
+        wanted = _wanted(pipeline)
+        if not wanted:
+            return
+        facts = dict(told) if isinstance(told, Mapping) and told else _failed(context)
+        state = facts.get("state")
+        if state == "succeeded":
+            events: list[Event] = ["success"]
+        elif state in (None, "dry_run"):  # nothing new came, or it only looked
+            return
+        else:
+            events = ["failure"]
+        if facts.get("drift"):
+            events.append("drift")
+        send(wanted, events, pipeline, str(context["run_id"]), facts)
+    except Exception:  # whatever it is: a message is not worth a run
+        log.exception("%s: nobody could be told of a run's end", pipeline)
+
+
+def send(targets: Iterable[Notify], events: Sequence[Event], pipeline: str, run: str, told: Mapping[str, Any]) -> None:
+    """A message to each target that wants one of the events: the first of them, which matters most."""
+    from refit.notify import message
+
+    todo = []
+    for target in targets:
+        event = next((e for e in events if e in target.when), None)
+        if event is not None:
+            todo.append((target, message(event, pipeline, run, told, link(pipeline, run))))
+    deliver(todo)
+
+
+def _failed(context: Mapping[str, Any]) -> dict[str, Any]:
+    """What Airflow knows of a run that left no report."""
+    ti, run = context["ti"], context["run_id"]
+    states: Mapping[str, str | None] = ti.get_task_states(dag_id=ti.dag_id, run_ids=[run]).get(run, {})
     tasks = [task.rpartition(".")[2] for task, state in states.items() if state == "failed"]
-    return {"state": "failed", "stage": ", ".join(tasks)} if tasks else {"state": "failed"}
+    return {"state": "failed", "stage": ", ".join(tasks)} if tasks else {}
 
 
 def link(pipeline: str, run: str) -> str:
@@ -107,27 +119,21 @@ def _of_profile(folder: str, name: str, settings: Settings) -> tuple[Notify, ...
     return ()
 
 
-def callbacks(pipeline: Pipeline, settings: Settings) -> dict[str, Any]:
-    """The DAG's callbacks, as its arguments; none where nobody wants to know, so that nothing is called for nothing."""
-    found, wanted = targets(pipeline, settings), {}
-    for event in ("failure", "success"):
-        mine = [t for t in found if {event, "drift"} & set(t.when)]
-        if mine:
-            wanted[f"on_{event}_callback"] = Notifier(event, str(pipeline.name), mine)  # type: ignore[arg-type]
-    return wanted
+def _wanted(pipeline: str) -> list[Notify]:
+    """Who is to be told of this pipeline's runs; nobody for a faulty file."""
+    from operators import inputs
+
+    where = inputs.settings()
+    try:
+        return targets(inputs.read(pipeline, {}, where), where)
+    except inputs.BadInput as exc:
+        log.warning("%s: nobody is told of this run: %s", pipeline, exc)
+        return []
 
 
 def approval(pipeline: str, question: Mapping[str, Any]) -> list[Notifier]:
-    """Who is told that a release waits, for Airflow's human-in-the-loop operator; nobody for a faulty file."""
-    from operators import inputs
-
-    try:
-        where = inputs.settings()
-        found = targets(inputs.read(pipeline, {}, where), where)
-    except inputs.BadInput as exc:
-        log.warning("%s: nobody is told that it waits for approval: %s", pipeline, exc)
-        return []
-    mine = [t for t in found if "approval" in t.when]
+    """Who is told that a release waits, for Airflow's human-in-the-loop operator."""
+    mine = [t for t in _wanted(pipeline) if "approval" in t.when]
     return [Notifier("approval", pipeline, mine, reason=str(question["subject"]))] if mine else []
 
 

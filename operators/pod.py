@@ -463,9 +463,11 @@ class PublishPodOperator(TaoStageOperator):
     def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
         """A run never fails because it could not be published."""
         if not result.succeeded:
+            notify.ended(self.pipeline, context, None)
             raise AirflowSkipException(f"no report was published: {result.outcome}: {result.reason}")
         context["ti"].xcom_push(key="return_value", value=dict(result.summary))
         notify.remember(self.pipeline, result.summary)
+        notify.ended(self.pipeline, context, result.summary.get("told"))
 
 
 class ApprovePodOperator(TaoStageOperator):

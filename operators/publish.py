@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class PublishOperator(ProcessOperator):
     """Publishes this run's report and the pipeline's index, in the tools environment of this machine.
 
-    A run never fails because of it: where no report can be written, the task is skipped and its log says why.
+    Then everybody who wants to know is told of the run's end (`operators.notify`). A run never fails because of it:
+    where no report can be written, the task is skipped and its log says why.
 
     XCom: {"published": [runs], "told": what `refit.notify.facts` says of this run}.
     """
@@ -46,8 +47,10 @@ class PublishOperator(ProcessOperator):
             login = login_of(connection_of(asked))
             summary = dict(self._run(PUBLISH, asked["environment"], where, login, request=asked).summary)
         except AirflowException as exc:
+            notify.ended(self.pipeline, context, None)
             raise AirflowSkipException(f"no report was published: {exc}") from None
         notify.remember(self.pipeline, summary)
+        notify.ended(self.pipeline, context, summary.get("told"))
         return summary
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.sdk import Connection
 
-from operators import factory, notify, watch
+from operators import notify, watch
 from refit.config import Settings
 from refit.notify import Notify, facts, message
 from refit.specs import SpecError
@@ -179,20 +179,6 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings.from_env()
 
 
-def test_callbacks_are_there_where_somebody_wants_to_know(where: Settings) -> None:
-    write_pipeline(where.pipelines / "p.yaml")
-    write_pipeline(where.pipelines / "q.yaml", "notify: [{to: webhook, connection: hook, when: [failure]}]")
-    made = {m.dag.dag_id: m.dag for m in factory.make(where) if m.dag}
-    assert made["retrain_p"].on_failure_callback is made["retrain_p"].on_success_callback is None
-    assert isinstance(made["retrain_q"].on_failure_callback, notify.Notifier)
-    assert made["retrain_q"].on_success_callback is None
-    profile = where.clusters / "local.yaml"
-    profile.write_text(profile.read_text() + "notify: [{to: slack, connection: s, when: [success]}]\n")
-    notify._of_profile.cache_clear()
-    made = {m.dag.dag_id: m.dag for m in factory.make(where) if m.dag}
-    assert isinstance(made["retrain_p"].on_success_callback, notify.Notifier)
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -213,39 +199,59 @@ def test_faults_are_told_where_they_stand(where: Settings, line: str, message: s
     assert "p.yaml:3" in str(caught.value)
 
 
+WANTED = """notify:
+- {to: webhook, connection: all, when: [success, failure, drift]}
+- {to: webhook, connection: drift, when: [drift]}
+- {to: webhook, connection: bad, when: [failure]}"""
+
+
+def ended(where: Settings, told: Any, states: dict[str, str | None] | None = None) -> None:
+    ti = SimpleNamespace(dag_id="retrain_p", get_task_states=lambda **_: {"r": states or {}})
+    notify.ended("p", {"run_id": "r", "ti": ti}, told)
+
+
 def test_one_message_of_what_matters_most(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pipeline(where.pipelines / "p.yaml", WANTED)
+    profile = where.clusters / "local.yaml"
+    profile.write_text(profile.read_text() + "notify: [{to: slack, connection: everywhere, when: [success]}]\n")
     sent: list[str] = []
     monkeypatch.setattr(
         notify, "deliver", lambda todo: sent.extend(f"{t.connection} {m.values['event']}" for t, m in todo)
     )
-    everybody = [
-        Notify(to="webhook", connection="all", when=("success", "failure", "drift")),
-        Notify(to="webhook", connection="drift", when=("drift",)),
-        Notify(to="webhook", connection="bad", when=("failure",)),
-    ]
 
-    def end(event: Any, **left: Any) -> list[str]:
+    def end(**told: Any) -> list[str]:
         sent.clear()
-        monkeypatch.setattr(notify, "facts", lambda *_, **__: left)
-        notify.Notifier(event, "p", everybody)({"run_id": "r"})
+        ended(where, told)
         return list(sent)
 
-    assert end("success", state="succeeded") == ["all success"]
-    assert end("success", state="succeeded", drift=["box sizes"]) == ["all success", "drift drift"]
-    assert end("failure", state="failed", drift=["box sizes"]) == ["all failure", "drift drift", "bad failure"]
-    assert end("success") == [], "nothing new came"
-    assert end("success", state="dry_run") == []
+    assert end(state="succeeded") == ["all success", "everywhere success"]
+    assert end(state="succeeded", drift=["box sizes"]) == ["all success", "drift drift", "everywhere success"]
+    assert end(state="failed", drift=["box sizes"]) == ["all failure", "drift drift", "bad failure"]
+    assert end() == [], "nothing new came"
+    assert end(state="dry_run") == []
+
+
+def test_a_run_that_left_no_report_names_its_failed_tasks(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pipeline(where.pipelines / "p.yaml", WANTED)
+    titles: list[str] = []
+    monkeypatch.setattr(notify, "deliver", lambda todo: titles.extend(m.title for _, m in todo))
+    ended(where, None, {"bind": "success", "stages.train": "failed", "publish": "running"})
+    assert titles == ["p: failed at train"] * 2
 
 
 def test_nothing_that_goes_wrong_reaches_airflow(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    where: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(*_: object, **__: object) -> dict[str, Any]:
-        raise RuntimeError("no database")
+    def broken(*_: object) -> None:
+        raise RuntimeError("no network")
 
-    monkeypatch.setattr(notify, "facts", broken)
-    notify.Notifier("failure", "p", [Notify(to="slack", connection="s")])({"run_id": "r"})
+    write_pipeline(where.pipelines / "p.yaml", WANTED)
+    monkeypatch.setattr(notify, "deliver", broken)
+    ended(where, {"state": "failed"})
     assert "nobody could be told of a run's end" in caplog.text
+    caplog.clear()
+    notify.Notifier("approval", "p", [Notify(to="slack", connection="s", when=("approval",))])({"run_id": "r"})
+    assert "nobody could be told of a run" in caplog.text
 
 
 # --- champions that grow old ------------------------------------------------------------------------------------------
