@@ -16,6 +16,7 @@ from typing import Any
 
 from refit.doctor.finding import Finding, Level
 from refit.doctor.objects import Place
+from refit.publish.place import FOLDER as PUBLISHED
 from refit.runtime import podstatus
 from refit.runtime.pod import BIND, LABEL, RELEASE, RUNNER_AT, PodError, PodStage, stage_pod
 from refit.runtime.podstatus import Do, Patience
@@ -61,6 +62,8 @@ def _probe(place: Place, token: str, title: str, stage: PodStage, *words: str) -
     manifest["metadata"]["name"] = f"{NAME}-{token}-{uuid.uuid4().hex[:4]}"
     container = manifest["spec"]["containers"][0]
     container["command"] = [container["command"][0], "-c", SOURCE, *words]
+    # Nothing is published of it: a folder that the mount would make stayed.
+    container["volumeMounts"] = [m for m in container["volumeMounts"] if f"/{PUBLISHED}/" not in m["mountPath"]]
     return Probe(title, manifest)
 
 
