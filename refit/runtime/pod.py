@@ -384,13 +384,13 @@ def _mounts(stage: PodStage, profile: KubernetesProfile, brought: bool) -> list[
                 "readOnly": True,
             }
         )
-    if stage.action != READ_BACK:  # of what people look at: who publishes all of its pipeline, others how far they are
-        below = stage.pipeline if stage.action in (PUBLISH, RELEASE) else f"{stage.pipeline}/progress"
+    if stage.action != READ_BACK:  # what people look at; of the folders that kubelet makes the group gets the last one
+        below = f"{PUBLISHED}/{stage.pipeline}"
         mounts.append(
             {
                 "name": "workspace",
-                "mountPath": f"{volumes.workspace.mount_path.rstrip('/')}/{PUBLISHED}/{below}",
-                "subPath": _below(volumes.workspace, f"{PUBLISHED}/{below}"),
+                "mountPath": f"{volumes.workspace.mount_path.rstrip('/')}/{below}",
+                "subPath": _below(volumes.workspace, below),
             }
         )
     if stage.action in READS_INBOX and volumes.inbox:

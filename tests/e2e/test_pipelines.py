@@ -24,7 +24,7 @@ CHAIN = (
     "gate_retrained", "export", "quantize", "evaluate_quantized", "gate_quantized",
 )  # fmt: skip
 AGAINST = ("evaluate_champion", "gate_champion")  # run where something serves already
-TASKS = ("arrival", "bind", *(f"stages.{stage}" for stage in (*CHAIN, *AGAINST)), "release", "done")
+TASKS = ("arrival", "bind", *(f"stages.{stage}" for stage in (*CHAIN, *AGAINST)), "release", "publish", "done")
 SKIPPED = dict.fromkeys((f"stages.{stage}" for stage in AGAINST), "skipped")
 
 
@@ -52,15 +52,18 @@ class TestOnePipeline:
         counted = {
             stage: [p["spec"]["containers"][0]["resources"]["limits"] for p in pods]
             for stage, pods in first["pods"].items()
+            if stage != "reconcile"  # of the hourly DAG
         }
-        assert set(counted) == {"bind", *CHAIN, "release"}
+        assert set(counted) == {"bind", *CHAIN, "release", "publish"}
         assert {stage: len(limits) for stage, limits in counted.items()} == dict.fromkeys(counted, 1)
         asked = {stage: limits[0].get("nvidia.com/gpu", "0") for stage, limits in counted.items()}
-        assert asked == {**dict.fromkeys(counted, "1"), "bind": "0"}
+        assert asked == {**dict.fromkeys(counted, "1"), "bind": "0", "publish": "0"}
         assert first["watch"].most_gpus == 1
 
     def test_the_pods_were_as_strict_as_promised(self, first: dict[str, Any]) -> None:
         for stage, (pod,) in first["pods"].items():
+            if stage == "reconcile":  # of the hourly DAG
+                continue
             spec, (main,) = pod["spec"], pod["spec"]["containers"]
             assert restricted_faults(spec) + house_faults(spec) == [], stage
             assert spec["serviceAccountName"] == "refit-stage"
@@ -70,13 +73,14 @@ class TestOnePipeline:
             secrets = [e["name"] for e in main["env"] if "secretKeyRef" in e.get("valueFrom", {})]
             assert secrets == (["REFIT_SECRET_TRITON_CONTROL_KEY"] if stage == "release" else []), stage
             mounts = {m["mountPath"]: m.get("readOnly", False) for m in main["volumeMounts"]}
-            own = {"/workspace/shapes": False}
+            own = {"/workspace/shapes": False, "/workspace/published/shapes": False}
             own |= {"/inbox": True} if stage == "bind" else {"/workspace/shapes/datasets": True}
             own |= {"/models": False} if stage == "release" else {}
             assert {path: ro for path, ro in mounts.items() if path not in ("/tmp", "/dev/shm", "/refit")} == own, stage
             assert {m["subPath"] for m in main["volumeMounts"] if m["name"] == "workspace"} <= {
                 "shapes",
                 "shapes/datasets",
+                "published/shapes",
             }
 
     def test_triton_answers_with_the_released_model(self, house: House, first: dict[str, Any]) -> None:
@@ -112,7 +116,8 @@ def test_two_pipelines_share_two_gpus(house: House, first: dict[str, Any]) -> No
             time.sleep(1)
     for name, run in runs.items():
         assert house.airflow.finished(dags[name], run, 1) == "success"
-        assert set(watch.of(name)) == {"bind", *CHAIN, *(AGAINST if name == "shapes" else ()), "release"}
+        ran = {"bind", *CHAIN, *(AGAINST if name == "shapes" else ()), "release", "publish"}
+        assert set(watch.of(name)) - {"reconcile"} == ran
     assert max(slots) == GPUS, "the pool counts the tasks that wait for their pods"
     assert watch.most_gpus <= GPUS
     assert watch.most_pods >= 2, "they ran at the same time"
