@@ -1,7 +1,7 @@
 """Tasks outside a pipeline's runs: one request of the runner for one pipeline, in no plan, where its stages run.
 
-Base of `operators.release`, `operators.reconcile` and `operators.predict`, and what their DAG files share. The first
-two take no slot of Refit's pools: whoever mends something at night must not wait behind a training.
+Base of `operators.release`, `operators.reconcile` and `operators.predict`. The first two take no slot of Refit's pools:
+whoever mends something at night must not wait behind a training.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseOperator, get_parsing_context
+from airflow.sdk import BaseOperator
 
 from operators import inputs
 from operators.stage import ProcessOperator, compact, load, login_of
@@ -85,14 +85,3 @@ class LoneOperator(ProcessOperator):
         super().on_kill()
         if self._real is not None:
             self._real.on_kill()
-
-
-def dags(dag_id: str, make: Callable[[list[str]], DAG]) -> dict[str, DAG]:
-    """The DAG of all pipelines by its id, for a DAG file's globals(); none where there is no pipeline file, or where a
-    process is about another DAG."""
-    if (get_parsing_context().dag_id or dag_id) != dag_id:
-        return {}
-    from operators.factory import pipeline_names
-
-    found = pipeline_names()
-    return {dag_id: make(found)} if found else {}

@@ -18,11 +18,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator, get_parsing_context
+from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from operators import names
+from operators.own import only, own_dag
 from refit.runtime.pod import LABEL
 
 if TYPE_CHECKING:
@@ -165,16 +165,11 @@ def dag(places: Sequence[Place], seconds: float = LOOK_SECONDS) -> DAG:
     """The DAG for the given connections and namespaces."""
     watched = [list(p) for p in places]
     watcher = AssetWatcher(name=DAG_ID, trigger=OrphanTrigger(watched, seconds))
-    with DAG(
+    with own_dag(
         DAG_ID,
         description="Deletes pods of stages that a person ended while no triggerer followed them",
         schedule=[Asset(name=DAG_ID, uri="refit://pods/orphans", watchers=[watcher])],
-        tags={names.TAG},
-        default_args={"owner": "refit", "retries": 3},
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        auto_register=False,
+        retries=3,
     ) as made:
         DeleteOrphansOperator(task_id="delete", places=watched)
     return made
@@ -182,9 +177,11 @@ def dag(places: Sequence[Place], seconds: float = LOOK_SECONDS) -> DAG:
 
 def dags() -> dict[str, DAG]:
     """The DAG, where a pipeline file names a cluster; by id, for a DAG file's globals()."""
-    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID:
-        return {}
-    from operators.factory import clusters
 
-    places = clusters()
-    return {DAG_ID: dag(places)} if places else {}
+    def made() -> DAG | None:
+        from operators.factory import clusters
+
+        places = clusters()
+        return dag(places) if places else None
+
+    return only(DAG_ID, made)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Param
 
-from operators import inputs, lone, names, pools
+from operators import inputs, lone, pools
+from operators.own import of_pipelines, own_dag, pipeline_param
 
 if TYPE_CHECKING:
     from refit.cluster import Profile
@@ -94,27 +95,20 @@ def _params() -> dict[str, Param]:
     }
 
 
-PARAMS = ("images", "connection", "through", "version", "score_threshold", "thresholds", "draw", "max_bad_images")
+PARAMS = tuple(_params())
 
 
 def dag(pipelines: list[str]) -> DAG:
     """The DAG, with a form that offers these pipelines."""
-    with DAG(
+    with own_dag(
         DAG_ID,
         description="Asks a model about a folder or bucket of images",
         doc_md="Detects objects in every image with the version that serves (or another), and writes JSON by folder, "
         "COCO results and pictures into the workspace. A retry goes on where the last try ended.",
-        schedule=None,
-        tags={names.TAG},
-        default_args={"owner": "refit", "retries": 2},
-        catchup=False,
+        retries=2,
         max_active_runs=4,
-        is_paused_upon_creation=False,
-        auto_register=False,
         params={
-            "pipeline": Param(
-                pipelines[0], type="string", enum=pipelines, title="Pipeline", description="of the model"
-            ),
+            "pipeline": pipeline_param(pipelines),
             **_params(),
         },
     ) as made:
@@ -123,4 +117,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    return lone.dags(DAG_ID, dag)
+    return of_pipelines(DAG_ID, dag)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
-from operators import inputs, lone, names
+from operators import inputs, lone
+from operators.own import of_pipelines, own_dag
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -58,19 +59,13 @@ def dag(pipelines: list[str]) -> DAG:
     """The DAG, with a task for each of these pipelines."""
     from refit.pipeline import NAME
 
-    with DAG(
+    with own_dag(
         DAG_ID,
         description="Compares every Triton server with the ledger, and says or mends what differs",
         doc_md="A server that serves another version than the ledger says, a model or configuration that somebody "
         "changed by hand, a watch that nobody ended: the task of its pipeline fails and says which. Started by hand "
         "with mode `mend`, it puts them right.",
         schedule="@hourly",
-        tags={names.TAG},
-        default_args={"owner": "refit", "retries": 1},
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        auto_register=False,
         params={
             "mode": Param(
                 "say", type="string", enum=["say", "mend"], title="Mode", description="mend: put right what differs"
@@ -83,4 +78,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    return lone.dags(DAG_ID, dag)
+    return of_pipelines(DAG_ID, dag)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Param
 
-from operators import lone, names
+from operators import lone
+from operators.own import of_pipelines, own_dag, pipeline_param
 
 if TYPE_CHECKING:
     from refit.cluster import Profile
@@ -36,22 +37,13 @@ class RollbackOperator(lone.LoneOperator):
 
 def dag(pipelines: list[str]) -> DAG:
     """The DAG, with a form that offers these pipelines."""
-    with DAG(
+    with own_dag(
         DAG_ID,
         description="Makes an older version of a model the champion of Triton again",
         doc_md="Loads an older version in Triton, proves that it answers as it did when it was released, and leaves "
         "the present one serving where it does not. `refit releases` lists the versions.",
-        schedule=None,
-        tags={names.TAG},
-        default_args={"owner": "refit", "retries": 1},
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        auto_register=False,
         params={
-            "pipeline": Param(
-                pipelines[0], type="string", enum=pipelines, title="Pipeline", description="of the model"
-            ),
+            "pipeline": pipeline_param(pipelines),
             "version": Param(
                 None,
                 type=["null", "integer"],
@@ -67,4 +59,4 @@ def dag(pipelines: list[str]) -> DAG:
 
 
 def dags() -> dict[str, DAG]:
-    return lone.dags(DAG_ID, dag)
+    return of_pipelines(DAG_ID, dag)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, BaseOperator, Variable, get_parsing_context
+from airflow.sdk import DAG, BaseOperator, Variable
 
-from operators import inputs, names, notify
+from operators import inputs, notify
+from operators.own import only, own_dag
 from refit.config import ConfigError, Settings
 
 if TYPE_CHECKING:
@@ -51,24 +52,21 @@ class AgesOperator(BaseOperator):
         Variable.set(variable, {**champion, "told": now.isoformat(timespec="seconds")}, serialize_json=True)
 
 
-def dags() -> dict[str, DAG]:
-    """The DAG by its id, for a DAG file's globals(); none where no file has the word `stale`."""
-    if (get_parsing_context().dag_id or DAG_ID) != DAG_ID or not _wanted():
-        return {}
-    with DAG(
+def dag() -> DAG:
+    """The DAG."""
+    with own_dag(
         DAG_ID,
         description="Tells of champions that grow too old",
         schedule="@daily",
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
-        tags={names.TAG},
-        default_args={"owner": "refit", "retries": 1},
-        catchup=False,
-        max_active_runs=1,
-        is_paused_upon_creation=False,
-        auto_register=False,
     ) as made:
         AgesOperator(task_id="ages", task_display_name="Look at the champions' ages")
-    return {DAG_ID: made}
+    return made
+
+
+def dags() -> dict[str, DAG]:
+    """The DAG by its id, for a DAG file's globals(); none where no file has the word `stale`."""
+    return only(DAG_ID, lambda: dag() if _wanted() else None)
 
 
 def _wanted() -> bool:
