@@ -13,10 +13,10 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -34,11 +34,15 @@ from refit.data.source import Kind, Source
 from refit.publish import place
 from refit.runtime import pod, report
 from refit.specs import Document, Spec, SpecError, parse_yaml
+from refit.start import spec as starts
 from refit.status import StatusWriter
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import Stage
 from refit.toolkits.chain import WATCH
 from refit.version import version
+
+if TYPE_CHECKING:
+    from refit.start.take import Taken
 
 FREE_BYTES = 500 * 2**20  # below it a run cannot even begin
 REPORT, ISSUES, SHARE = "report.html", "issues.jsonl", "share"
@@ -93,6 +97,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
 
     with collect.binding(workspace):  # no `refit gc` takes away what the plan is going to name
         dry = switches.get(plans.DRY_RUN, False)
+        begun = _begun(pipeline, settings, workspace, status)
         data = _take_data(pipeline, spec, settings, workspace, out, status, fits, dry)
         dataset = json.loads((data.snapshot / "dataset.json").read_text(encoding="utf-8"))
         measured = dataset["evaluation"] = dict(data.evaluation)
@@ -111,7 +116,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             champion=_champion(pipeline, profile, workspace),
             off=frozenset(() if switches.get("release", True) else ("release", WATCH)),
         )
-        plan = plans.make_plan(pipeline, profile, bound)
+        plan = _planned(pipeline, profile, bound, begun)
         plan |= {
             "run_id": spec.run_id,
             "conf": spec.conf,
@@ -124,7 +129,9 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         if profile.prices is not None:
             plan["prices"] = profile.prices.model_dump()
         path = _write_plan(Path(spec.run), plan)
-    todo = [s["name"] for s in plans.tasks(plan)]
+        todo = [s["name"] for s in plans.tasks(plan)]
+        if not dry:
+            _lay_sessions(plan, begun, todo)
     if not dry:
         with contextlib.suppress(OSError):  # only people look at it
             place.announce(workspace, plan)
@@ -158,6 +165,48 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
 def _warnings(found: Iterable[Fault]) -> list[str]:
     """What the data set lost, or had changed: too little to stop the run, and nothing that may go unseen."""
     return [f"{fault}; {fault.advice}" for fault in found if fault.severity == "warning"]
+
+
+def _begun(pipeline: Any, settings: Settings, workspace: Path, status: StatusWriter) -> Mapping[str, Taken]:
+    """What the trainings begin with, where the pipeline says so (`start_from`)."""
+    if not any(starts.given(pipeline.stages)):
+        return {}
+    from refit.start import take
+
+    name = pipeline.dataset.connection
+    login = Connection.read(name, os.environ.get(plans.CONNECTION, "")) if name is not None else None
+    return take.Starts(pipeline, settings, workspace, login, status).take()
+
+
+def _planned(pipeline: Any, profile: cluster.Profile, bound: plans.Bound, begun: Mapping[str, Taken]) -> dict[str, Any]:
+    """The plan with what the trainings begin with. Where the champion itself began with the champion of then, and
+    neither data nor settings have changed since, its training is reused: nothing is learned twice for having been
+    released."""
+    if not begun:
+        return plans.make_plan(pipeline, profile, bound)
+    from refit.start import take
+
+    def plan(found: Mapping[str, Taken]) -> dict[str, Any]:
+        made = plans.make_plan(take.applied(pipeline, found), profile, bound)
+        return {**made, "start_from": take.named(found)}
+
+    for block, start in begun.items():
+        if start.before is not None:
+            value, folder = start.before
+            same = plan({**begun, block: replace(start, value=value)})
+            if same["reused"].get(block) == str(folder):
+                return same
+    return plan(begun)
+
+
+def _lay_sessions(plan: Mapping[str, Any], begun: Mapping[str, Taken], todo: Sequence[str]) -> None:
+    """The files of trainings that are gone on with, for the stages that do."""
+    for request in plan["stages"]:
+        start = begun.get(request["name"])
+        if start is not None and start.session is not None and request["name"] in todo:
+            from refit.start import take
+
+            take.lay(start.session, request)
 
 
 def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profile:

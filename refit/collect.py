@@ -30,6 +30,7 @@ from typing import Any
 from refit.data import arrival, snapshot
 from refit.files import sync_folder
 from refit.runtime import report
+from refit.start.spec import FOLDER as STARTS
 from refit.triton.ledger import Ledger, Record
 
 LOCK, TRASH = ".collect.lock", ".trash"
@@ -42,7 +43,8 @@ SNAPSHOT = re.compile(r"^[0-9a-f]{64}(\.broken-[0-9a-f]+)?$")
 # Folders that the text of a plan names. By their last parts: a pod sees the workspace under another path.
 NAMED_RUN = re.compile(r'([^/"\\\s]+)/runs/([^/"\\\s]+)(?:/([^/"\\\s]+))?')
 NAMED_SNAPSHOT = re.compile(r'([^/"\\\s]+)/datasets/([0-9a-f]{64})')
-# In the spec of a stage `pretrained`.
+# In the spec of a training (`start_from`), and in that of a stage `pretrained`.
+NAMED_START = re.compile(rf"\{{workspace\}}/{STARTS}/([0-9a-f]{{64}})/")
 NAMED_WEIGHTS = re.compile(r"""\bmodel: ["']?([^\s"'\\:]+/[^\s"'\\:]+:[^\s"'\\]+)""")
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
@@ -215,6 +217,7 @@ class _Choice:
             if why := self._why_kept(run, place, now - touched[run], released):
                 self.made.kept[run.name] = why
         self.weights: set[str] = set()
+        self.starts: set[str] = set()
         self.stages, self.snapshots = self._named()
         for folder in sorted((pipeline / TRASH).glob("*")):
             self._add("trash", folder.name, [folder], "left by a `refit gc` that was stopped")
@@ -268,6 +271,7 @@ class _Choice:
                         if pipeline == self.pipeline.name and not (own and name == run.name):
                             stages.add((name, stage))
                     snapshots |= {s for pipeline, s in NAMED_SNAPSHOT.findall(text) if pipeline == self.pipeline.name}
+                    self.starts |= set(NAMED_START.findall(text)) if own else set()
                     self.weights |= set(NAMED_WEIGHTS.findall(text)) if own else set()
         last = arrival.last_taken(self.pipeline)  # bind takes it where the inbox is empty
         if last is not None and last.fingerprint is not None:
@@ -332,7 +336,8 @@ class _Choice:
                 self._add("incoming", folder.name, [folder], f"no snapshot was made of it, {age / DAY:.0f} days old")
 
     def _choose_weights(self) -> None:
-        """Downloads of NGC (refit/ngc/store.py) that no kept run begins with, and those that were never finished."""
+        """Downloads of NGC (refit/ngc/store.py) and weights of one's own (refit/start/take.py) that no kept run begins
+        with, and downloads that were never finished."""
         for row in sorted((self.pipeline / "ngc").rglob("version.json")):
             model = str((report.read_json(row) or {}).get("model"))
             if model not in self.weights and self.now - row.stat().st_mtime > RECENT:
@@ -340,6 +345,10 @@ class _Choice:
         for part in sorted((self.pipeline / "ngc").rglob(".*.zip.part")):
             if self.now - part.stat().st_mtime > RECENT:
                 self._add("weights", part.name, [part], "a download that was not finished")
+
+        for path in sorted((self.pipeline / STARTS).glob("*")):
+            if path.name not in self.starts and self.now - path.stat().st_mtime > RECENT:
+                self._add("weights", path.name, [path], "no kept run begins with it")
 
     def _being_written(self, path: Path) -> bool:
         return path.name.startswith(".") and self.now - path.stat().st_mtime < RECENT

@@ -79,26 +79,27 @@ class Settings:
             ca_file=Path(os.path.abspath(authority)) if authority else None,
         )
 
-    def source(self, text: str) -> Source:
-        """What a pipeline's `dataset.source` means here; of a folder or a .dvc file, `text` is the absolute path.
+    def source(self, text: str, key: str = "dataset.source", *, single: bool = False) -> Source:
+        """What a pipeline's `dataset.source` means here (or another key's value, where it is one file: `single`); of a
+        folder or a .dvc file, `text` is the absolute path.
 
         Raises ConfigError for what this installation does not allow.
         """
         try:
-            source = parse(text)
+            source = parse(text, single=single)
         except ValueError as exc:
-            raise ConfigError(f"dataset.source: {exc}") from None
+            raise ConfigError(f"{key}: {exc}") from None
         if source.kind in (Kind.FOLDER, Kind.DVC):
-            return Source(source.kind, str(self.data_path(text)))
+            return Source(source.kind, str(self.data_path(text, key)))
         if source.kind is Kind.WEB and text.startswith("http://") and not self.allowed_hosts.plain(text):
             raise ConfigError(
-                f"dataset.source {text!r}: plain http: anyone on the way can change what comes; use https, or allow "
+                f"{key} {text!r}: plain http: anyone on the way can change what comes; use https, or allow "
                 "the host by name (REFIT_ALLOWED_HOSTS=http://HOST)"
             )
         return source
 
-    def data_path(self, source: str) -> Path:
-        """The folder that a pipeline's `dataset.source` means.
+    def data_path(self, source: str, key: str = "dataset.source") -> Path:
+        """The folder that a pipeline's `dataset.source` means (or the file of another key).
 
         A relative source lies below the first data root. Raises ConfigError where it would be outside every root,
         links followed.
@@ -107,9 +108,7 @@ class Settings:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
             roots = ", ".join(str(r) for r in self.data_roots)
-            raise ConfigError(
-                f"dataset.source {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS"
-            )
+            raise ConfigError(f"{key} {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS")
         return path
 
     def environment(self) -> dict[str, str]:

@@ -437,7 +437,7 @@ def from_document(
     except SpecError as exc:
         raise SpecError([of_param(p, overrides or {}) for p in exc.problems]) from None
     pipeline._attached = dict(attached or {})
-    problems = [doc.problem(key, message) for key, message in pipeline.check()]
+    problems = [of_param(doc.problem(key, message), overrides or {}) for key, message in pipeline.check()]
     if pipeline.name not in (None, name):
         problems.append(doc.problem(("name",), f"is {pipeline.name!r} but the file is {name}.yaml; make them equal"))
     if problems:

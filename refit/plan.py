@@ -459,6 +459,7 @@ def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
             "secrets": sorted(stage.secrets),
             "upstream": {name: keys[name] for name in stage.inputs},
             **_dialect(stage),
+            **({"session": stage.session} if stage.session else {}),
             **({} if stage.code else {"outputs": [o.to_json() for o in stage.outputs], "status": stage.status}),
         }
     )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from refit.command import BadSpec
 from refit.cpu.network import BBOX_NORM, OFFSET, Architecture, Detector
@@ -99,11 +98,3 @@ def load(path: str | Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise BadSpec(f"{path}: holds a {type(content).__name__}, not a model")
     return content
-
-
-def take_matching(network: Detector, weights: Mapping[str, Tensor]) -> int:
-    """Copy what fits by name and shape (a start from another model); returns how many convolutions were taken."""
-    own = network.state_dict()
-    fitting = {name: t for name, t in weights.items() if name in own and own[name].shape == t.shape}
-    network.load_state_dict({**own, **fitting})
-    return sum(t.ndim == 4 for t in fitting.values())

@@ -140,11 +140,14 @@ class Learner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`, perhaps of other parameters: these are kept."""
         self.step = int(state["step"])
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
+        decays = [group["weight_decay"] for group in self._optimiser.param_groups]
         self._optimiser.load_state_dict(state["optimiser"])
+        for group, decay in zip(self._optimiser.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
         torch.set_rng_state(state["torch_rng"])
 
 

@@ -7,11 +7,12 @@ The fields of `*Params` are what a pipeline file may set; `*Spec` adds the paths
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from refit.specs import Spec
+from refit.start.spec import DESCRIPTION, StartFrom
 
 Path = Annotated[str, Field(description="a path; tokens of the plan allowed", min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -138,6 +139,8 @@ class OnlineAugmentation(Spec):
 
 
 class TrainParams(Spec):
+    instead: ClassVar[Mapping[str, str]] = {"pretrained": "use start_from"}
+
     epochs: int = Field(18, ge=1, le=10_000, description="passes over the train split")
     batch_size: int = Field(8, ge=1, le=1024, description="images per step; at most the train split's")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="the highest, after the warm-up")
@@ -149,7 +152,7 @@ class TrainParams(Spec):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the multiplications; auto is bfloat16 where the CPU has instructions for it"
     )
-    pretrained: str | None = Field(None, description="a checkpoint of this toolkit to start from; null: random weights")
+    start_from: StartFrom = Field(None, description=DESCRIPTION)
 
 
 class RetrainParams(TrainParams):
@@ -268,6 +271,9 @@ class TrainSpec(StageSpec, TrainParams):
     records: Path = Field(description="folder written by dataset_convert")
     network: NetworkParams
     model: Path | None = None
+    resume: bool = Field(
+        False, description="goes on from the checkpoint in the output's folder, also one of other parameters"
+    )
 
 
 class EvaluateSpec(StageSpec, EvaluateParams):

@@ -5,8 +5,8 @@ by val would make val's figure too good. Retrain is the same with `model` given:
 classes and weights are kept.
 
 After each epoch `checkpoint.pth` is replaced atomically; a later start with the same spec and data goes on from it and
-ends with the same bits as an uninterrupted run on the same machine. It is removed after success: a finished training
-that is started again starts clean.
+ends with the same bits as an uninterrupted run on the same machine. With `resume` the checkpoint may be that of another
+training, stopped or finished, with other parameters: `epochs` counts its epochs as well.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from refit.command import BadSpec
-from refit.cpu import checkpoint
+from refit.cpu import begin, checkpoint
 from refit.cpu.checkpoint import Model
 from refit.cpu.evaluate import find
 from refit.cpu.learner import Learner, has_bfloat16
@@ -35,13 +36,14 @@ from refit.cpu.specs import TrainSpec
 from refit.cpu.status import StatusWriter
 from refit.cpu.targets import Grid
 from refit.cpu.work import Progress, workers
-from refit.files import sha256
+from refit.files import sha256, write_json
 from refit.postprocess import Postprocess
 
 CHECKPOINT = "checkpoint.pth"
 MODEL = "model.pth"
 # What may differ between a checkpoint and the training that goes on from it: paths, and what changes no weight.
-_FREE = {"records", "model", "pretrained", "threads", "evaluate_every"}
+_FREE = {"records", "model", "start_from", "resume", "threads", "evaluate_every"}
+START = "start.json"
 _VAL = Postprocess(score_threshold=0.01)
 
 
@@ -60,7 +62,7 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     torch.manual_seed(spec.seed)
     dataset = Dataset.load(spec.records)
-    model = _start(spec, dataset.classes)
+    model = _start(spec, dataset.classes, out, status)
     records = dataset.split("train")
     decoding = Progress(status, "Reading images", len(records))
     images = open_training_images(records, model.info.input, str(dataset.folder), decoding.step)
@@ -69,16 +71,19 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
     reduced = spec.precision == "bfloat16" or (spec.precision == "auto" and has_bfloat16())
     size = spec.batch_size
     grid = Grid(model.info.input.width, model.info.input.height, model.info.stride)
-    learner = Learner(model.network, spec, grid, model.info.input.scale, steps(len(images), size), reduced)
+    in_epoch = steps(len(images), size)
+    learner = Learner(model.network, spec, grid, model.info.input.scale, in_epoch, reduced)
     identity = _identity(spec, dataset)
-    done, history = _resume(out / CHECKPOINT, identity, learner, status)
+    done, history = _resume(out / CHECKPOINT, spec, identity, dataset.classes, learner, status)
+    learner.step = done * in_epoch
 
     with SummaryWriter(str(out / "tensorboard"), purge_step=done + 1) as board:
         for epoch in range(done + 1, spec.epochs + 1):
             begin = time.monotonic()
             losses = learner.epoch(batches(images, size, spec.augmentation, spec.seed, epoch))
             history = [*history, time.monotonic() - begin]
-            state = {"identity": identity, "epoch": epoch, "seconds": history, **learner.state()}
+            about = {"identity": identity, "classes": list(dataset.classes), "epoch": epoch, "seconds": history}
+            state = {**about, **learner.state()}
             checkpoint.save(out / CHECKPOINT, state)
             _tell(status, board, spec, epoch, losses, learner.rate, history)
             if epoch % spec.evaluate_every == 0 or epoch == spec.epochs:
@@ -89,18 +94,18 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
     status.success(
         f"Trained {spec.epochs} epochs: {parameters:,} parameters.", {"parameters": parameters, "bytes": size_bytes}
     )
-    (out / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _start(spec: TrainSpec, classes: tuple[str, ...]) -> Model:
-    """The detector to train: a checkpoint's (retrain), or a new one, perhaps with a pretrained model's weights."""
+def _start(spec: TrainSpec, classes: tuple[str, ...], out: Path, status: StatusWriter) -> Model:
+    """The detector to train: a checkpoint's (retrain), or a new one, perhaps with weights of the user's choice."""
     wanted = checkpoint.describe(spec.network, classes)
     if spec.model is None:
         model = Model(Detector(Architecture.plan(spec.network, len(classes))), wanted)
-        if spec.pretrained is not None:
-            given = checkpoint.load_model(spec.pretrained).network
-            if not checkpoint.take_matching(model.network, given.state_dict()):
-                raise BadSpec(f"pretrained {spec.pretrained}: no layer fits this network; give one of the same width")
+        if spec.start_from is not None:
+            taken = begin.begin(model.network, spec.start_from)
+            write_json(out / START, {"file": spec.start_from, **asdict(taken)})
+            status.running(f"Begins with {spec.start_from}: {taken}.")
+            print(f"begins with {spec.start_from}: {taken}")
         return model
     model = checkpoint.load_model(spec.model)
     if model.info.classes != classes:
@@ -122,23 +127,40 @@ def _identity(spec: TrainSpec, dataset: Dataset) -> str:
     content = {
         "spec": spec.model_dump(exclude=_FREE),
         "data": [dataset.fingerprint, dataset.splits["train"].images],
-        "start": [sha256(Path(p)) if p else None for p in (spec.model, spec.pretrained)],
+        "start": [sha256(Path(p)) if p else None for p in (spec.model, spec.start_from)],
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _resume(path: Path, identity: str, learner: Learner, status: StatusWriter) -> tuple[int, list[float]]:
-    """Take up a checkpoint where there is one of this training; gives the epochs done and the seconds of each."""
+def _resume(
+    path: Path, spec: TrainSpec, identity: str, classes: tuple[str, ...], learner: Learner, status: StatusWriter
+) -> tuple[int, list[float]]:
+    """Take up a checkpoint where there is one of this training; gives the epochs done and the seconds of each.
+
+    Raises BadSpec: the spec wants to go on from one, and it cannot be gone on with.
+    """
     try:
         state = checkpoint.load(path)
         if state is None:
+            if spec.resume:
+                raise BadSpec("there is none; the training was stopped before its first epoch was saved")
             return 0, []
-        if state.get("identity") != identity:
-            status.running("The checkpoint here is of another training; starting anew.")
-            return 0, []
+        if state["identity"] != identity:
+            if not spec.resume:
+                status.running("The checkpoint here is of another training; starting anew.")
+                return 0, []
+            if state["classes"] != list(classes):
+                raise BadSpec(f"it knows {', '.join(state['classes'])}; the data has {', '.join(classes)}")
+            if state["epoch"] >= spec.epochs:
+                raise BadSpec(
+                    f"it has {state['epoch']} epochs, and epochs is {spec.epochs}, which counts them; use more"
+                )
         learner.restore(state)
     except (BadSpec, KeyError, ValueError, RuntimeError) as exc:
+        if spec.resume:
+            reason = str(exc).splitlines()[0]
+            raise BadSpec(f"{path.name}: the training cannot be gone on with: {reason}") from None
         status.running(f"The checkpoint here cannot be used ({exc}); starting anew.")
         return 0, []
     done, seconds = int(state["epoch"]), [float(s) for s in state["seconds"]]

@@ -41,13 +41,15 @@ STORES = (Kind.S3, Kind.GCS, Kind.AZURE)
 @dataclass(frozen=True, slots=True)
 class Source:
     """`text` is the source as the pipeline file has it and holds no secret. `bucket` (or container) and `prefix` are
-    those of an object store, `account` Azure's where the source names it."""
+    those of an object store, `account` Azure's where the source names it. `single`: it is one file, whatever its name.
+    """
 
     kind: Kind
     text: str
     bucket: str = ""
     prefix: str = ""
     account: str = ""
+    single: bool = False
 
     @property
     def remote(self) -> bool:
@@ -66,10 +68,11 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVES)
 
 
-def parse(text: str) -> Source:
-    """What a source names. Raises ValueError that says what to write instead."""
+def parse(text: str, *, single: bool = False) -> Source:
+    """What a source names; `single`: one file, which need be no archive. Raises ValueError that says what to write
+    instead."""
     if "://" not in text:
-        return Source(Kind.DVC if text.endswith(".dvc") else Kind.FOLDER, text)
+        return Source(Kind.DVC if text.endswith(".dvc") else Kind.FOLDER, text, single=single)
     try:
         parts = urlsplit(text)
         host, login = parts.hostname or "", parts.username is not None or parts.password is not None
@@ -78,7 +81,7 @@ def parse(text: str) -> Source:
         raise ValueError(f"{text.partition('://')[0]}://... is no URL: {exc}") from None
     scheme = parts.scheme
     if scheme in ("http", "https"):
-        return _web(text, login)
+        return _web(text, login, single)
     if scheme in ("abfs", "abfss") and "@" in parts.netloc:
         bucket, _, host = parts.netloc.rpartition("@")
         known = _AZURE_HOST.match(host)
@@ -103,10 +106,10 @@ def parse(text: str) -> Source:
     prefix = parts.path.strip("/")
     if any(part in (".", "..", "") for part in prefix.split("/")) and prefix:
         raise ValueError(f"{scheme}://{bucket}/{prefix}: '.', '..' and '//' cannot be in a prefix")
-    return Source(kind, text, bucket, prefix, account)
+    return Source(kind, text, bucket, prefix, account, single)
 
 
-def _web(text: str, login: bool) -> Source:
+def _web(text: str, login: bool, single: bool) -> Source:
     parts = urlsplit(text)
     bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     if login:
@@ -118,9 +121,9 @@ def _web(text: str, login: bool) -> Source:
         )
     if not parts.hostname or not PurePosixPath(unquote(parts.path)).name:
         raise ValueError(f"{bare} names no file; write https://HOST/PATH/set.zip (or .tar, .tar.gz)")
-    if not is_archive(PurePosixPath(unquote(parts.path)).name):
+    if not single and not is_archive(PurePosixPath(unquote(parts.path)).name):
         raise ValueError(f"{bare} is no archive by its name; a data set by https is one of {', '.join(ARCHIVES)}")
-    return Source(Kind.WEB, text)
+    return Source(Kind.WEB, text, single=single)
 
 
 def secret_name(connection: str) -> str:

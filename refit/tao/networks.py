@@ -171,6 +171,9 @@ class Network(Spec):
     input: Input
     data: Data
     encrypted: bool = Field(False, description="models may be encrypted by a key (-k)")
+    begins: list[Literal[".hdf5", ".h5", ".tlt", ".pth"]] = Field(
+        default_factory=list, description="endings of a whole model's files that its training can begin with"
+    )
     backbones: dict[str, dict[str, Any]] = Field(min_length=1, description="name -> facts, e.g. arch, layers, ngc")
     specs: dict[str, SpecFile]
     stages: dict[str, StageFact]

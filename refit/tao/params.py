@@ -16,6 +16,7 @@ from refit.cpu.specs import AugmentParams as Copies
 from refit.data.prepare.spec import Resize
 from refit.pipeline import OffOr
 from refit.specs import Spec
+from refit.start.spec import DESCRIPTION, StartFrom
 
 _NAMED = r"^[A-Z][A-Z0-9_]*$"
 _NEVER = "names a secret of the cluster profile, in capitals (TAO_KEY), never the key itself"
@@ -154,6 +155,7 @@ class TrainParams(Adjustable):
         "use_amp": "use amp",
     }
 
+    start_from: StartFrom = Field(None, description=DESCRIPTION)
     epochs: int | None = Field(None, ge=1, le=100_000)
     batch_size: int | None = Field(None, ge=1, le=4096, description="of one GPU")
     learning_rate: float | None = Field(None, gt=0, le=10, description="the largest of the schedule")

@@ -82,6 +82,7 @@ class Stage:
     # False: what a killed attempt left is moved aside, because the command cannot go on from it. A mapping: it goes on
     # where it is told to, by this command and these specs (docs/contracts.md, "resume").
     resumes: bool | Mapping[str, Any] = True
+    session: str | None = None  # the hash of a training that it goes on with, and whose files bind puts into its folder
 
     @property
     def upstream(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from refit.cluster import LocalProfile, Profile
@@ -10,6 +10,7 @@ from refit.cpu.specs import AugmentParams
 from refit.data.source import secret_name
 from refit.pipeline import Pipeline, Release, Resources, TritonTarget, WatchLines
 from refit.specs import Key, did_you_mean
+from refit.start import spec as start
 from refit.toolkits.base import Output, Stage, command
 
 WATCH = "watch"  # the stage after the release, where the pipeline wants one
@@ -25,6 +26,7 @@ CPU_CODE = (
     "refit/command.py",
     "refit/files.py",
     "refit/specs.py",
+    "refit/start/spec.py",
     "refit/status.py",
 )
 
@@ -43,6 +45,27 @@ def unknown_resources(pipeline: Pipeline, stages: Callable[[], Iterable[Stage]])
         if name not in names:
             hint = did_you_mean(name, names) or f"; known here: {', '.join(names)}"
             yield ("resources", "stages", name), f"this pipeline has no such stage{hint}"
+
+
+def starts(pipeline: Any, network: str, endings: Sequence[str]) -> Iterator[tuple[Key, str]]:
+    """What no training of a pipeline can begin with; `endings`: of the files that its network can."""
+    for block, value in start.given(pipeline.stages):
+        key: Key = ("stages", block, "start_from")
+        if fault := start.misfit(network, value, endings, block):
+            yield key, fault
+        elif value == start.CHAMPION and pipeline.release is None:
+            yield key, "with release: false there is no champion; name a run: run:RUN"
+
+
+def doubtful_starts(pipeline: Any) -> Iterator[tuple[Key, str]]:
+    """Weights that may have been trained on images that they are evaluated on now."""
+    if pipeline.dataset.split.evaluation == "fresh":
+        for block, value in start.given(pipeline.stages):
+            text = (
+                f"{value} may have been trained on images that are evaluated on now, as dataset.split.evaluation is "
+                "fresh: its figures would be too good; frozen holds them apart"
+            )
+            yield ("stages", block, "start_from"), text
 
 
 def served_by(release: Release, profile: Profile) -> tuple[TritonTarget, str | None]:

@@ -25,15 +25,17 @@ from refit.cpu.specs import (
 )
 from refit.pipeline import OffOr, Pipeline, Smoke
 from refit.specs import Key, Spec, did_you_mean
+from refit.start import spec as start
 from refit.toolkits import proof
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.canary import with_canary
-from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
+from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, doubtful_starts, starts, unknown_resources
 from refit.toolkits.proof import Proven
 from refit.toolkits.smoke import changed, with_smoke
 
-OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
+OWN_IN_RETRAIN = ("epochs", "learning_rate", "start_from")
+BEGINS = (".pth", ".onnx")  # files that a training can begin with (refit/cpu/begin.py)
 
 
 class Stages(Spec):
@@ -89,6 +91,7 @@ class CpuPipeline(Pipeline):
                 yield ("network", key), message
         if stages.retrain is not None and stages.prune is None:
             yield ("stages", "retrain"), "there is nothing to retrain without prune; leave both out or none"
+        yield from starts(self, "the cpu toolkit's network", BEGINS)
         yield from unknown_resources(self, lambda: TOOLKIT.stages(self, NO_PROFILE))
         by = self.dataset.split
         known = set(by.listed or ("train", "val")) - {"train"}
@@ -113,7 +116,9 @@ _LITTLE: Mapping[str, Any] = {
     "gates.champion": None,
     "gates.parity.images": 2,
     "stages.train.epochs": 1,
+    "stages.train.start_from": None,
     "stages.retrain.epochs": 1,
+    "stages.retrain.start_from": None,
     # Nothing is judged, so nothing is searched: one size, and INT8 as the first rung would make it.
     "stages.prune.search": None,
     "stages.quantize.ladder": [],
@@ -142,12 +147,12 @@ class CpuToolkit:
         yield "Data", "seed", "seed"
         if stages.augment:
             yield "Augment", "augment_copies", "stages.augment.copies"
-        for name in ("epochs", "batch_size", "learning_rate"):
+        for name in ("start_from", "epochs", "batch_size", "learning_rate"):
             yield "Train", f"train_{name}", f"stages.train.{name}"
         if stages.prune:
             yield "Prune and retrain", "prune_ratio", "stages.prune.ratio"
         if stages.retrain:
-            for name in ("epochs", "learning_rate"):
+            for name in ("start_from", "epochs", "learning_rate"):
                 yield "Prune and retrain", f"retrain_{name}", f"stages.retrain.{name}"
         if stages.quantize:
             yield "INT8", "quantize_method", "stages.quantize.method"
@@ -157,7 +162,7 @@ class CpuToolkit:
         return {}
 
     def doubts(self, pipeline: CpuPipeline, profile: Profile) -> Iterator[tuple[Key, str]]:
-        return iter(())
+        yield from doubtful_starts(pipeline)
 
     def network_input(self, pipeline: CpuPipeline) -> NetworkInput:
         network = pipeline.network
@@ -266,8 +271,12 @@ class _Chain(Chain):
             "records": "{input:dataset_convert}",
             "model": f"{{input:{model}.model}}" if model else None,
             "network": self.p.network.model_dump(),
-            **params.model_dump(),
+            **params.model_dump(exclude={"start_from"}),
+            "start_from": start.weights(params.start_from),
         }
+        session = start.session_of(params.start_from)
+        if session is not None:
+            spec["resume"] = True
         dog = self.p.watchdog
         return self._cpu(
             name,
@@ -276,6 +285,7 @@ class _Chain(Chain):
             title=title,
             inputs=("dataset_convert", *((model,) if model else ())),
             outputs=(MODEL,),
+            session=session,
             watch={
                 "stall_seconds": dog.stall_minutes * 60,
                 "loss_factor": dog.loss_factor,
@@ -290,7 +300,7 @@ class _Chain(Chain):
         if params.search is not None:
             spec |= {
                 "network": self.p.network.model_dump(),
-                "training": (stages.retrain or stages.train).model_dump(),
+                "training": (stages.retrain or stages.train).model_dump(exclude={"start_from"}),
                 "evaluate": stages.evaluate.model_dump(),
                 "metric": self.p.gates.quality.metric,
             }
@@ -315,7 +325,7 @@ class _Chain(Chain):
                 "max_drop": gate.max_drop_quantized if params.max_drop is None else params.max_drop,
                 "max_drop_class": gate.max_drop_class if params.max_drop_class is None else params.max_drop_class,
                 "checkpoint": f"{{input:{trained}.model}}",
-                "training": (stages.retrain or stages.train).model_dump(),
+                "training": (stages.retrain or stages.train).model_dump(exclude={"start_from"}),
                 "evaluate": stages.evaluate.model_dump(),
                 "baseline": f"{{input:evaluate_{judged}.results}}",
                 "metric": gate.metric,

@@ -79,7 +79,6 @@ def test_it_learns(records: Path, tmp_path: Path) -> None:
         "bytes": (tmp_path / "model.pth").stat().st_size,
     }
     assert model.info.classes == CLASSES
-    assert not (tmp_path / "checkpoint.pth").exists()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 17))
     assert board.Scalars("val/mAP50")[-1].value == pytest.approx(scored[16], abs=1e-5)
@@ -122,10 +121,31 @@ def test_a_damaged_checkpoint_is_not_used(records: Path, tmp_path: Path) -> None
     assert lines[-1]["status"] == "SUCCESS"
 
 
-def test_a_finished_training_starts_clean(records: Path, tmp_path: Path) -> None:
-    spec = train_spec(records, epochs=1)
-    first = len(run(spec, tmp_path))
-    assert [line["epoch"] for line in run(spec, tmp_path)[first:] if "max_epoch" in line] == [1]
+def test_a_finished_training_is_gone_on_with_under_other_parameters(records: Path, tmp_path: Path) -> None:
+    run(train_spec(records, epochs=2, weight_decay=0.5), tmp_path)
+    before = load_model(tmp_path / "model.pth").network.stem.conv.weight
+    more = train_spec(records, epochs=4, learning_rate=1e-9, weight_decay=0.0, resume=True)
+    first = len(status_lines(tmp_path / "status.json"))
+    lines = run(more, tmp_path)[first:]
+    assert [line["epoch"] for line in lines if "max_epoch" in line] == [3, 4]
+    state = checkpoint.load(tmp_path / "checkpoint.pth")
+    assert state is not None
+    assert state["step"] == 4 * 4  # the schedule counts the epochs that it had
+    assert [g["weight_decay"] for g in state["optimiser"]["param_groups"]] == [0.0, 0.0]
+    # With such a rate only the average moves, towards the weights that it follows.
+    after = load_model(tmp_path / "model.pth").network.stem.conv.weight
+    assert torch.allclose(before, after, atol=0.1)
+    with pytest.raises(BadSpec, match="it has 4 epochs, and epochs is 3, which counts them; use more"):
+        run(train_spec(records, epochs=3, resume=True), tmp_path)
+
+
+def test_a_training_that_cannot_be_gone_on_with_does_not_begin_anew(records: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadSpec, match=r"cannot be gone on with: there is none; the training was stopped"):
+        run(train_spec(records, resume=True), tmp_path / "empty")
+    run(train_spec(records, epochs=1), tmp_path / "out")
+    wide = {**NETWORK, "width": 1.0}
+    with pytest.raises(BadSpec, match=r"checkpoint\.pth: the training cannot be gone on with: Error.* in loading"):
+        run(train_spec(records, epochs=2, network=wide, resume=True), tmp_path / "out")
 
 
 def start(spec: TrainSpec, folder: Path) -> subprocess.Popen[str]:
@@ -196,18 +216,6 @@ def test_retrain_keeps_the_checkpoints_architecture(records: Path, tmp_path: Pat
     retrained = load_model(tmp_path / "out" / "model.pth").network
     assert retrained.architecture == narrow
     assert not torch.equal(retrained.head.conv.weight, network.head.conv.weight)
-
-
-def test_pretrained_weights_are_taken_where_they_fit(records: Path, tmp_path: Path) -> None:
-    run(train_spec(records, epochs=1), tmp_path / "first")
-    given = str(tmp_path / "first" / "model.pth")
-    one = {"epochs": 1, "learning_rate": 1e-9}
-    run(train_spec(records, pretrained=given, **one), tmp_path / "out")
-    before, after = load_model(given).network, load_model(tmp_path / "out" / "model.pth").network
-    assert torch.allclose(before.stem.conv.weight, after.stem.conv.weight, atol=1e-6)
-    wide = {**NETWORK, "width": 2.0, "channels": 1}
-    with pytest.raises(BadSpec, match="no layer fits"):
-        run(train_spec(records, pretrained=given, network=wide), tmp_path / "wide")
 
 
 def test_a_model_that_does_not_fit_the_spec_or_the_data(records: Path, tmp_path: Path) -> None:

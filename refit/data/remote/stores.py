@@ -40,11 +40,11 @@ _OTHER_LOGINS = ("role_arn", "profile_name", "assume_role_method", "credential_s
 
 
 class Store:
-    """A prefix of a bucket, or one archive in it; see `refit.data.remote.Remote`."""
+    """A prefix of a bucket, or one file in it; see `refit.data.remote.Remote`."""
 
     def __init__(self, source: Source, connection: Connection | None, settings: Settings) -> None:
         self._source, self._connection, self._settings = source, connection, settings
-        self._single = is_archive(source.prefix)
+        self._single = source.single or is_archive(source.prefix)
         self._prefix = str(PurePosixPath(source.prefix).parent) if self._single else source.prefix
 
     @cached_property

@@ -19,6 +19,7 @@ from refit.tao.render import BEGINNINGS
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import NetworkInput, Stage
 from refit.toolkits.canary import with_canary
+from refit.toolkits.chain import doubtful_starts
 from refit.toolkits.smoke import changed, with_smoke
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
@@ -37,7 +38,7 @@ def _less(pipeline: TaoPipeline) -> tuple[TaoPipeline, int]:
     for block in ("train", "retrain", "distill"):
         params = getattr(pipeline.stages, block)
         if params is not None:
-            every = {"epochs": 1, "evaluate_every": 1, "checkpoint_every": 1}
+            every = {"start_from": None, "epochs": 1, "evaluate_every": 1, "checkpoint_every": 1}
             changes |= {f"stages.{block}.{name}": value for name, value in every.items()}
             gpus = pipeline.resources.stages.get(block, pipeline.resources.default).gpus
             images.append(2 * (params.batch_size or _BATCH) * max(gpus, 1))
@@ -72,12 +73,12 @@ class TaoToolkit:
         stages = pipeline.stages
         train = "distill" if stages.distill else "train"
         yield "Data", "seed", "seed"
-        for name in ("epochs", "batch_size", "learning_rate"):
+        for name in ("start_from", "epochs", "batch_size", "learning_rate"):
             yield "Train", f"train_{name}", f"stages.{train}.{name}"
         if stages.prune:
             yield "Prune and retrain", "prune_threshold", "stages.prune.threshold"
         if stages.retrain:
-            for name in ("epochs", "learning_rate"):
+            for name in ("start_from", "epochs", "learning_rate"):
                 yield "Prune and retrain", f"retrain_{name}", f"stages.retrain.{name}"
         if stages.build_engine:
             yield "Engine", "engine_precision", "stages.build_engine.precision"
@@ -105,6 +106,7 @@ class TaoToolkit:
         yield from preflight.faults(TaoChain(pipeline, profile, dataset), dataset)
 
     def doubts(self, pipeline: TaoPipeline, profile: Profile) -> Iterator[Problem | tuple[Key, str]]:
+        yield from doubtful_starts(pipeline)
         yield from preflight.doubts(TaoChain(pipeline, profile))
 
 

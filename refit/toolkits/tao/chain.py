@@ -13,6 +13,7 @@ from refit.data.prepare.names import written
 from refit.engine.gpu import recording
 from refit.pipeline import Resources
 from refit.specs import Key, SpecError
+from refit.start import spec as start
 from refit.tao import networks, render, tree
 from refit.tao.networks import OutputFact, StageFact
 from refit.tao.params import flat, given
@@ -319,6 +320,7 @@ class TaoChain(Chain):
             env={"TELEMETRY_OPT_OUT": "yes"},
             grace_seconds=60,
             resumes=self._told(work) if fact.resumes == "told" else fact.resumes == "itself",
+            session=start.session_of(getattr(self.p.stages, work.trained).start_from) if work.trains else None,
             watch=self._watch if work.trains else self._held(work) if fact.gpu else None,
         )
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from refit.data.prepare.names import written
 from refit.specs import Key, did_you_mean
+from refit.start import spec as start
 from refit.tao import networks
 from refit.tao.networks import Network, names_in
 from refit.tao.params import BuildEngineParams, NetworkParams, given
-from refit.toolkits.chain import NO_PROFILE, unknown_resources
+from refit.toolkits.chain import NO_PROFILE, starts, unknown_resources
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.model import TaoPipeline
@@ -31,7 +32,7 @@ _NEEDS = {"prune": "prune", "retrain": "prune", "quantize": "quantize", "distill
 _ALIASES = {"class_weights": "class_weight", "workspace_gib": "workspace_mib"}
 # Parameters that Refit itself uses, and those that have a fault of their own (qat).
 _OURS = {
-    **{training: {"qat", "checkpoint"} for training in TRAININGS},
+    **{training: {"qat", "checkpoint", "start_from"} for training in TRAININGS},
     "quantize": {"images"},
     "build_engine": {"precision", "int8", "gpu_types"},
 }
@@ -118,6 +119,20 @@ def _pretrained(network: NetworkParams, facts: Network) -> Iterator[Fault]:
         yield ("network", "pretrained", "weights"), text
 
 
+def _start(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
+    """A whole model, or a training, to begin with (`start_from`)."""
+    network = pipeline.network
+    yield from starts(pipeline, network.name, facts.begins)
+    value = pipeline.stages.train.start_from
+    if value is None:
+        return
+    key: Key = ("stages", "train", "start_from")
+    if network.pretrained:
+        yield key, "begins with a whole model, and network.pretrained with a backbone's weights; leave one out"
+    if start.parse(value).ending == ".tlt" and not network.key_secret:
+        yield key, f"{value} is encrypted: name the secret with its key, network.key_secret"
+
+
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +144,7 @@ def _stages(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
     yield from _there(pipeline, facts)
     yield from _together(pipeline, facts)
     yield from _without_effect(pipeline, facts)
+    yield from _start(pipeline, facts)
     yield from _class_weights(pipeline)
     yield from _gate(pipeline, facts)
     yield from _int8(pipeline, facts)

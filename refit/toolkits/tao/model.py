@@ -33,6 +33,7 @@ class TaoStages(Stages):
             TrainParams.model_validate(train)
         except ValidationError:  # it is reported where it stands, not in `retrain` as well
             train = {}
+        train = {name: value for name, value in train.items() if name != "start_from"}
         return {**data, "retrain": {**train, **own}}
 
 

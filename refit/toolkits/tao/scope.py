@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from refit.start import spec as start
 from refit.tao.params import BuildEngineParams, Stages, flat
 from refit.tao.render import BEGINNINGS
 
@@ -143,6 +144,8 @@ def _model(chain: TaoChain, work: Work) -> dict[str, Any]:
     pruned = "{input:prune.model}" if retraining else None
     weights = "{input:pretrained.weights}" if given and not retraining else None
     whole = chain.backbone.get("weights", "backbone") if isinstance(given, bool) else given.weights
+    if own := start.weights(getattr(chain.p.stages, work.trained).start_from):
+        weights, whole = own, "model"
     checkpoint = "{checkpoint}" if work.resumed else None  # the runner's
     begins = {
         "pruned": pruned,
