@@ -108,7 +108,9 @@ class Settings:
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
             roots = ", ".join(str(r) for r in self.data_roots)
             raise ConfigError(
-                f"dataset.source {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS"
+                f"dataset.source {source!r} is outside the allowed data roots ({roots}); move or mount the data there, or "
+                f"add its folder: REFIT_DATA_ROOTS={':'.join(map(str, self.data_roots))}:{path} (`make run PIPELINE=...` "
+                "does so for that pipeline)"
             )
         return path
 
