@@ -106,11 +106,11 @@ class Settings:
         path = Path(os.path.abspath(self.data_roots[0] / source))
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
-            roots = ", ".join(str(r) for r in self.data_roots)
+            roots = [str(r) for r in self.data_roots]
             raise ConfigError(
-                f"dataset.source {source!r} is outside the allowed data roots ({roots}); move or mount the data there, or "
-                f"add its folder: REFIT_DATA_ROOTS={':'.join(map(str, self.data_roots))}:{path} (`make run PIPELINE=...` "
-                "does so for that pipeline)"
+                f"dataset.source {source!r} is outside the allowed data roots ({', '.join(roots)}); move or mount the data "
+                f"there, or start with REFIT_DATA_ROOTS={':'.join([*roots, str(path)])} "
+                "(`make run PIPELINE=...` does that for its own pipeline)"
             )
         return path
 
