@@ -108,8 +108,8 @@ class Settings:
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
             roots = [str(r) for r in self.data_roots]
             raise ConfigError(
-                f"dataset.source {source!r} is outside the allowed data roots ({', '.join(roots)}); move or mount the data "
-                f"there, or start with REFIT_DATA_ROOTS={':'.join([*roots, str(path)])} "
+                f"dataset.source {source!r} is outside the allowed data roots ({', '.join(roots)}); move or mount the "
+                f"data there, or start with REFIT_DATA_ROOTS={':'.join([*roots, str(path)])} "
                 "(`make run PIPELINE=...` does that for its own pipeline)"
             )
         return path
