@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,7 +92,8 @@ def _dialogs(name: str, viewer: Viewer) -> list[Markup]:
     made = []
     if RETRAIN + name in viewer.may_run:
         told = "A run with the pipeline file's own values. Stages whose inputs are as before are not run again."
-        made.append(_dialog("retrain", "Retrain", told, RETRAIN + name, {}))
+        others = tag("p", "For other values press Trigger ", in_airflow("in Airflow", viewer.dag(RETRAIN + name)), ".")
+        made.append(_dialog("retrain", "Retrain", told, RETRAIN + name, {}, others))
         told = "Looks at the data and makes the plan: what would run, what would be reused. No stage is started."
         made.append(_dialog("dry", "Dry run", told, RETRAIN + name, {"dry_run": True}))
     if ROLLBACK in viewer.may_run:
@@ -140,7 +142,7 @@ def _champion(name: str, champion: Json, viewer: Viewer) -> Markup:
     if fingerprint:
         data = tag("a", data, href=viewer.page("published", name, "data", f"{fingerprint}.html"))
     facts: list[tuple[str, object]] = [
-        ("Since", " ".join((when(champion.get("since")), ago(champion.get("since")))).strip()),
+        ("Since", ", ".join(t for t in (when(champion.get("since")), ago(champion.get("since"))) if t)),
         ("Name in Triton", text_of(champion.get("model"))),
         ("Data set", data),
         ("Made by", tag("a", run, href=viewer.page("models", name, run=run))),
@@ -191,7 +193,7 @@ def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
         return trouble or None
     may = ROLLBACK in viewer.may_run
     known = {text_of(r.get("run")) for r in items(index.get("runs"))}
-    rows = []
+    rows: list[Row] = []
     for r in reversed(releases):
         run, state, version = text_of(r.get("run")), text_of(r.get("state")), integer(r.get("version"))
         pick = tag("input", type="checkbox", name="run", value=run, aria_label=f"compare version {version}")
@@ -209,17 +211,24 @@ def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
             ("Why", "" if state == "serving" else text_of(r.get("reason"))),  # else what its run says
             ("", promote),
         ]
-        left = {"Why"}
-        made = [tag("td", v, data_label=k, class_="left" if k in left else None) for k, v in cells]
-        rows.append(tag("tr", tag("th", f"v{version}", scope="row"), *made))
-    heads = ("Version", "", "State", "Since", "mAP@0.5", "95 %", "Size", "Run", "Why", "")
-    return join(trouble, history(index) or "", _picked(heads, rows, name, viewer, "versions"))
+        rows.append((f"v{version}", cells))
+    return join(trouble, history(index) or "", _picked("Version", rows, name, viewer, "versions"))
 
 
-def _picked(heads: Sequence[str], rows: Sequence[Markup], name: str, viewer: Viewer, what: str) -> Markup:
-    """A table with boxes, of which two can be compared."""
+Row = tuple[object, Sequence[tuple[str, object]]]  # what it is called, and (column, cell)
+
+
+def _picked(first: str, rows: Sequence[Row], name: str, viewer: Viewer, what: str) -> Markup:
+    """A table with boxes, of which two can be compared. Columns in which nothing stands are left out."""
+    shown = [any(cells[i][1] for _, cells in rows) for i in range(len(rows[0][1]))]
+    heads = [first, *(label for (label, _), some in zip(rows[0][1], shown, strict=True) if some)]
     head = tag("tr", *(tag("th", h, scope="col") for h in heads))
-    made = tag("table", tag("thead", head), tag("tbody", *rows), class_="list")
+    body = []
+    for called, cells in rows:
+        kept = [cell for cell, some in zip(cells, shown, strict=True) if some]
+        made = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in kept]
+        body.append(tag("tr", tag("th", called, scope="row"), *made))
+    made = tag("table", tag("thead", head), tag("tbody", *body), class_="list")
     button = tag("button", f"Compare two {what}", type="submit", class_="small")
     action = viewer.page("models", name, "compare")
     return tag("form", tag("div", made, class_="scroll", tabindex=0), button, method="get", action=action, data_two="1")
@@ -229,7 +238,7 @@ def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup
     runs = items(index.get("runs"))
     if not runs:
         return None
-    rows = []
+    rows: list[Row] = []
     for r in list(reversed(runs))[:RUNS]:
         run = text_of(r.get("run"))
         word, kind = STATES.get(text_of(r.get("state")), (text_of(r.get("state")), ""))
@@ -237,7 +246,8 @@ def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup
         here = report is not None and report.get("run") == run
         link = tag(
             "a",
-            text_of(r.get("run_id")) or run,
+            _short(text_of(r.get("run_id")) or run),
+            title=text_of(r.get("run_id")) or run,
             href=viewer.page("models", name, run=run),
             aria_current="true" if here else None,
         )
@@ -252,12 +262,15 @@ def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup
             ("mAP@0.5", figure(r.get("mAP50"))),
             ("Why", why[:300]),
         ]
-        made = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in cells]
-        rows.append(tag("tr", tag("th", link, scope="row"), *made))
+        rows.append((link, cells))
     more = len(runs) - RUNS
-    heads = ("Run", "", "State", "Began", "Time", "GPU time", "Cost", "mAP@0.5", "Why")
     note = tag("p", f"and {more} older ones", class_="more") if more > 0 else ""
-    return join(_picked(heads, rows, name, viewer, "runs"), note)
+    return join(_picked("Run", rows, name, viewer, "runs"), note)
+
+
+def _short(run_id: str) -> str:
+    """Airflow's id without what no person reads: parts of a second, the time zone, its random end."""
+    return re.sub(r"(\d\d:\d\d:\d\d)\.\d+(\+00:00)?(_\w+)?$", r"\1", run_id)
 
 
 def _detail(name: str, report: Json | None, run: str, viewer: Viewer) -> Sections:
