@@ -226,8 +226,8 @@ def _picked(first: str, rows: Sequence[Row], name: str, viewer: Viewer, what: st
     body = []
     for called, cells in rows:
         kept = [cell for cell, some in zip(cells, shown, strict=True) if some]
-        made = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in kept]
-        body.append(tag("tr", tag("th", called, scope="row"), *made))
+        told = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in kept]
+        body.append(tag("tr", tag("th", called, scope="row"), *told))
     made = tag("table", tag("thead", head), tag("tbody", *body), class_="list")
     button = tag("button", f"Compare two {what}", type="submit", class_="small")
     action = viewer.page("models", name, "compare")
