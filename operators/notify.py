@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -224,12 +225,20 @@ def _email(target: Notify, what: Message) -> None:
 
 
 def _slack(target: Notify, what: Message) -> None:
-    """By an incoming webhook (connection of type slackwebhook)."""
+    """By an incoming webhook (connection of type slackwebhook).
+
+    Slack refuses with one word, such as `no_service` or `channel_is_archived`
+    (https://api.slack.com/messaging/webhooks#handling_errors).
+    """
     try:
         from airflow.providers.slack.hooks.slack_webhook import SlackWebhookHook
     except ImportError:
         raise NotSent("slack needs apache-airflow-providers-slack in Airflow's environment") from None
-    SlackWebhookHook(slack_webhook_conn_id=target.connection, timeout=int(TIMEOUT)).send(text=what.slack())
+    hook = SlackWebhookHook(slack_webhook_conn_id=target.connection, timeout=int(TIMEOUT))
+    answer = hook.client.send(text=what.slack())
+    if answer.status_code != 200:
+        word = answer.body if re.fullmatch("[a-z_]{1,50}", answer.body) else "no answer of Slack's"
+        raise NotSent(f"the server answered {answer.status_code}: {word}")
 
 
 WAYS: Mapping[str, Callable[[Notify, Message], None]] = {"webhook": _webhook, "email": _email, "slack": _slack}

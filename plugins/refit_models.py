@@ -20,7 +20,9 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
 from airflow.plugins_manager import AirflowPlugin
+from airflow.utils.state import TaskInstanceState
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from sqlalchemy import select
@@ -72,6 +74,12 @@ class Access:
         dags = self.auth.get_authorized_dag_ids(user=self.user, method="GET")
         return {p for dag in dags if (p := names.pipeline_of(dag)) is not None}
 
+    def present(self) -> set[str]:
+        """The pipelines that have a DAG now, whoever may read it: one may have published nothing yet."""
+        ours = DagModel.dag_id.startswith(names.DAG_PREFIX)
+        dags = self.session.scalars(select(DagModel.dag_id).where(ours, ~DagModel.is_stale))
+        return {p for dag in dags if (p := names.pipeline_of(dag)) is not None}
+
     def see(self, pipeline: str) -> None:
         """Raises 404 for what the user may not see: that is as what is not there."""
         if not self.may("GET", names.dag_id(pipeline)):
@@ -88,16 +96,22 @@ class Access:
 
     def going(self, pipeline: str | None = None) -> dict[str, Going]:
         """The runs that go on, of one pipeline or of all, oldest first."""
-        wanted = DagRun.dag_id == names.dag_id(pipeline) if pipeline else DagRun.dag_id.startswith(names.DAG_PREFIX)
+
+        def ours(column: Any) -> Any:
+            return column == names.dag_id(pipeline) if pipeline else column.startswith(names.DAG_PREFIX)
+
         rows = self.session.execute(
             select(DagRun.dag_id, DagRun.run_id, DagRun.state)
-            .where(DagRun.state.in_(GOING_ON), wanted)
+            .where(DagRun.state.in_(GOING_ON), ours(DagRun.dag_id))
             .order_by(DagRun.state.desc(), DagRun.run_after)
         )
         found: dict[str, list[tuple[str, str]]] = {}
         for dag, run, state in rows:
             found.setdefault(str(names.pipeline_of(dag)), []).append((run, str(state)))
-        return {name: Going(tuple(runs)) for name, runs in found.items()}
+        waiting = TaskInstance.state == TaskInstanceState.AWAITING_INPUT
+        dags = self.session.scalars(select(TaskInstance.dag_id).where(waiting, ours(TaskInstance.dag_id)))
+        asking = {names.pipeline_of(dag) for dag in dags}
+        return {name: Going(tuple(runs), name in asking) for name, runs in found.items()}
 
 
 Allowed = Annotated[Access, Depends(Access)]
@@ -108,8 +122,9 @@ def html(text: str, status: int = 200) -> HTMLResponse:
 
 
 def known(access: Access) -> Mapping[str, Any]:
-    readable = access.readable()
-    return {name: index for name, index in store.indexes().items() if name in readable}
+    """The indexes of the pipelines that the user may read; {} of one whose first run has not ended."""
+    indexes = store.indexes()
+    return {name: indexes.get(name, {}) for name in access.readable() & (indexes.keys() | access.present())}
 
 
 @app.exception_handler(HTTPException)
@@ -137,17 +152,15 @@ def api_models(access: Allowed) -> Response:
 
 @app.get("/api/models/{pipeline}")
 def api_model(pipeline: str, access: Allowed) -> Response:
-    access.see(pipeline)
+    index = _index(pipeline, access)
     going = access.going(pipeline).get(pipeline, Going())
-    index = _index(pipeline)
     runs = [{"run_id": run, "state": state} for run, state in going.runs]
     return JSONResponse({**index, "going_on": runs, "progress": store.progress(pipeline)}, headers=HEADERS)
 
 
 @app.get("/models/{pipeline}")
 def one_model(pipeline: str, access: Allowed, run: str = "") -> Response:
-    access.see(pipeline)
-    index = _index(pipeline)
+    index = _index(pipeline, access)
     going = access.going(pipeline).get(pipeline, Going())
     shown = mapping(index.get("champion")) or mapping(index.get("last"))
     wanted = run or str(shown.get("run") or "")
@@ -155,7 +168,7 @@ def one_model(pipeline: str, access: Allowed, run: str = "") -> Response:
     if run and report is None:
         raise HTTPException(404, f"run {run!r} of {pipeline} has no report (any more)")
     viewer = access.viewer(pipeline)
-    return html(model.write(pipeline, index, report, store.progress(pipeline), going, viewer))
+    return html(model.write(pipeline, index, wanted, report, store.progress(pipeline), going, viewer))
 
 
 @app.get("/models/{pipeline}/compare")
@@ -240,11 +253,13 @@ def static(name: str) -> Response:
     return Response(data, media_type=kind, headers={**HEADERS, "Cache-Control": _MONTH})
 
 
-def _index(pipeline: str) -> dict[str, Any]:
+def _index(pipeline: str, access: Access) -> dict[str, Any]:
+    """A pipeline's index, {} of one whose first run has not ended. Raises 404."""
+    access.see(pipeline)
     index = store.index(pipeline)
-    if index is None:
-        raise HTTPException(404, f"nothing is published of {pipeline!r} yet: the first run does that when it ends")
-    return index
+    if index is None and pipeline not in access.present():
+        raise HTTPException(404, f"there is no pipeline {pipeline!r}, or you may not see it")
+    return index or {}
 
 
 class RefitPlugin(AirflowPlugin):

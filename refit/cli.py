@@ -111,11 +111,23 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
         else:
             for doubt in map(doc.told, toolkits.get(pipeline.toolkit).doubts(pipeline, profile)):
                 print(f"warning: {doubt}", file=sys.stderr)
+            if told := _elsewhere(pipeline, settings):
+                print(f"warning: {file}: {told}", file=sys.stderr)
             stages = [n.name for n in plans.skeleton(pipeline)]
             print(f"{file}: good; {len(stages)} stages: {', '.join(stages)}")
             if dataset:
                 print(f"{args.data}: {_told(dataset)}")
     return BAD_INPUT if bad else GOOD
+
+
+def _elsewhere(pipeline: Any, settings: Settings) -> str:
+    """Why an Airflow of this machine with the settings of this shell would refuse the source."""
+    try:
+        if pipeline.runtime == "local":
+            settings.source(pipeline.dataset.source)
+    except ConfigError as exc:
+        return str(exc)
+    return ""
 
 
 def _transforms(pipeline: Any, profile: cluster.Profile, doc: Document) -> list[Problem]:

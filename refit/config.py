@@ -107,8 +107,12 @@ class Settings:
         path = Path(os.path.abspath(self.data_roots[0] / source))
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
-            roots = ", ".join(str(r) for r in self.data_roots)
-            raise ConfigError(f"{key} {source!r} is outside the allowed data roots ({roots}); set REFIT_DATA_ROOTS")
+            roots = [str(r) for r in self.data_roots]
+            raise ConfigError(
+                f"{key} {source!r} is outside the allowed data roots ({', '.join(roots)}); move or mount the data "
+                f"there, or start with REFIT_DATA_ROOTS={':'.join([*roots, str(path)])} "
+                "(`make run PIPELINE=...` does that for its own pipeline)"
+            )
         return path
 
     def environment(self) -> dict[str, str]:

@@ -61,9 +61,13 @@ class Viewer:
 
 @dataclass(frozen=True)
 class Going:
-    """What Airflow says of a pipeline: its runs that are queued or running, oldest first, as (run id, state)."""
+    """What Airflow says of a pipeline: its runs that are queued or running, oldest first, as (run id, state).
+
+    asks: one of them waits for a person's answer.
+    """
 
     runs: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    asks: bool = False
 
     @property
     def on(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from refit.report.document import Sections, badge, shown, table, ways
 from refit.report.markup import Markup, join, tag
 from refit.report.plots import Series, key, lines
 from refit.report.run import STATES, interval, state_badge
-from refit.report.values import clock, figure, integer, items, mapping, money, number, size, text_of, when
+from refit.report.values import ago, clock, figure, integer, items, mapping, money, number, size, text_of, when
 
 Json = Mapping[str, Any]
 RETRAIN, ROLLBACK = "retrain_", "refit_rollback"  # operators.names and operators.release say the same
@@ -22,20 +23,24 @@ RUNS = 25
 _KINDS = {"serving": "good", "staged": "info", "retired": "", "failed": "error"}
 
 
-def write(name: str, index: Json, report: Json | None, how_far: Json, going: Going, viewer: Viewer) -> str:
-    """A pipeline's page; `report` is the run that is shown in detail."""
+def write(name: str, index: Json, run: str, report: Json | None, how_far: Json, going: Going, viewer: Viewer) -> str:
+    """A pipeline's page; `run` is the one that is shown in detail ("": none), `report` its report where it has one."""
     dag = RETRAIN + name
     champion = mapping(index.get("champion"))
     parts: Sections = [
-        ("Serves now", _champion(name, champion, viewer)),
+        ("Serves now", _unreadable(name) if index.get("unreadable") else _champion(name, champion, viewer)),
         ("Going on", tag("div", progress.steps(how_far, going, dag, viewer), data_live=viewer.page("progress", name))),
         ("Versions", _versions(name, index, viewer)),
         ("Runs", _runs(name, index, report, viewer)),
-        *_detail(name, report, viewer),
+        *_detail(name, report, run, viewer),
     ]
     version = integer(champion.get("version"))
     title = tag("h1", name)
-    state = badge(f"version {version} serves", "good") if version is not None else badge("nothing serves", "")
+    state = badge("nothing serves", "")
+    if version is not None:
+        state = badge(f"version {version} serves", "good")
+    elif index.get("unreadable"):
+        state = badge("not known what serves", "warning")
     head = tag(
         "header",
         tag("p", "Model", class_="kind"),
@@ -87,7 +92,8 @@ def _dialogs(name: str, viewer: Viewer) -> list[Markup]:
     made = []
     if RETRAIN + name in viewer.may_run:
         told = "A run with the pipeline file's own values. Stages whose inputs are as before are not run again."
-        made.append(_dialog("retrain", "Retrain", told, RETRAIN + name, {}))
+        others = tag("p", "For other values press Trigger ", in_airflow("in Airflow", viewer.dag(RETRAIN + name)), ".")
+        made.append(_dialog("retrain", "Retrain", told, RETRAIN + name, {}, others))
         told = "Looks at the data and makes the plan: what would run, what would be reused. No stage is started."
         made.append(_dialog("dry", "Dry run", told, RETRAIN + name, {"dry_run": True}))
     if ROLLBACK in viewer.may_run:
@@ -110,6 +116,17 @@ def _dialog(id_: str, title: str, told: object, dag: str, conf: Json, fields: ob
     return tag("dialog", form, id=id_, data_dag=dag, data_conf=json.dumps(conf), aria_labelledby=f"{id_}-title")
 
 
+def _unreadable(name: str) -> Markup:
+    told = f"published/{name}/index.json is half written or damaged, so what serves and what was is not known here."
+    return tag("div", tag("p", told), _anew(name), class_="lead error")
+
+
+def _anew(name: str) -> Markup:
+    return tag(
+        "p", "The end of the next run makes it anew, or somebody at a shell: ", tag("code", f"refit publish {name}")
+    )
+
+
 def _champion(name: str, champion: Json, viewer: Viewer) -> Markup:
     if not champion:
         return tag("p", "Nothing of this pipeline serves.", class_="more")
@@ -125,7 +142,7 @@ def _champion(name: str, champion: Json, viewer: Viewer) -> Markup:
     if fingerprint:
         data = tag("a", data, href=viewer.page("published", name, "data", f"{fingerprint}.html"))
     facts: list[tuple[str, object]] = [
-        ("Since", when(champion.get("since"))),
+        ("Since", ", ".join(t for t in (when(champion.get("since")), ago(champion.get("since"))) if t)),
         ("Name in Triton", text_of(champion.get("model"))),
         ("Data set", data),
         ("Made by", tag("a", run, href=viewer.page("models", name, run=run))),
@@ -169,11 +186,14 @@ def history(index: Json) -> Markup | None:
 
 def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
     releases = items(index.get("releases"))
+    damaged = ", ".join(text_of(v) for v in index.get("damaged") or ())
+    told = f"The ledger's record of version {damaged} cannot be read, so it is not shown. What is wrong with it tells "
+    trouble = tag("p", told, tag("code", f"refit verify {name}"), class_="lead error") if damaged else Markup("")
     if not releases:
-        return None
+        return trouble or None
     may = ROLLBACK in viewer.may_run
     known = {text_of(r.get("run")) for r in items(index.get("runs"))}
-    rows = []
+    rows: list[Row] = []
     for r in reversed(releases):
         run, state, version = text_of(r.get("run")), text_of(r.get("state")), integer(r.get("version"))
         pick = tag("input", type="checkbox", name="run", value=run, aria_label=f"compare version {version}")
@@ -188,20 +208,27 @@ def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
             ("95 %", interval(r)),
             ("Size", size(r.get("bytes"))),
             ("Run", tag("a", "its run", href=viewer.page("models", name, run=run)) if run in known else ""),
-            ("Why", text_of(r.get("reason"))),
+            ("Why", "" if state == "serving" else text_of(r.get("reason"))),  # else what its run says
             ("", promote),
         ]
-        left = {"Why"}
-        made = [tag("td", v, data_label=k, class_="left" if k in left else None) for k, v in cells]
-        rows.append(tag("tr", tag("th", f"v{version}", scope="row"), *made))
-    heads = ("Version", "", "State", "Since", "mAP@0.5", "95 %", "Size", "Run", "Why", "")
-    return join(history(index) or "", _picked(heads, rows, name, viewer, "versions"))
+        rows.append((f"v{version}", cells))
+    return join(trouble, history(index) or "", _picked("Version", rows, name, viewer, "versions"))
 
 
-def _picked(heads: Sequence[str], rows: Sequence[Markup], name: str, viewer: Viewer, what: str) -> Markup:
-    """A table with boxes, of which two can be compared."""
+Row = tuple[object, Sequence[tuple[str, object]]]  # what it is called, and (column, cell)
+
+
+def _picked(first: str, rows: Sequence[Row], name: str, viewer: Viewer, what: str) -> Markup:
+    """A table with boxes, of which two can be compared. Columns in which nothing stands are left out."""
+    shown = [any(cells[i][1] for _, cells in rows) for i in range(len(rows[0][1]))]
+    heads = [first, *(label for (label, _), some in zip(rows[0][1], shown, strict=True) if some)]
     head = tag("tr", *(tag("th", h, scope="col") for h in heads))
-    made = tag("table", tag("thead", head), tag("tbody", *rows), class_="list")
+    body = []
+    for called, cells in rows:
+        kept = [cell for cell, some in zip(cells, shown, strict=True) if some]
+        told = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in kept]
+        body.append(tag("tr", tag("th", called, scope="row"), *told))
+    made = tag("table", tag("thead", head), tag("tbody", *body), class_="list")
     button = tag("button", f"Compare two {what}", type="submit", class_="small")
     action = viewer.page("models", name, "compare")
     return tag("form", tag("div", made, class_="scroll", tabindex=0), button, method="get", action=action, data_two="1")
@@ -211,7 +238,7 @@ def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup
     runs = items(index.get("runs"))
     if not runs:
         return None
-    rows = []
+    rows: list[Row] = []
     for r in list(reversed(runs))[:RUNS]:
         run = text_of(r.get("run"))
         word, kind = STATES.get(text_of(r.get("state")), (text_of(r.get("state")), ""))
@@ -219,7 +246,8 @@ def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup
         here = report is not None and report.get("run") == run
         link = tag(
             "a",
-            text_of(r.get("run_id")) or run,
+            _short(text_of(r.get("run_id")) or run),
+            title=text_of(r.get("run_id")) or run,
             href=viewer.page("models", name, run=run),
             aria_current="true" if here else None,
         )
@@ -234,19 +262,22 @@ def _runs(name: str, index: Json, report: Json | None, viewer: Viewer) -> Markup
             ("mAP@0.5", figure(r.get("mAP50"))),
             ("Why", why[:300]),
         ]
-        made = [tag("td", v, data_label=k, class_="left" if k == "Why" else None) for k, v in cells]
-        rows.append(tag("tr", tag("th", link, scope="row"), *made))
+        rows.append((link, cells))
     more = len(runs) - RUNS
-    heads = ("Run", "", "State", "Began", "Time", "GPU time", "Cost", "mAP@0.5", "Why")
     note = tag("p", f"and {more} older ones", class_="more") if more > 0 else ""
-    return join(_picked(heads, rows, name, viewer, "runs"), note)
+    return join(_picked("Run", rows, name, viewer, "runs"), note)
 
 
-def _detail(name: str, report: Json | None, viewer: Viewer) -> Sections:
+def _short(run_id: str) -> str:
+    """Airflow's id without what no person reads: parts of a second, the time zone, its random end."""
+    return re.sub(r"(\d\d:\d\d:\d\d)\.\d+(\+00:00)?(_\w+)?$", r"\1", run_id)
+
+
+def _detail(name: str, report: Json | None, run: str, viewer: Viewer) -> Sections:
     """The sections of one run's report, its pictures by address."""
     if report is None:
-        return []
-    run = text_of(report.get("run"))
+        told = f"The report of run {run} is gone, or damaged: then remove published/{name}/runs/{run}."
+        return [("This run", tag("div", tag("p", told), _anew(name), class_="lead error"))] if run else []
 
     def href(picture: str) -> str | None:
         return viewer.page("published", name, "runs", run, picture) if picture else None

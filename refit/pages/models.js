@@ -80,6 +80,27 @@ for (const dialog of document.querySelectorAll("dialog[data-dag]")) {
 
 // --- approvals: what Airflow says waits for a person in this pipeline's runs
 
+function element(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  return made;
+}
+
+// The little Markdown that Refit's questions are written in: a list, **bold**, `code`, \ before a sign. Never HTML.
+function written(markdown) {
+  const list = document.createElement("ul");
+  for (const line of markdown.split("\n").filter((l) => l.trim())) {
+    const item = document.createElement("li");
+    for (const [, bold, code, plain] of line.replace(/^\s*-\s+/, "").matchAll(/\*\*(.+?)\*\*|`([^`]*)`|((?:\\.|[^*`\\]|[*`\\])+?(?=\*\*|`|$))/g)) {
+      if (bold !== undefined) item.append(element("b", bold));
+      else if (code !== undefined) item.append(element("code", code));
+      else item.append(plain.replace(/\\(.)/g, "$1"));
+    }
+    list.append(item);
+  }
+  return list;
+}
+
 async function approvals() {
   const place = document.getElementById("approvals");
   if (!place) return;
@@ -93,13 +114,12 @@ async function approvals() {
     const ti = detail.task_instance;
     const box = document.createElement("div");
     box.className = "lead approval";
-    const told = document.createElement("p");
-    told.textContent = detail.subject + (detail.body ? ": " + detail.body : "");
-    box.append(told);
+    box.append(element("h2", detail.subject), written(detail.body || ""));
     for (const option of detail.options) {
-      const button = document.createElement("button");
-      button.textContent = option;
+      const button = element("button", option);
+      if (option === detail.options[0]) button.className = "main";
       button.disabled = place.dataset.may !== "1";
+      button.title = button.disabled ? "You may look at it, not answer" : "";
       button.addEventListener("click", async () => {
         const path = `/dags/${encodeURIComponent(ti.dag_id)}/dagRuns/${encodeURIComponent(ti.dag_run_id)}/taskInstances/${encodeURIComponent(ti.task_id)}/${ti.map_index}/hitlDetails`;
         try {

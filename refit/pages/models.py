@@ -10,11 +10,17 @@ from refit.pages.frame import Going, Viewer, page
 from refit.report.document import badge
 from refit.report.markup import Markup, join, tag
 from refit.report.run import STATES, interval
-from refit.report.values import figure, integer, items, mapping, number, size, text_of, when
+from refit.report.values import ago, figure, integer, items, mapping, number, size, text_of, when
 
 Json = Mapping[str, Any]
 PER_PAGE = 100
-SHOW = {"": "all", "running": "going on", "failed": "last run failed", "none": "nothing serves"}
+SHOW = {
+    "": "all",
+    "asks": "waiting for a person",
+    "running": "going on",
+    "failed": "last run failed",
+    "none": "nothing serves",
+}
 _HEADS = ("Pipeline", "Serves", "Since", "mAP@0.5", "95 %", "Over versions", "Size", "ms", "Data", "Now")
 
 
@@ -24,6 +30,7 @@ def summary(name: str, index: Json, going: Going) -> dict[str, Any]:
     keys = ("version", "since", "mAP50", "low", "high", "bytes", "milliseconds", "fingerprint", "approved_by", "run")
     return {
         "pipeline": name,
+        "readable": not index.get("unreadable"),  # else nobody knows here what serves
         "champion": {k: champion.get(k) for k in keys} if champion else None,
         "last": {k: last.get(k) for k in ("run", "run_id", "state", "failed", "started")} if last else None,
         "going_on": [{"run_id": run, "state": state} for run, state in going.runs],
@@ -31,20 +38,33 @@ def summary(name: str, index: Json, going: Going) -> dict[str, Any]:
 
 
 def chosen(indexes: Mapping[str, Json], going: Mapping[str, Going], words: str, show: str) -> list[str]:
-    """The pipelines whose name holds the words and that are in the state asked for, those with a run first."""
+    """The pipelines whose name holds the words and that are in the state asked for.
+
+    What wants to be looked at comes first: a person is asked, a run goes on, the last one failed.
+    """
     looked_for = words.lower().split()
 
     def fits(name: str) -> bool:
         if not all(w in name.lower() for w in looked_for):
             return False
-        index = indexes[name]
-        if show == "running":
-            return going.get(name, Going()).on
-        if show == "failed":
-            return mapping(index.get("last")).get("state") == "failed"
-        return show != "none" or not index.get("champion")
+        now = going.get(name, Going())
+        states = {"asks": now.asks, "running": now.on, "failed": _failed(indexes[name]), "none": _idle(indexes[name])}
+        return states.get(show, True)
 
-    return sorted(filter(fits, indexes), key=lambda n: (not going.get(n, Going()).on, n))
+    def urgent(name: str) -> tuple[bool, bool, bool, str]:
+        now = going.get(name, Going())
+        return not now.asks, not now.on, not _failed(indexes[name]), name
+
+    return sorted(filter(fits, indexes), key=urgent)
+
+
+def _failed(index: Json) -> bool:
+    return mapping(index.get("last")).get("state") == "failed"
+
+
+def _idle(index: Json) -> bool:
+    """Nothing serves, as far as that is known."""
+    return not index.get("champion") and not index.get("unreadable")
 
 
 def write(
@@ -65,15 +85,16 @@ def write(
     rows = [_row(n, indexes[n], going.get(n, Going()), how_far, viewer) for n in shown]
     serving = sum(bool(i.get("champion")) for i in indexes.values())
     tiles = [
-        (len(indexes), "pipelines"),
-        (serving, "serve a model"),
-        (sum(going.get(n, Going()).on for n in indexes), "runs going on"),
-        (sum(mapping(i.get("last")).get("state") == "failed" for i in indexes.values()), "last run failed"),
+        ("", len(indexes), "pipelines"),
+        ("", serving, "serve a model"),
+        ("asks", sum(going.get(n, Going()).asks for n in indexes), "waiting for a person"),
+        ("running", sum(going.get(n, Going()).on for n in indexes), "with a run going on"),
+        ("failed", sum(map(_failed, indexes.values())), "whose last run failed"),
     ]
     head = tag("tr", *(tag("th", name, scope="col") for name in _HEADS))
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="list")
     body = [
-        tag("div", *(tag("div", tag("b", f"{n:,}"), tag("span", what)) for n, what in tiles), class_="tiles"),
+        tag("div", *(_tile(viewer, *tile) for tile in tiles), class_="tiles"),
         _search(viewer, words, show),
         tag("div", table, class_="scroll", tabindex=0) if rows else tag("p", _nothing(indexes), class_="more"),
         _pages(viewer, words, show, at, pages),
@@ -86,10 +107,16 @@ def write(
     )
 
 
+def _tile(viewer: Viewer, state: str, count: int, what: str) -> Markup:
+    """A number, with the way to the pipelines that it counts."""
+    told = tag("a", what, href=viewer.page("models", show=state)) if state and count else what
+    return tag("div", tag("b", f"{count:,}"), tag("span", told))
+
+
 def _nothing(indexes: Mapping[str, Json]) -> str:
     if indexes:
         return "No pipeline fits."
-    return "Nothing is published yet: the first run of a pipeline does that when it ends."
+    return "There is no pipeline yet: a file in specs/pipelines/ makes one."
 
 
 def _search(viewer: Viewer, words: str, show: str) -> Markup:
@@ -124,9 +151,10 @@ def _row(name: str, index: Json, going: Going, how_far: Callable[[str], Json], v
     approved = text_of(champion.get("approved_by"))
     since = when(champion.get("since"))[:10]
     serves = join(badge(f"v{version}", "good"), tag("small", f" approved by {approved}") if approved else "")
+    unknown = badge("not known", "warning") if index.get("unreadable") else badge("nothing", "")
     cells = [
-        serves if version is not None else badge("nothing", ""),
-        since,
+        serves if version is not None else unknown,
+        join(since, tag("small", f" {ago(champion['since'])}")) if since else "",
         figure(champion.get("mAP50")),
         interval(champion),
         spark(items(index.get("releases"))),
@@ -139,7 +167,8 @@ def _row(name: str, index: Json, going: Going, how_far: Callable[[str], Json], v
         now = tag("div", progress.line(how_far(name), going), class_="now", **live)
     else:
         word, kind = STATES.get(text_of(last.get("state")), (text_of(last.get("state")), ""))
-        now = tag("span", badge(word, kind), tag("small", f" {when(last.get('started'))[:10]}")) if word else Markup("")
+        why = f": {text_of(last.get('failed'))}" if _failed(index) and last.get("failed") else ""
+        now = tag("span", badge(word + why, kind), tag("small", f" {ago(last.get('started'))}")) if word else Markup("")
     link = tag("a", name, href=viewer.page("models", name))
     told = [tag("td", c, data_label=label) for c, label in zip(cells, _HEADS[1:], strict=False)]
     return tag("tr", tag("th", link, scope="row", class_="name"), *told, tag("td", now, data_label="Now"))

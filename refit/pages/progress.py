@@ -18,6 +18,8 @@ def line(progress: Json, going: Going) -> Markup:
     """How far a run is, in a few words with a bar."""
     if not going.on:
         return Markup("")
+    if going.asks:
+        return join(badge("waits for a person", "warning"))
     stages = _of(progress, going)
     now = next((s for s in stages if s.get("state") == "running"), None)
     over = sum(s.get("state") not in ("waiting", "running") for s in stages)

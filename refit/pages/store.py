@@ -27,6 +27,7 @@ _LARGEST = 32 * 2**20  # bytes of a file
 _FRESH = 2.0  # seconds for which a look at the folder of all pipelines counts
 
 Json = dict[str, Any]
+UNREADABLE: Json = {"unreadable": True}
 
 
 class Source(Protocol):
@@ -92,7 +93,7 @@ class Store:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def indexes(self) -> Mapping[str, Json]:
-        """Every pipeline's index that can be read, by name. A call within two seconds is answered from memory."""
+        """Every pipeline's index by name. A call within two seconds is answered from memory."""
         with self._lock:
             if time.monotonic() - self._looked >= _FRESH:
                 self._names = self.source.names()
@@ -104,7 +105,7 @@ class Store:
             return {n: made for n in self._names if (made := self._indexes.get(n, (None, None))[1]) is not None}
 
     def index(self, pipeline: str) -> Json | None:
-        """One pipeline's index as it is now."""
+        """One pipeline's index as it is now; UNREADABLE where it is half written or damaged, None without one."""
         if not NAME.fullmatch(pipeline):
             return None
         with self._lock:
@@ -115,7 +116,7 @@ class Store:
         known = self._indexes.get(pipeline)
         if known is not None and known[0] == stamp:
             return known[1]
-        made = _object(self.source.read(pipeline, INDEX)) if stamp is not None else None
+        made = (_object(self.source.read(pipeline, INDEX)) or UNREADABLE) if stamp is not None else None
         self._indexes[pipeline] = (stamp, made)
         return made
 

@@ -14,7 +14,7 @@ from typing import Any
 from refit.plan import BIND
 from refit.publish import place
 from refit.publish.detections import Detections, read_detections
-from refit.report.values import mapping
+from refit.report.values import items, mapping
 from refit.runner import number, one_based
 from refit.runtime.report import current_plan, read_json
 
@@ -204,10 +204,14 @@ def _models(plan: Json, stages: Sequence[Json]) -> list[Json]:
                 "low": number(figures.get("low")),
                 "high": number(figures.get("high")),
                 "per_class": {k.removeprefix("AP50/"): v for k, v in metrics.items() if k.startswith("AP50/")},
+                **(_parameters(source, by_name) if source else {}),
                 **(_size(source) if source else {}),
                 **_latency(stage, source),
             }
         )
+        if source and len(rows) > 1:
+            for row, speed in zip(rows[-2:], _speeds(source), strict=True):
+                row.update(speed)
     release: Json = next((s["summary"] for s in stages if s["name"] == RELEASE), {})
     own = [r for r in rows if r["name"] != "champion"]
     if own and number(release.get("milliseconds")) is not None:
@@ -220,6 +224,24 @@ def _size(stage: Json) -> Json:
     size = number(metrics.get("bytes")) or model.get("bytes")
     found = {"parameters": number(metrics.get("parameters")), "bytes": size, "sha256": model.get("sha256")}
     return {k: v for k, v in found.items() if v is not None}
+
+
+def _parameters(stage: Json, by_name: Mapping[str, Json]) -> Json:
+    """The parameters of what a stage made its model of, for one that does not count: quantization changes none."""
+    count = next((_size(by_name[i]).get("parameters") for i in stage["inputs"] if i in by_name), None)
+    return {} if count is None else {"parameters": count}
+
+
+def _speeds(stage: Json) -> tuple[Json, Json]:
+    """Milliseconds of one image before and after a stage's quantization: both were timed in turns on one machine, in
+    the trainer's environment (ladder.json, docs/contracts.md)."""
+    ladder = read_json(Path(stage["folder"]) / "out" / "ladder.json") or {}
+    won = next((r for r in items(ladder.get("rungs")) if r.get("name") == ladder.get("winner")), {})
+    one = next((s for s in items(won.get("speed")) if s.get("batch") == 1), {})
+    before, after = number(one.get("before_ms")), number(one.get("after_ms"))
+    if before is None or after is None:
+        return {}, {}
+    return {"milliseconds_alone": before}, {"milliseconds_alone": after}
 
 
 def _latency(*stages: Json | None) -> Json:

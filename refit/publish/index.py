@@ -30,7 +30,8 @@ def make(workspace: Path) -> Json:
     runs = [_known(known.get(p.parent.name), p) for p in (folder / "runs").glob(f"*/{place.REPORT_JSON}")]
     rows = sorted((r for r in runs if r), key=lambda r: (r["started"] or "", r["run"]))
     by_run, approved = {r["run"]: r for r in rows}, _approved(workspace)
-    releases = [_release(record, by_run, approved) for record in _records(workspace)]
+    records, damaged = _records(workspace)
+    releases = [_release(record, by_run, approved) for record in records]
     serving = [r for r in releases if r["state"] == "serving"]
     last = next((r for r in reversed(rows) if r["state"] != "dry_run"), None)
     return {
@@ -40,6 +41,7 @@ def make(workspace: Path) -> Json:
         "champion": serving[-1] if serving else None,
         "last": last,
         "releases": releases,
+        "damaged": damaged,
         "runs": rows[-RUNS:],
     }
 
@@ -90,18 +92,19 @@ def _same(known: Json, path: Path) -> bool:
         return True
 
 
-def _records(workspace: Path) -> list[Record]:
-    """The releases of this pipeline by version; a record that cannot be read is left out."""
+def _records(workspace: Path) -> tuple[list[Record], list[int]]:
+    """The releases of this pipeline by version, and the versions whose record cannot be read."""
     ledger = Ledger(workspace / "releases")
-    found = []
+    found, damaged = [], []
     for version in sorted(ledger.used_versions()):
         try:
             record = ledger.read(version)
         except RepositoryError:
+            damaged.append(version)
             continue
         if record is not None:
             found.append(record)
-    return found
+    return found, damaged
 
 
 def _approved(workspace: Path) -> dict[str, str]:

@@ -140,7 +140,9 @@ def models(report: Json) -> Markup | None:
     if not rows:
         return None
     classes = list(dict.fromkeys(name for r in rows for name in mapping(r.get("per_class"))))
-    heads = ["Model", "mAP@0.5", "95 %", "mAP", *classes, "Parameters", "Bytes", "ms an image"]
+    times = {"milliseconds_alone": "ms alone", "milliseconds": "ms in Triton"}
+    times = {k: told for k, told in times.items() if any(number(r.get(k)) is not None for r in rows)}
+    heads = ["Model", "mAP@0.5", "95 %", "mAP", *classes, "Parameters", "Bytes", *times.values()]
     best = max((number(r.get("mAP50")) or 0 for r in rows), default=0)
     made = []
     for r in rows:
@@ -156,7 +158,7 @@ def models(report: Json) -> Markup | None:
                 *(tag("td", figure(per_class.get(name))) for name in classes),
                 tag("td", _count(r.get("parameters"))),
                 tag("td", _count(r.get("bytes"))),
-                tag("td", figure(r.get("milliseconds"), 1)),
+                *(tag("td", figure(r.get(k), 1)) for k in times),
             )
         )
     return table(heads, made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -70,6 +70,17 @@ def when(value: Any) -> str:
     """A moment in ISO 8601 as "2026-11-21 23:24 UTC"."""
     moment = moment_of(value)
     return moment.strftime("%Y-%m-%d %H:%M UTC") if moment else ""
+
+
+def ago(value: Any, now: datetime | None = None) -> str:
+    """How long a moment is past, in its largest unit: "3 days ago"; "" for one to come."""
+    moment = moment_of(value)
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds() if moment else -1.0
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            n = int(seconds // length)
+            return f"{n} {unit}{'s' if n > 1 else ''} ago"
+    return "just now" if seconds >= 0 else ""
 
 
 def moment_of(value: Any) -> datetime | None:

@@ -20,7 +20,8 @@ class Received:
 
 @contextmanager
 def webhook_server(how: str = "") -> Iterator[Received]:
-    """`how`: "500", "redirect", "hang" (no answer), "drip" (a byte of the answer now and then), or well."""
+    """`how`: "500", "redirect", "hang" (no answer), "drip" (a byte of the answer now and then), "ok" and "no_service"
+    (as Slack says), or well."""
     received, over = Received(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -30,7 +31,7 @@ def webhook_server(how: str = "") -> Iterator[Received]:
             if how == "hang":
                 over.wait(30)
                 return
-            self.send_response({"500": 500, "redirect": 307}.get(how, 204))
+            self.send_response({"500": 500, "redirect": 307, "ok": 200, "no_service": 404}.get(how, 204))
             if how == "redirect":
                 self.send_header("location", "http://127.0.0.1:9/elsewhere")
             if how == "drip":
@@ -39,6 +40,8 @@ def webhook_server(how: str = "") -> Iterator[Received]:
                     self.wfile.write(b"x")
                 return
             self.end_headers()
+            if how in ("ok", "no_service"):
+                self.wfile.write(how.encode())
 
         def log_message(self, *args: object) -> None:
             pass

@@ -6,7 +6,9 @@ import email
 import email.policy
 import json
 import logging
+import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,14 +140,60 @@ def test_a_receiver_in_trouble_is_a_line_in_the_log(
 
 
 def test_an_unknown_connection_or_a_provider_that_is_not_there(
-    connections: dict[str, Connection], caplog: pytest.LogCaptureFixture
+    connections: dict[str, Connection], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "airflow.providers.slack.hooks.slack_webhook", None)
     notify.deliver([(Notify(to="webhook", connection="nobody"), told()), (Notify(to="slack", connection="s"), told())])
     assert "not told by webhook (connection nobody): KeyError" in caplog.text
-    try:
-        import airflow.providers.slack  # noqa: F401
-    except ImportError:
-        assert "slack needs apache-airflow-providers-slack in Airflow's environment" in caplog.text
+    assert "slack needs apache-airflow-providers-slack in Airflow's environment" in caplog.text
+
+
+@pytest.fixture
+def slack(monkeypatch: pytest.MonkeyPatch) -> Callable[[Received], Notify]:
+    """A connection to a server that stands for Slack's, by Airflow's own store of connections."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(server: Received) -> Notify:
+        value = {"conn_type": "slackwebhook", "password": f"http://127.0.0.1:{server.port}/services/T0/B0/s3cret"}
+        monkeypatch.setenv("AIRFLOW_CONN_CHANNEL", json.dumps(value))
+        return Notify(to="slack", connection="channel")
+
+    return make
+
+
+def test_slack_gets_its_own_json(slack: Callable[[Received], Notify], caplog: pytest.LogCaptureFixture) -> None:
+    """https://api.slack.com/messaging/webhooks: POST, JSON, `text` in mrkdwn with & < > escaped; the answer is "ok"."""
+    with webhook_server("ok") as server:
+        notify.deliver([(slack(server), told())])
+    assert "not told" not in caplog.text
+    ((path, headers, body),) = server.requests
+    assert path == "/services/T0/B0/s3cret"
+    assert headers["content-type"].startswith("application/json")
+    value = json.loads(body)
+    assert list(value) == ["text"]
+    lines = value["text"].split("\n")
+    assert lines[0] == "*plates: failed at train (out_of_memory)*"
+    assert "the GPU has no memory left &lt;b&gt;" in lines
+    assert lines[-1] == "http://airflow/dags/retrain_plates/runs/1"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("no_service", "404: no_service"), ("500", "500: no answer of Slack's"), ("hang", "")]
+)
+def test_what_slack_refuses_is_told_without_its_secret(
+    how: str,
+    said: str,
+    slack: Callable[[Received], Notify],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notify, "TIMEOUT", 1.0)
+    with webhook_server(how) as server:
+        notify.deliver([(slack(server), told())])
+    assert "not told by slack (connection channel): " in caplog.text
+    assert said in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 def test_an_email(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -51,14 +51,18 @@ def know(pipelines: Iterable[str]) -> None:
         session.merge(DagBundleModel(name="refit"))
         session.flush()
         for dag in [*(f"retrain_{name}" for name in pipelines), "refit_rollback", "somebody_elses"]:
-            session.merge(DagModel(dag_id=dag, bundle_name="refit", fileloc="retrain.py", is_paused=False))
+            session.merge(
+                DagModel(dag_id=dag, bundle_name="refit", fileloc="retrain.py", is_paused=False, is_stale=False)
+            )
 
 
-def start_run(dag: str, run_id: str) -> None:
-    """A DAG run that is running, by the database."""
+def start_run(dag: str, run_id: str, *, asks: bool = False) -> None:
+    """A DAG run that is running, by the database; `asks`: one of its tasks waits for a person."""
     from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from airflow.utils.types import DagRunTriggeredByType, DagRunType
+    from sqlalchemy import insert
 
     now = datetime.now(UTC)
     with create_session() as session:
@@ -72,3 +76,8 @@ def start_run(dag: str, run_id: str) -> None:
                 triggered_by=DagRunTriggeredByType.TEST,
             )
         )
+        if asks:
+            session.flush()
+            about = {"task_id": "approve", "dag_id": dag, "run_id": run_id, "map_index": -1}
+            row = {**about, "state": "awaiting_input", "pool": "default_pool", "max_tries": 0, "span_status": "ended"}
+            session.execute(insert(TaskInstance).values(row))

@@ -33,8 +33,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(root: Path) -> TestClient:
-    made = place.app(root, ["model-000", "model-001", "half", "odd", "fresh"])  # of hidden there is no DAG
+    made = place.app(root, ["model-000", "model-001", "half", "odd", "fresh", "asking"])  # of hidden there is no DAG
     place.start_run("retrain_model-001", "manual__now")
+    place.start_run("retrain_asking", "manual__asks", asks=True)
     return TestClient(made, follow_redirects=True)
 
 
@@ -68,7 +69,12 @@ def test_the_list(client: TestClient, olga: dict[str, str]) -> None:
     assert 'href="/refit/models/model-000"' in text
     assert "hidden" not in text  # whose DAG the user cannot read
     assert "epoch 3 of 12, loss 0.5, 1 min 5 s left, mAP@0.5 0.612" in text
-    assert text.index("model-001") < text.index("model-000")  # what goes on comes first
+    assert text.index("asking") < text.index("model-001") < text.index("model-000")  # a person is asked; what goes on
+    assert "waits for a person" in text
+    assert 'href="/refit/models/fresh"' in text  # whose first run has not ended
+    asks = client.get("/refit/models?show=asks", headers=olga).text
+    assert "models/asking" in asks
+    assert "models/model-001" not in asks
     only = client.get("/refit/models?q=001&show=running", headers=olga).text
     assert "model-001" in only
     assert "model-000" not in only
@@ -77,7 +83,8 @@ def test_the_list(client: TestClient, olga: dict[str, str]) -> None:
 
 def test_the_list_for_programs(client: TestClient, olga: dict[str, str]) -> None:
     found = {m["pipeline"]: m for m in client.get("/refit/api/models", headers=olga).json()["models"]}
-    assert sorted(found) == ["model-000", "model-001", "odd"]
+    assert sorted(found) == ["asking", "fresh", "half", "model-000", "model-001", "odd"]
+    assert [name for name, m in found.items() if not m["readable"]] == ["half"]
     assert found["model-000"]["champion"]["version"] == 6
     assert found["model-001"]["going_on"] == [{"run_id": "manual__now", "state": "running"}]
 
@@ -152,8 +159,6 @@ def test_links_from_airflow(client: TestClient, olga: dict[str, str]) -> None:
     "path",
     [
         "/models/no-such",
-        "/models/half",
-        "/models/fresh",
         "/models/..%2f..",
         "/models/%3Cscript%3Ealert(1)%3C%2Fscript%3E",
         "/models/model-000?run=no-such",
@@ -166,7 +171,7 @@ def test_links_from_airflow(client: TestClient, olga: dict[str, str]) -> None:
         "/published/model-000/runs/run-0001/plan.json",
         "/published/model-000/data/..%2Findex.json",
         "/published/..%2Fmodel-000/runs/run-0001/report.html",
-        "/api/models/half",
+        "/api/models/no-such",
         "/static/..%2fstore.py",
     ],
 )
@@ -175,6 +180,28 @@ def test_what_is_not_there_or_not_for_you(client: TestClient, olga: dict[str, st
     assert answer.status_code == 404
     assert "not for you" not in answer.text
     assert "<script>alert" not in answer.text
+
+
+def test_a_pipeline_before_its_first_run_has_ended(client: TestClient, olga: dict[str, str]) -> None:
+    text = client.get("/refit/models/fresh", headers=olga).text
+    assert "Nothing of this pipeline serves." in text
+    assert 'data-dialog="retrain"' in text
+    assert client.get("/refit/api/models/fresh", headers=olga).json()["going_on"] == []
+    assert "manual__asks" in client.get("/refit/models/asking", headers=olga).text
+
+
+def test_half_written_files_say_what_to_do(client: TestClient, olga: dict[str, str], root: Path) -> None:
+    text = client.get("/refit/models/half", headers=olga).text
+    assert "not known what serves" in text
+    assert "refit publish half" in text
+    report = root / "model-001" / "runs" / "run-0006" / "report.json"
+    report.write_text(report.read_text()[:999])
+    text = client.get("/refit/models/model-001", headers=olga).text  # the run of its champion
+    assert "version 6 serves" in text
+    assert "remove published/model-001/runs/run-0006" in text
+    index = root / "model-001" / "index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "damaged": [3]}))
+    assert "record of version 3 cannot be read" in client.get("/refit/models/model-001", headers=olga).text
 
 
 def test_an_index_of_another_shape_is_shown_harmlessly(client: TestClient, olga: dict[str, str]) -> None:

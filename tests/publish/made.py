@@ -19,7 +19,8 @@ class Workspace:
         self.published = root / "workspace" / "published" / name
 
     def run(self, run: str, *, prices: dict[str, Any] | None = None, **results: dict[str, Any]) -> Path:
-        """A run with a plan of train, evaluate_trained, gate_trained and release; `results` by stage."""
+        """A run with a plan of train, evaluate_trained, gate_trained and release; `results` by stage. Where one is
+        of quantize, that and evaluate_quantized are in the plan."""
         folder = self.folder / "runs" / run
         stages = [
             self._request(folder, 1, "train", "train", [], GPU),
@@ -27,6 +28,9 @@ class Workspace:
             self._request(folder, 3, "gate_trained", "gate", ["evaluate_trained"]),
             self._request(folder, 4, "release", "release", ["train"]),
         ]
+        if "quantize" in results:
+            stages.append(self._request(folder, 5, "quantize", "quantize", ["train"]))
+            stages.append(self._request(folder, 6, "evaluate_quantized", "evaluate", ["quantize"]))
         plan = {
             "pipeline": self.folder.name,
             "run": run,

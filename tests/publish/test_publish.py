@@ -72,6 +72,32 @@ def test_a_good_run(ws: Workspace) -> None:
     assert [(r["run"], r["state"], r["version"]) for r in found["runs"]] == [("r1", "succeeded", 1)]
 
 
+def test_what_quantization_did_stands_side_by_side(ws: Workspace) -> None:
+    int8 = {"outputs": {"model": {"bytes": 600}}}
+    run = ws.run("r1", **{**GOOD, "quantize": int8, "evaluate_quantized": {"metrics": {"mAP50": 0.79}}})
+    speed = [{"batch": 8, "before_ms": 70.0, "after_ms": 30.0}, {"batch": 1, "before_ms": 9.0, "after_ms": 4.0}]
+    rungs = [{"name": "ptq", "speed": []}, {"name": "mixed 1", "speed": speed}]
+    ladder = run / "05-quantize" / "out" / "ladder.json"
+    ladder.write_text(json.dumps({"winner": "mixed 1", "rungs": rungs}))
+    stage.refresh(ws.folder, "r1")
+    trained, quantized = report(ws, "r1")["models"]
+    assert (trained["milliseconds_alone"], quantized["milliseconds_alone"]) == (9.0, 4.0)
+    assert (quantized["parameters"], quantized["bytes"], quantized["milliseconds"]) == (5000, 600, 4.5)
+    assert "ms alone" in html(ws, "r1")
+    ladder.write_text('{"winner": "mixed 1", "rungs": [{"name": "mixed 1", "speed": [7]}]}')
+    stage.refresh(ws.folder, "r1")
+    assert "milliseconds_alone" not in report(ws, "r1")["models"][1]
+
+
+def test_a_release_whose_record_cannot_be_read_is_named(ws: Workspace) -> None:
+    ws.run("r1", **GOOD)
+    ws.release(1, "r1")
+    (ws.release(2, "r1") / "release.json").write_text('{"schema": 1, "mod')
+    stage.refresh(ws.folder, "r1")
+    found = index(ws)
+    assert (found["damaged"], [r["version"] for r in found["releases"]]) == ([2], [1])
+
+
 def test_a_failed_run_says_why_and_what_to_do(ws: Workspace) -> None:
     said = {"outcome": "out_of_memory", "reason": "killed at 8 GiB", "advice": "Give it more.", "log_tail": ["<b>loud"]}
     ws.run("r1", train=said)
