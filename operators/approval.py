@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
 
-from operators import inputs, names, notify
+from operators import inputs, links, names, notify
 from operators.stage import LocalStageOperator
 
 if TYPE_CHECKING:
@@ -36,16 +36,18 @@ def ask(task_id: str, context: Context, question: Mapping[str, Any]) -> None:
         return
     timeout = timedelta(hours=float(question["timeout_hours"]))
     default = {"approve": ApprovalOperator.APPROVE, "reject": ApprovalOperator.REJECT}[question["on_timeout"]]
+    ti = context["ti"]
+    told = f"\n\n{links.reports(ti.dag_id, ti.run_id)}" if question.get("report") else ""
     note = Param("", type="string", maxLength=500, title="Note", description="for the ledger", source="task")
     operator = ApprovalOperator(
         task_id=task_id,
         subject=question["subject"],
-        body=question["body"],
+        body=question["body"] + told,
         defaults=default,
         response_timeout=timeout,
         assigned_users=[{"id": who, "name": who} for who in question["assignees"]] or None,
         params={"note": note},
-        notifiers=notify.approval(str(names.pipeline_of(context["ti"].dag_id)), question),
+        notifiers=notify.approval(str(names.pipeline_of(ti.dag_id)), question),
     )
     operator.execute(context)
 

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
 
-def _address(ti_key: TaskInstanceKey) -> str:
+def _address(dag_id: str, run_id: str) -> str:
     base = urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
-    return f"{base}/refit/report/{quote(ti_key.dag_id, safe='')}/{quote(ti_key.run_id, safe='')}"
+    return f"{base}/refit/report/{quote(dag_id, safe='')}/{quote(run_id, safe='')}"
+
+
+def reports(dag_id: str, run_id: str) -> str:
+    """Both reports of a run, in Markdown."""
+    address = _address(dag_id, run_id)
+    return f"[Report of this run]({address}) · [what changed in the data]({address}?data=true)"
 
 
 class RunReport(BaseOperatorLink):
@@ -24,7 +30,7 @@ class RunReport(BaseOperatorLink):
     name = "Run report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return _address(ti_key)
+        return _address(ti_key.dag_id, ti_key.run_id)
 
 
 class DataReport(BaseOperatorLink):
@@ -33,4 +39,4 @@ class DataReport(BaseOperatorLink):
     name = "Data report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return f"{_address(ti_key)}?data=true"
+        return f"{_address(ti_key.dag_id, ti_key.run_id)}?data=true"

@@ -101,12 +101,25 @@ def run_approve(spec: ApproveSpec, out: Path, status: StatusWriter) -> None:
         "timeout_hours": spec.timeout_hours,
         "on_timeout": spec.on_timeout,
         "assignees": spec.assignees,
+        "report": needed and _reported(run),
     }
     write_json(out / "question.json", {"schema": 1, **question, "verdicts": {j.name: j.verdict for j in judged}})
     write_text(out / "summary.json", json.dumps(question))
     told = f"a person decides ({', '.join(doubts) or 'approval.when: always'})" if needed else "no gate has a doubt"
     print(told)
     status.success(told, kpi={"needed": float(needed), "doubts": float(len(doubts))})
+
+
+def _reported(run: Path) -> bool:
+    """Publish the run's report as far as it goes, for whoever is asked; the question is put without it as well."""
+    from refit.publish.stage import report_so_far  # OpenCV is needed only where somebody is asked
+
+    try:
+        report_so_far(run.parents[1], run.name)
+    except (OSError, StageError) as exc:
+        print(f"warning: no report was published for the question: {exc}")
+        return False
+    return True
 
 
 def _body(plan: Mapping[str, Any], judged: Sequence[Judged], data: Mapping[str, Any]) -> str:

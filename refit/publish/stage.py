@@ -86,10 +86,7 @@ def refresh(workspace: Path, run: str | None = None, *, run_id: str = "", failed
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
                 print(f"warning: no report can be made of {workspace / 'runs' / name}: {exc!r}")
         if run is not None:
-            try:
-                _write(workspace, run, run_id=run_id, failed=failed)
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
-                raise StageError(f"no report can be made of {workspace / 'runs' / run}: {exc!r}") from exc
+            _write_named(workspace, run, run_id=run_id, failed=failed)
             done.append(run)
         made = indices.make(workspace)
         _forget(folder, made)
@@ -98,6 +95,18 @@ def refresh(workspace: Path, run: str | None = None, *, run_id: str = "", failed
         report = workspaces.read_json(place.of_run(workspace, last["run"]) / place.REPORT_JSON) if last else None
         write_text(folder / metrics.FILE, metrics.text(made, report))
     return done
+
+
+def report_so_far(workspace: Path, run: str) -> None:
+    """The report of a run that goes on, for whoever is asked about it; the index does not know the run before its end.
+
+    Raises:
+        StageError, OSError: none was written.
+    """
+    folder = place.of_pipeline(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        _write_named(workspace, run)
 
 
 def _wants_report(run: Path, workspace: Path) -> bool:
@@ -109,6 +118,14 @@ def _wants_report(run: Path, workspace: Path) -> bool:
         return max(results) > (place.of_run(workspace, run.name) / place.REPORT_JSON).stat().st_mtime
     except FileNotFoundError:
         return True
+
+
+def _write_named(workspace: Path, run: str, *, run_id: str = "", failed: Sequence[str] = ()) -> None:
+    """As `_write`, for the run that is asked for. Raises StageError."""
+    try:
+        _write(workspace, run, run_id=run_id, failed=failed)
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise StageError(f"no report can be made of {workspace / 'runs' / run}: {exc!r}") from exc
 
 
 def _write(workspace: Path, run: str, *, run_id: str = "", failed: Sequence[str] = ()) -> None:

@@ -75,7 +75,11 @@ class PipelineRun:
         except (OSError, StageError) as exc:
             print(f"warning: no report was published: {exc}", file=sys.stderr)
         else:
-            print(f"report: {place.of_run(run.parents[1], run.name) / place.REPORT}")
+            print(f"report: {self._report()}")
+
+    def _report(self) -> Path:
+        run = Path(self.request["paths"]["run"])
+        return place.of_run(run.parents[1], run.name) / place.REPORT
 
     def _stages(self) -> int:
         began = time.monotonic()
@@ -111,6 +115,8 @@ class PipelineRun:
 
         who = f"{getpass.getuser()}@{socket.gethostname()}"
         print(f"{question['subject']}\n{question['body']}")
+        if question.get("report"):
+            print(f"report: {self._report()}")
         if self._approve is not None:
             decision = Decision.now(approved=True, by=who, note=self._approve or "refit run --approve")
         elif sys.stdin.isatty():

@@ -24,7 +24,10 @@ from refit.triton.route import challenger_of
 from refit.triton.shadow import Comparison, compare
 from refit.triton.specs import CanarySpec, ReleaseSpec
 from refit.triton.traffic import Traffic, failing, is_slower, slower
-from refit.triton.transaction import exclusive
+from refit.triton.transaction import exclusive, reached
+
+STEPS = ("trial-loaded", "trial-compared", "trial-unloaded", "trial-dropped")
+"""Steps of a trial after those of the challenger's release, in order."""
 
 Say = Callable[[str], None]
 _LOOK_SECONDS = 5.0
@@ -49,10 +52,12 @@ def canary(spec: CanarySpec, out: Path, say: Say = lambda _: None) -> tuple[Verd
         about = {"keep_versions": 1, "pipeline": request.get("pipeline"), "run": request.get("run")}
         asked = trial.model_dump(include=set(ReleaseSpec.model_fields))
         release(ReleaseSpec.model_validate({**asked, **about}), None, say)
+        reached("trial-loaded")
         try:
             say(f"Asking {spec.model} and {trial.model} the same {len(pictures)} pictures")
             found = compare(client, spec.model, trial.model, pictures)
             fault = _fault(spec, found) or _routed(spec, servers, trial.model, say)
+            reached("trial-compared")
         except TritonError as exc:
             raise type(exc)(f"the challenger was not compared, and is dropped: {exc}") from exc
         finally:
@@ -109,7 +114,9 @@ def _routed(spec: CanarySpec, servers: Servers, challenger: str, say: Say) -> st
 def _drop(trial: CanarySpec, say: Say) -> None:
     with exclusive(trial, "the end of a trial", say) as held:
         errors = fleet.each(held.servers, lambda server: server.unload(trial.model))
+        reached("trial-unloaded")
         held.repository.drop(trial.model, "the trial is over")
+        reached("trial-dropped")
     for exc in errors:
         say(f"{trial.model} was not unloaded: {exc}")
 

@@ -62,6 +62,7 @@ def _table(records: Sequence[Record]) -> list[str]:
 def add_rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the model's name in Triton")
     parser.add_argument("--to", type=int, metavar="N", help="the version; default: the one that served before")
+    _add_public_key(parser)
     _add_target(parser, ROLLBACK_DAG)
 
 
@@ -82,7 +83,9 @@ def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
     from refit.triton.specs import RollbackSpec
     from refit.triton.stage import stage_errors, tell_people
 
-    spec = _spec(RollbackSpec, args, settings, model=args.model, to=args.to)
+    ledger, _ = _known(args.model, settings)[-1]
+    key = _public_key(args.public_key, ledger, settings)
+    spec = _spec(RollbackSpec, args, settings, model=args.model, to=args.to, public_key=key)
     signal.signal(signal.SIGTERM, _cancel)
     try:
         with stage_errors():
@@ -158,6 +161,10 @@ def _spec(kind: type[_ByHand], args: argparse.Namespace, settings: Settings, **m
 def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model's name in Triton; default: all")
     parser.add_argument("--version", type=int, metavar="N", help="default: every version that serves or may serve")
+    _add_public_key(parser)
+
+
+def _add_public_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--public-key", type=Path, metavar="FILE", help="as PEM; default: release.signing.public_key of the pipeline"
     )

@@ -28,9 +28,9 @@ def rollback_request(
     Raises:
         ValueError: the pipeline releases nothing.
     """
-    return _request(
-        pipeline, profile, settings, f"rollback-{run_id}", "rollback", {"to": to, "by": by, "reason": reason}
-    )
+    signing = pipeline.release.signing if pipeline.release else None
+    told = {"to": to, "by": by, "reason": reason, "public_key": signing.public_key if signing else None}
+    return _request(pipeline, profile, settings, f"rollback-{run_id}", "rollback", told)
 
 
 def reconcile_request(

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+from refit.triton import lineage, verify
 from refit.triton.champion import Champion, look
 from refit.triton.config import Signature
 from refit.triton.errors import ArtefactError, RollbackError
@@ -93,18 +95,37 @@ def _choose(spec: RollbackSpec, repository: Repository, champion: Champion) -> t
             f"version {wanted} of {spec.model} cannot serve: it is not in {repository.place}, or the ledger "
             f"{spec.ledger} does not know it as good; there are {good or 'none'}"
         )
+    ledger, record = found
     try:
         with repository.local(spec.model, wanted) as folder:
             model = read_model(folder)
+            if model.sha256 != record.sha256:
+                file = "" if model.engines else f"/{ONNX}"
+                raise RollbackError(
+                    f"{repository.place}/{spec.model}/{wanted}{file} is not the file that was released as version "
+                    f"{wanted} (sha256 {record.sha256}): somebody changed it; go back to another version"
+                )
+            if spec.public_key is not None:
+                _check_signature(ledger, record, spec.public_key, folder)
     except ArtefactError as exc:
         raise RollbackError(f"version {wanted} of {spec.model} cannot serve: {exc}") from None
-    if model.sha256 != found[1].sha256:
-        file = "" if model.engines else f"/{ONNX}"
-        raise RollbackError(
-            f"{repository.place}/{spec.model}/{wanted}{file} is not the file that was released as version {wanted} "
-            f"(sha256 {found[1].sha256}): somebody changed it; go back to another version"
-        )
-    return *found, model.signature
+    return ledger, record, model.signature
+
+
+def _check_signature(ledger: Ledger, record: Record, public_key: str, folder: Path) -> None:
+    """The card in the ledger and the files that Triton is about to load are what was signed. Raises ArtefactError."""
+    from refit.triton import signing  # cryptography is needed only here
+
+    try:
+        files = verify.signed(ledger.path(record.version), record, public_key)
+        there = {f"model/{name}": digest for name, digest in signing.digests(folder, frozenset()).items()}
+        if {**there, lineage.FILE: files.get(lineage.FILE)} != files:
+            raise signing.SigningError(f"{folder}: the files in the model repository are not those that were signed")
+    except signing.SigningError as exc:
+        raise ArtefactError(
+            f"{exc}. Go back to another version; or, where it is known to be good (released before release.signing was "
+            f"set, or signed with an older key), take release.signing out of the pipeline's file for this roll back"
+        ) from None
 
 
 def _before(spec: RollbackSpec, ledger: Ledger, there: list[int], champion: Champion) -> int:

@@ -128,6 +128,9 @@ class RollbackSpec(ByHandSpec):
     """The spec of `python -m refit.triton rollback`."""
 
     to: int | None = Field(None, ge=1, description="the version; null: the one that served before")
+    public_key: str | None = Field(
+        None, description="as PEM: the version's signature must hold by it; null: signatures are not looked at"
+    )
 
 
 class ReconcileSpec(ByHandSpec):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -91,22 +91,28 @@ def _signature(folder: Path, record: Record, public_key: str | None) -> Iterator
     from refit.triton import signing  # cryptography is needed only here
 
     try:
-        signed = signing.verify(folder, signing.public_key(public_key))
-        there = signing.digests(folder, LEFT_OUT | {signing.FILE})
+        signed(folder, record, public_key)
+        yield Finding("ok", about, f"good, of key {signing.fingerprint(signing.public_key(public_key))[:16]}")
     except signing.SigningError as exc:
         yield Finding("FAIL", about, str(exc))
-        return
+
+
+def signed(folder: Path, record: Record, public_key: str) -> Mapping[str, str]:
+    """The files of a version that its signature names, by their path in the ledger's folder -> sha256; those that lie
+    there are as they were signed. Raises SigningError."""
+    from refit.triton import signing
+
+    found = signing.verify(folder, signing.public_key(public_key))
     name = f"{record.model}:{record.version}"
-    if signed.name != name:
-        yield Finding("FAIL", about, f"it is that of {signed.name}, not of {name}")
-        return
+    if found.name != name:
+        raise signing.SigningError(f"{folder / signing.FILE}: it is that of {found.name}, not of {name}")
+    there = signing.digests(folder, LEFT_OUT | {signing.FILE})
     kept = (folder / "model").is_dir()  # the files go when the version is pruned, the card stays
-    wanted = {n: d for n, d in signed.files.items() if kept or not n.startswith("model/")}
+    wanted = {n: d for n, d in found.files.items() if kept or not n.startswith("model/")}
     wrong = sorted(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
     if wrong:
-        yield Finding("FAIL", about, f"{folder}: {', '.join(wrong)} not as signed")
-    else:
-        yield Finding("ok", about, f"good, of key {signing.fingerprint(signing.public_key(public_key))[:16]}")
+        raise signing.SigningError(f"{folder}: {', '.join(wrong)} not as signed")
+    return found.files
 
 
 def served(record: Record) -> Finding:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import pytest
@@ -262,6 +263,7 @@ def test_a_person_decides_before_the_release(airflow: Airflow, option: str, stat
     asked = question(airflow, run)
     assert asked["subject"] == f"Release live of run {run}?"
     assert "- **gate: ask** ring lost {{ 1/0 }} 0.2" in asked["body"]
+    assert f"[Report of this run](/refit/report/asking/{quote(run, safe='')})" in asked["body"]
     assert airflow.states("asking", run)["release"] is None
     answer(airflow, run, option, note="seen the pictures")
     assert airflow.finished("asking", run) == state

@@ -98,6 +98,7 @@ MATRIX: dict[str, tuple[dict[str, Any], set[str]]] = {
                 "metricsClients": [{"podSelector": {}}],
                 "tensorboardClients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
                 "stageEgress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+                "releaseEgress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
                 "tritonEgress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
             },
             "commonLabels": {"owner": "ml"},
@@ -313,6 +314,18 @@ class TestNetworkPolicies:
         wanted = releases["podSelector"]["matchLabels"]
         assert wanted == stages["podSelector"]["matchLabels"] | _profile(rendered)["triton"]["client_labels"]
         assert [p["port"] for p in releases["egress"][0]["ports"]] == ["http", "grpc"]
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_pods_that_release_reach_the_store_of_a_bucket(self, own: bool) -> None:
+        """With the chart's Triton or one elsewhere; no other stage pod does."""
+        store = {"to": [{"ipBlock": {"cidr": "203.0.113.0/24"}}], "ports": [{"port": 443, "protocol": "TCP"}]}
+        bucket = {"overrides": {"triton": {"repository": "s3://models/production"}}}
+        values = {"networkPolicies": {"releaseEgress": [store]}, "profile": bucket, "triton": {"enabled": own}}
+        rendered = render(values)
+        releases = rendered.one("NetworkPolicy", "refit-releases")["spec"]
+        assert releases["podSelector"]["matchLabels"].items() >= _profile(rendered)["triton"]["client_labels"].items()
+        assert releases["egress"][int(own) :] == [store]
+        assert store not in rendered.one("NetworkPolicy", "refit-stages")["spec"]["egress"]
 
     def test_the_test_pod_is_a_client(self) -> None:
         assert render({}).one("Pod", "refit-test-serving")["metadata"]["labels"]["refit/triton-client"] == "true"

@@ -55,6 +55,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"quota": {"hard": {"pods": "ten"}}}, "at '/quota/hard/pods'"),
     ({"tensorboard": {"pipelines": ["A B"]}}, "at '/tensorboard/pipelines/0'"),
     # Good by themselves, not together, or not in this cluster: the message says what to do.
+    (
+        {"profile": {"overrides": {"triton": {"repository": "s3://models/production"}}}},
+        "no release pod may reach it: add the store to networkPolicies.releaseEgress",
+    ),
     ({"triton": {"device": "gpu"}}, "set triton.image.repository and triton.image.tag to NVIDIA's"),
     ({"triton": {"autoscaling": {"enabled": True, "minReplicas": 5}}}, "minReplicas (5) is more than maxReplicas (4)"),
     (

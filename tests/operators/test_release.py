@@ -61,6 +61,17 @@ def test_what_the_runner_is_told(where: Settings) -> None:
     assert (spec["by"], spec["reason"]) == ("lea (Airflow)", "{out} misses plates\n{secret:KEY}")
 
 
+def test_signatures_are_held_against_the_pipelines_key(where: Settings) -> None:
+    key = "-----BEGIN PUBLIC KEY-----\nA\n-----END PUBLIC KEY-----\n"
+    for signing, expected in ((f"release: {{signing: {{secret: K, public_key: {json.dumps(key)}}}}}", key), ("", None)):
+        write_pipeline(where.pipelines / "p.yaml", signing)
+        pipeline = inputs.read("p", {}, where)
+        profile = cluster.of_pipeline(pipeline, where)
+        request = asked_of(release.RollbackOperator.request, asked(), pipeline, profile, where)
+        assert told(request)["public_key"] == expected
+        assert "K" not in request["secrets"], "the private key is for releases"
+
+
 def test_the_control_key_is_named_and_never_there(where: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
     pipeline = inputs.read("p", {}, where)

@@ -84,7 +84,7 @@ def test_each_run_asks_anew(place: Place) -> None:
 
 def asked(tmp_path: Path, verdicts: dict[str, tuple[str, str]], **spec: Any) -> dict[str, Any]:
     """What the stage says of a run whose gates said this; ends with its summary."""
-    run = tmp_path / "runs" / "r1"
+    run = tmp_path / "mine" / "runs" / "r1"
     stages = [stage(run, i, name, action="gate", model="m") for i, name in enumerate(verdicts, 1)]
     for s, (state, reason) in zip(stages, verdicts.values(), strict=True):
         out = Path(s["paths"]["stage"]) / "out"
@@ -117,6 +117,28 @@ def test_the_question_begins_with_the_doubts_and_tells_of_the_data(tmp_path: Pat
     assert lines[1] == "- **gate_a: pass** fine"
     assert lines[2] == "- data: 240 images (40 added)"
     assert "gate_champion" not in said["body"], "it was off in this run"
+
+
+def test_whoever_is_asked_finds_the_report_of_the_run(tmp_path: Path) -> None:
+    """It is published before the question, as far as the run has come; where nobody is asked it waits for the end."""
+    published = tmp_path / "published" / "mine" / "runs" / "r1"
+    assert not asked(tmp_path / "1", {"gate_a": ("pass", "fine")})["report"]
+    assert not (tmp_path / "1" / "published").exists()
+    assert asked(tmp_path, {"gate_a": ("ask", "ring lost")})["report"]
+    report = json.loads((published / "report.json").read_text())
+    assert report["state"] == "unfinished"
+    assert [s["name"] for s in report["stages"]] == ["bind", "gate_a"]
+    assert "not finished" in (published / "report.html").read_text()
+    assert not (published.parents[1] / "index.json").exists(), "the run is no row before its end"
+
+
+def test_a_report_that_cannot_be_written_keeps_nobody_from_asking(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.joinpath("published").write_text("a file in its place")
+    said = asked(tmp_path, {"gate_a": ("ask", "ring lost")})
+    assert (said["needed"], said["report"]) == (True, False)
+    assert "warning: no report was published for the question" in capsys.readouterr().out
 
 
 def test_a_long_question_fits_into_a_result(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def snapshot(folder: Path, count: int = 6) -> Path:
     return folder
 
 
-def spec(place: Place, path: Path, **more: object) -> CanarySpec:
+def trial_spec(place: Place, path: Path, **more: object) -> CanarySpec:
     lines = WatchLines(max_slowdown=1000)  # this machine may be busy
     asked = place.spec(path).model_dump() | {"snapshot": place.folder / "snapshot", "lines": lines, **more}
     return CanarySpec.model_validate(asked)
@@ -49,16 +49,16 @@ def assert_gone(place: Place) -> None:
 def test_challenger_is_compared_and_dropped(place: Place) -> None:
     snapshot(place.folder / "snapshot")
     first = place.model("a")
-    verdict, found = canary(spec(place, first), place.folder / "out")
+    verdict, found = canary(trial_spec(place, first), place.folder / "out")
     assert (verdict.state, found) == ("pass", None), "nothing serves yet"
     place.release(first)
-    verdict, found = canary(spec(place, first, images_asked=4), place.folder / "out")
+    verdict, found = canary(trial_spec(place, first, images_asked=4), place.folder / "out")
     assert found is not None
     assert (verdict.state, found.agreement, found.images) == ("pass", 1.0, 4)
     assert found.champion == found.challenger > 0
     assert_gone(place)
     other = place.model("b", seed=5)
-    verdict, found = canary(spec(place, other, min_agreement=1.0), place.folder / "out")
+    verdict, found = canary(trial_spec(place, other, min_agreement=1.0), place.folder / "out")
     assert found is not None
     assert verdict.state == "fail"
     assert found.agreement < 1
@@ -71,7 +71,7 @@ def test_challenger_that_does_not_load_leaves_the_champion_alone(place: Place) -
     snapshot(place.folder / "snapshot")
     place.release(place.model("a"))
     with pytest.raises(ReleaseFailed, match="nothing served before, and nothing serves now"):
-        canary(spec(place, place.model("bad", operator="Unknown")), place.folder / "out")
+        canary(trial_spec(place, place.model("bad", operator="Unknown")), place.folder / "out")
     assert_gone(place)
 
 
@@ -90,7 +90,7 @@ def test_share_of_requests_that_clients_route_is_judged(place: Place) -> None:
                 for key in range(40):
                     client.infer(model_for(place.name, str(key), 0.5), {INPUT: noise(1)})
 
-    asked = spec(place, first, minutes=0.02, lines=WatchLines(min_requests=10, max_slowdown=1000))
+    asked = trial_spec(place, first, minutes=0.02, lines=WatchLines(min_requests=10, max_slowdown=1000))
     verdict, _ = canary(asked, place.folder / "out", route)
     assert verdict.state == "pass"
     (told,) = (m for m in said if m.startswith("The challenger was asked"))

@@ -16,16 +16,20 @@ from typing import Any
 
 import pytest
 
+from refit.triton.canary import STEPS as TRIAL_STEPS
+from refit.triton.canary import canary
 from refit.triton.errors import ReleaseFailed, TritonError, TritonUnavailable
 from refit.triton.installation import Installation
 from refit.triton.ledger import Ledger
 from refit.triton.release import release
 from refit.triton.rollback import rollback
+from refit.triton.route import challenger_of
 from refit.triton.server import TritonServer
-from refit.triton.specs import ReleaseSpec, RollbackSpec
+from refit.triton.specs import CanarySpec, ReleaseSpec, RollbackSpec
 from refit.triton.transaction import STEPS, UNDO_STEPS
 from tests.triton.fixtures import Place
 from tests.triton.models import INPUT, REPOSITORY, make_model, noise, release_spec, write_spec
+from tests.triton.test_canary import snapshot, trial_spec
 
 
 def _release(step: str, spec: ReleaseSpec) -> None:
@@ -36,6 +40,11 @@ def _release(step: str, spec: ReleaseSpec) -> None:
 def _rollback(step: str, spec: RollbackSpec) -> None:
     os.environ["REFIT_CRASH_AT"] = step
     rollback(spec)
+
+
+def _canary(step: str, spec: CanarySpec) -> None:
+    os.environ["REFIT_CRASH_AT"] = step
+    canary(spec, spec.snapshot.parent / "out")
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +135,23 @@ def test_killed_rollback_is_finished_or_undone(place: Place, processes: ForkServ
     assert (report.outcome, report.version) == ("rolled_back" if done else "already_serving", 2)
     assert_settled(place, 2)
     assert place.versions == ["1", "2"]
+
+
+# `undo-server` is of a server that served the model before; a challenger's name serves nothing.
+@pytest.mark.parametrize("step", [*STEPS, *(s for s in UNDO_STEPS if s != "undo-server"), *TRIAL_STEPS])
+def test_killed_trial_is_undone_by_the_next(place: Place, processes: ForkServerContext, step: str) -> None:
+    """The champion serves on; the next trial has its verdict, and nothing is left of either challenger."""
+    snapshot(place.folder / "snapshot")
+    place.release(place.model("a"))
+    bad = {"operator": "Unknown"} if step in UNDO_STEPS else {}
+    run_until_killed(processes, _canary, step, trial_spec(place, place.model("b", **bad), images_asked=2))
+    assert place.client.infer(place.name, {INPUT: noise(1)}).version == 1
+    verdict, _ = canary(trial_spec(place, place.model("a"), images_asked=2), place.folder / "out")
+    assert verdict.state == "pass"
+    assert_settled(place, 1)
+    name = challenger_of(place.name)
+    assert place.client.ready_versions(name) == ()
+    assert [str(p) for p in place.repository.parent.glob(f"models*/{name}") if p.parent.name != "models.retired"] == []
 
 
 def test_triton_that_goes_away_in_mid_release(local_triton: Installation, tmp_path: Path) -> None:

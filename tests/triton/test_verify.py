@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ import pytest
 
 from refit import command
 from refit.triton.__main__ import ACTIONS
+from refit.triton.errors import RollbackError
 from refit.triton.ledger import Ledger, Record
-from refit.triton.specs import SigningSpec
+from refit.triton.model import read_model
+from refit.triton.rollback import rollback
+from refit.triton.specs import RollbackSpec, SigningSpec
 from refit.triton.verify import Finding, check
 from tests.triton.fixtures import Place
 from tests.triton.models import write_spec
@@ -163,3 +167,45 @@ def test_a_missing_key_stops_the_release_before_anything_is_touched(
     assert "there is no signing key" in capsys.readouterr().err
     assert not Path(place.ledger).exists()
     assert place.versions == []
+
+
+def change_model_and_record(place: Place) -> None:
+    """Other files in the repository, and a record that says that they were released."""
+    change_repository(place)
+    path = place.ledger / "1" / "release.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "sha256": read_model(place.repository / place.name / "1").sha256}))
+
+
+def test_a_roll_back_wants_the_signature_of_the_version(
+    place: Place,
+    key: ec.EllipticCurvePrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What does not hold is refused before anything is touched."""
+    released(place, key, monkeypatch)
+    place.release(place.model("b", seed=5))
+    where = {"url": place.server.url, "repository": place.repository, "ledger": place.ledger}
+    back = RollbackSpec.model_validate({"model": place.name, "public_key": public_pem(key), **where})
+    (place.folder / "kept").mkdir()
+    kept = [place.ledger / "1", place.repository / place.name / "1"]
+    for i, folder in enumerate(kept):
+        shutil.copytree(folder, place.folder / "kept" / str(i))
+    for change, told in (
+        (change_card, "card.json not as signed"),
+        (drop_signature, "there is no signature. Go back to another version; or, where it is known to be good"),
+        (change_model_and_record, "the files in the model repository are not those that were signed"),
+    ):
+        change(place)
+        with pytest.raises(RollbackError, match=told):
+            rollback(back)
+        for i, folder in enumerate(kept):
+            shutil.rmtree(folder)
+            shutil.copytree(place.folder / "kept" / str(i), folder)
+    other = public_pem(ec.generate_private_key(ec.SECP256R1()))
+    with pytest.raises(RollbackError, match="signed with another key"):
+        rollback(back.model_copy(update={"public_key": other}))
+    assert place.client.ready_versions(place.name) == (2,)
+    assert rollback(back).version == 1
+    with pytest.raises(RollbackError, match=r"version 2 .* there is no signature"):
+        rollback(back.model_copy(update={"to": 2}))

@@ -39,6 +39,10 @@ Each message names the value and what to do.
 {{- if not (hasKey .Values.stages.gpu.types "default") -}}
 {{- fail "stages.gpu.types has no entry named default: it is what a stage gets that names no type of GPU" -}}
 {{- end -}}
+{{- $repository := dig "triton" "repository" "" .Values.profile.overrides -}}
+{{- if and .Values.networkPolicies.enabled (contains "://" $repository) (not .Values.networkPolicies.releaseEgress) -}}
+{{- fail (printf "profile.overrides.triton.repository is %s, and no release pod may reach it: add the store to networkPolicies.releaseEgress, e.g. [{ports: [{port: 443, protocol: TCP}]}]" $repository) -}}
+{{- end -}}
 {{- if hasKey .Values.stages.secrets "TRITON_CONTROL_KEY" -}}
 {{- fail "stages.secrets.TRITON_CONTROL_KEY: name the Secret in triton.controlKey.existingSecret instead, so that server and releases agree" -}}
 {{- end -}}
