@@ -6,7 +6,7 @@ clock, no environment; the same pipeline gives the same stages. `refit.plan` bin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,10 +106,10 @@ class ParamField:
 
 
 CHAMPION = "{champion}"
-"""Stands in the spec of evaluate_champion for the folder with the files of the version that serves (a plan has the
-path). Where nothing serves that could be compared, the stages in CHAMPION_STAGES are off."""
+"""Stands in the specs of CHAMPION_STAGES for the folder with the files of the version that serves (a plan has the
+path). Where nothing serves that could be compared, these stages are off."""
 
-CHAMPION_STAGES = frozenset({"evaluate_champion", "gate_champion"})
+CHAMPION_STAGES = frozenset({"prepare_champion", "prove_champion", "evaluate_champion", "gate_champion"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,10 @@ class Toolkit(Protocol):
         """Stage -> what is changed in the user's own spec files for it, a line each; {} where there are none."""
 
     def network_input(self, pipeline: Any) -> NetworkInput: ...
+
+    def comparable(self, pipeline: Any, files: Collection[str], classes: Sequence[str]) -> str:
+        """Why the version that serves, by the names of its files and its model.json's classes, cannot be evaluated
+        beside this pipeline's model; "" where it can."""
 
     def preflight(
         self, pipeline: Any, profile: Profile, dataset: Mapping[str, Any] | None

@@ -5,7 +5,7 @@ Turns a pipeline with `toolkit: cpu` into stages whose commands are `python -m r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -163,6 +163,11 @@ class CpuToolkit:
         network = pipeline.network
         letterbox = network.resize == "letterbox"
         return NetworkInput(network.input_width, network.input_height, network.stride, letterbox)
+
+    def comparable(self, pipeline: CpuPipeline, files: Collection[str], classes: Sequence[str]) -> str:
+        if list(classes) != pipeline.dataset.classes:
+            return f"it has other classes ({', '.join(classes)})"
+        return "" if "model.onnx" in files else "it is no ONNX file"
 
     def preflight(
         self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None

@@ -7,7 +7,8 @@ facts (`scope`), and Refit's own commands around TAO's (`own`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from refit.tao.render import BEGINNINGS
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import NetworkInput, Stage
 from refit.toolkits.canary import with_canary
+from refit.toolkits.chain import NO_PROFILE
 from refit.toolkits.smoke import changed, with_smoke
 from refit.toolkits.tao.chain import TaoChain
 from refit.toolkits.tao.model import TaoPipeline, TaoStages
@@ -98,6 +100,11 @@ class TaoToolkit:
             int(facts.sidecar.get("stride", _FINEST)),
             facts.sidecar.get("input", {}).get("resize", "letterbox") == "letterbox",
         )
+
+    def comparable(self, pipeline: TaoPipeline, files: Collection[str], classes: Sequence[str]) -> str:
+        """Whatever its file is: a Triton is asked, and what it answers is read by the names of the classes."""
+        mine = json.loads(TaoChain(pipeline, NO_PROFILE).sidecar)["classes"]
+        return "" if set(classes) == set(mine) else f"it has other classes ({', '.join(classes)})"
 
     def preflight(
         self, pipeline: TaoPipeline, profile: Profile, dataset: Mapping[str, Any] | None
