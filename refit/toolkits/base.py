@@ -54,6 +54,8 @@ class Stage:
     how to read a command that is not ours.
     `code` names the packages of `refit` whose source decides the result (part of the key); none where the command is
     not Refit's: what is to be found in its results is part of the key then.
+    `any_data`: it reads the snapshot, and an earlier result of one of the same classes, splits and kinds of images will
+    do.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Stage:
     metrics: Mapping[str, Any] | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
     reads_snapshot: bool = False
+    any_data: bool = False
     image: str | None = None
     exit_codes: Mapping[str, str] = field(default_factory=lambda: dict(OUR_EXIT_CODES))
     grace_seconds: float = 20

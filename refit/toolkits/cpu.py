@@ -31,7 +31,7 @@ from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.canary import with_canary
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, unknown_resources
 from refit.toolkits.proof import Proven
-from refit.toolkits.smoke import changed, with_smoke
+from refit.toolkits.smoke import Needed, changed, with_smoke
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "pretrained")
 
@@ -129,10 +129,10 @@ class CpuToolkit:
     def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
         chain = _Chain(pipeline, profile, dataset)
 
-        def tiny(smoke: Smoke) -> tuple[Iterable[Stage], int]:
+        def tiny(smoke: Smoke) -> tuple[Iterable[Stage], Needed]:
             less = changed(pipeline, {**_LITTLE, "stages.quantize.images": smoke.images})
             batch = max(t.batch_size for t in (less.stages.train, less.stages.retrain) if t is not None)
-            return _Chain(less, profile).stages(), batch
+            return _Chain(less, profile).stages(), Needed(batch)
 
         smoked = with_smoke(chain, chain.stages(), tiny)
         return list(with_approval(pipeline, with_canary(pipeline, smoked)))
