@@ -578,27 +578,26 @@ def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: 
 def _champion(pipeline: Any, profile: cluster.Profile, workspace: Path) -> Path | None:
     """The files of the version that serves, by this pipeline's own ledger; None where they cannot be compared."""
     from refit.triton.ledger import Ledger
-    from refit.triton.model import ONNX
     from refit.triton.serving import is_other
 
     if pipeline.release is None or pipeline.gates.champion is None:
         return None
     ledger = Ledger(workspace / "releases")
     record = ledger.serving(pipeline.release.model or str(pipeline.name))
-    if record is None or not (ledger.model(record.version) / ONNX).exists():
+    if record is None or not ledger.model(record.version).is_dir():
         return None
     if is_other(record, (pipeline.release.triton or profile.triton).url):
         print(
             f"warning: Triton does not serve version {record.version} as it was released, with which the new model is "
             "compared: somebody changed it, or it is going down or coming up; `refit reconcile` says what differs"
         )
-    if record.sidecar.get("classes") != pipeline.dataset.classes:
-        known = ", ".join(map(str, record.sidecar.get("classes", ())))
-        print(
-            f"warning: version {record.version} serves other classes ({known}): the new model is not compared with it"
-        )
+    kept = ledger.model(record.version)
+    known = [str(name) for name in record.sidecar.get("classes", ())]
+    toolkit = toolkits.get(pipeline.toolkit)
+    if why := toolkit.comparable(pipeline, {path.name for path in kept.iterdir()}, known):
+        print(f"warning: the new model is not compared with version {record.version}, which serves: {why}")
         return None
-    return ledger.model(record.version)
+    return kept
 
 
 def good_result(workspace: Path, key: str) -> Path | None:

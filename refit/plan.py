@@ -455,7 +455,7 @@ def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
             "env": stage.env,
             "files": {name: spec_text(spec) for name, spec in stage.files.items()},
             "gpus": stage.resources.gpus,
-            "data": bound.fingerprint if stage.reads_snapshot else None,
+            "data": _data(stage, bound),
             "secrets": sorted(stage.secrets),
             "upstream": {name: keys[name] for name in stage.inputs},
             **_dialect(stage),
@@ -463,6 +463,17 @@ def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
             **({} if stage.code else {"outputs": [o.to_json() for o in stage.outputs], "status": stage.status}),
         }
     )
+
+
+def _data(stage: Stage, bound: Bound) -> Any:
+    """What of the data decides a stage's result: all of it, or where any will do, what kind of data it is."""
+    if not stage.reads_snapshot:
+        return None
+    if not stage.any_data:
+        return bound.fingerprint
+    about = bound.dataset or {}
+    kinds = about.get("images", {}).get("extensions", {})
+    return {"classes": about.get("classes"), "splits": sorted(about.get("splits", {})), "images": sorted(kinds)}
 
 
 def _request(

@@ -11,6 +11,9 @@ ACTIONS = {
     "approve": Action(
         "refit.gates.approval:ApproveSpec", "refit.gates.approval:run_approve", "must a person be asked, and what"
     ),
+    "answered": Action(
+        "refit.gates.answered:AnsweredSpec", "refit.gates.answered:run", "score what one Triton answered of two models"
+    ),
     "parity": Action(
         "refit.gates.parity:ParitySpec", "refit.gates.stage:run_parity", "Triton's answers against the evaluations"
     ),

@@ -73,8 +73,10 @@ def quality(spec: QualitySpec) -> Verdict:
             bad.append(f"{named}, below the floor of {spec.floor:.3f}")
         else:
             good.append(f"at least {spec.floor:.3f}")
-    if spec.baseline is not None:
-        baseline = _results(spec.baseline)
+    baseline = _results(spec.baseline) if spec.baseline is not None else {}
+    if why := baseline.get("missing"):
+        odd.append(f"not compared with the model {spec.against}: {why}")
+    elif spec.baseline is not None:
         _comparable(candidate, baseline, spec)
         before = _metric(baseline, spec.metric, spec.baseline)
         drop = before - value

@@ -47,7 +47,7 @@ class Answers:
         """Read answers.json and answers.bin of a folder. Raises AnswersError."""
         try:
             index = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-            data = (folder / "answers.bin").read_bytes()
+            data = memoryview((folder / "answers.bin").read_bytes())  # the outputs are views of it
             outputs, errors = {}, {}
             times: dict[str, list[float]] = {}
             for row in index["answers"]:
@@ -64,7 +64,7 @@ class Answers:
             raise AnswersError(f"{folder}: cannot be read as answers of Triton ({exc!r}); run prove again") from None
 
 
-def _array(output: Mapping[str, Any], data: bytes) -> NDArray[Any]:
+def _array(output: Mapping[str, Any], data: memoryview) -> NDArray[Any]:
     dtype = np.dtype(NUMPY_TYPES[output["datatype"]])
     at, size = int(output["at"]), int(output["bytes"])
     return np.frombuffer(data[at : at + size], dtype).reshape(output["shape"])

@@ -5,7 +5,9 @@ Written to `out` (docs/contracts.md, "Proof"):
 - `pictures/<geometry>/<image>.z`: pictures of the split at the input's size, bytes [h, w, c] in RGB, compressed;
 - `request.json`: what is asked of which model with which pictures, and what each byte becomes in the tensor;
 - `truth.json`: what is in the pictures, a COCO instances file;
-- `model.json`: the description by which the client works.
+- `model.json`: the description by which the client works;
+- with `champion`: that version in the repository as well, asked about the same pictures in a way and with an input of
+  its own, and its description as `champion.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from refit import picture
 from refit.command import BadData, BadSpec
 from refit.data.snapshot import read_annotations
 from refit.files import write_bytes, write_json, write_text
-from refit.postprocess import ModelInfo, resize
+from refit.postprocess import InputInfo, ModelInfo, resize
 from refit.postprocess.info import FILE_NAME
 from refit.prove import ways
 from refit.prove.specs import PrepareSpec
@@ -32,8 +34,9 @@ from refit.triton.config import ModelConfig, read_signature
 from refit.triton.errors import ArtefactError
 from refit.triton.model import ONNX
 
-SERVED, PLAIN = "served", "onnx"
-"""What request.json calls the model that would be released, and the FP32 one before it."""
+SERVED, PLAIN, CHAMPION = "served", "onnx", "champion"
+"""What request.json calls the model that would be released, the FP32 one before it, and the version that serves."""
+CHAMPION_INFO = "champion.json"
 
 _LEVEL = 1  # of zlib: pictures are read once, by the next stage
 Row = Mapping[str, Any]
@@ -48,7 +51,8 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
     """
     try:
         artefact = read_artefact(spec.model_path, samples=1)
-        names = _stage(spec, artefact, out / "repository")
+        champion = read_artefact(spec.champion, samples=1) if spec.champion else None
+        names = _stage(spec, artefact, champion, out / "repository")
     except ArtefactError as exc:
         raise BadData(str(exc)) from None
     info, (tensor, *more) = artefact.info, artefact.signature.inputs
@@ -60,11 +64,12 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
     rows = _rows(spec)
     others = list(ways.others(info.input)) if spec.doubted else []
     every = [ways.client(info.input), *others]
+    rival = [ways.Way(CHAMPION, champion.info.input)] if champion else []
     doubted = min(spec.doubted, len(rows))
     for at, row in enumerate(rows):
         image = picture.read(spec.snapshot / "images" / row["file"])
         done: set[str] = set()
-        for way in every if at < doubted else every[:1]:
+        for way in [*(every if at < doubted else every[:1]), *rival]:
             if way.geometry not in done:
                 done.add(way.geometry)
                 small, _ = resize(image, way.entry)
@@ -73,34 +78,47 @@ def run(spec: PrepareSpec, out: Path, status: StatusWriter) -> None:
                 write_bytes(file, zlib.compress(small.tobytes(), _LEVEL))
     asks = [_ask(SERVED, every[0], len(rows)), *(_ask(SERVED, way, doubted) for way in others)]
     asks += [_ask(PLAIN, every[0], len(rows))] if PLAIN in names else []
-    entry = info.input
+    asks += [_ask(CHAMPION, way, len(rows)) for way in rival]
     request = {
         "schema": 1,
         "models": names,
-        "input": {"name": entry.name, "shape": [1, *entry.shape], "channels": entry.channels, "layout": entry.layout},
-        "ways": {way.name: recipe(way) for way in every},
+        "input": _tensor(info.input),
+        "ways": {
+            **{way.name: recipe(way) for way in every},
+            **{way.name: {**recipe(way), "input": _tensor(way.entry)} for way in rival},
+        },
         "asks": asks,
     }
     write_text(out / FILE_NAME, info.text())
+    if champion:
+        write_text(out / CHAMPION_INFO, champion.info.text())
     write_json(out / "truth.json", truth(rows, info))
     write_json(out / "request.json", request)
     status.success(f"{len(rows)} pictures of {spec.split!r}, {len(others)} other ways for {doubted} of them.")
 
 
-def _stage(spec: PrepareSpec, artefact: Artefact, repository: Path) -> dict[str, str]:
+def _stage(spec: PrepareSpec, artefact: Artefact, champion: Artefact | None, repository: Path) -> dict[str, str]:
     """The models as Triton reads them; what request.json calls them -> their names."""
     shutil.rmtree(repository, ignore_errors=True)
     names = {SERVED: spec.model}
-    plans = artefact.model.plans
-    kind = "KIND_GPU" if plans else "KIND_CPU"
-    served = ModelConfig(spec.model, 1, artefact.signature, 1, kind=kind, free_dims=artefact.free_dims(), plans=plans)
-    _model(repository, served, artefact.files())
+    _released(repository, spec.model, artefact)
+    if champion is not None:
+        names[CHAMPION] = f"{spec.model}-champion"
+        _released(repository, names[CHAMPION], champion)
     if spec.onnx is not None and spec.onnx != spec.model_path:
         names[PLAIN] = f"{spec.model}-fp32"
         signature = read_signature(spec.onnx)
         free = {t.name: reference.concrete(t, artefact.sidecar) for t in signature.inputs if -1 in t.dims}
         _model(repository, ModelConfig(names[PLAIN], 1, signature, 1, free_dims=free), {ONNX: spec.onnx})
     return names
+
+
+def _released(repository: Path, name: str, artefact: Artefact) -> None:
+    """A model as a release stages it."""
+    plans = artefact.model.plans
+    kind = "KIND_GPU" if plans else "KIND_CPU"
+    config = ModelConfig(name, 1, artefact.signature, 1, kind=kind, free_dims=artefact.free_dims(), plans=plans)
+    _model(repository, config, artefact.files())
 
 
 def _model(repository: Path, config: ModelConfig, files: Mapping[str, Path]) -> None:
@@ -120,12 +138,16 @@ def _rows(spec: PrepareSpec) -> Sequence[Row]:
     if not rows:
         raise BadData(f"{spec.snapshot}: no picture in split {spec.split!r}; name another, or say gates.parity: false")
     rows.sort(key=lambda row: str(row["file"]))
-    count = min(spec.images, len(rows))
+    count = min(spec.images or len(rows), len(rows))
     return [rows[at * len(rows) // count] for at in range(count)]
 
 
 def _ask(model: str, way: ways.Way, images: int) -> dict[str, Any]:
     return {"model": model, "way": way.name, "images": images}
+
+
+def _tensor(entry: InputInfo) -> dict[str, Any]:
+    return {"name": entry.name, "shape": [1, *entry.shape], "channels": entry.channels, "layout": entry.layout}
 
 
 def recipe(way: ways.Way) -> dict[str, Any]:

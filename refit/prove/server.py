@@ -207,7 +207,7 @@ class Refused(Exception):
 
 def ask_all(request: Json, folder: str, port: int, out: str) -> Json:
     """Every question of request.json; answers.bin gets the outputs. Gives what stands in answers.json."""
-    entry, client = request["input"], Client(port)
+    client = Client(port)
     models = {role: {"name": name, "error": loaded(port, name)} for role, name in request["models"].items()}
     answers: List[Json] = []
     total = sum(ask["images"] for ask in request["asks"])
@@ -215,6 +215,7 @@ def ask_all(request: Json, folder: str, port: int, out: str) -> Json:
     with open(os.path.join(out, "answers.bin"), "wb") as file:
         for ask in request["asks"]:
             way, model = request["ways"][ask["way"]], models[ask["model"]]
+            entry = way.get("input", request["input"])
             tables = translations(way["table"], entry["channels"])
             for image in range(0 if model["error"] else ask["images"]):
                 with open(os.path.join(folder, "pictures", way["pictures"], f"{image}.z"), "rb") as picture:

@@ -17,5 +17,8 @@ class PrepareSpec(Spec):
     onnx: Path | None = Field(None, description="the FP32 model before it, asked as well; null: none to be served")
     snapshot: Path
     split: str = Field("val", description="of the snapshot")
-    images: int = Field(64, ge=1, le=10_000, description="at most so many of the split, spread over it")
+    images: int | None = Field(64, ge=1, description="at most so many of the split, spread over it; null: all")
+    champion: Path | None = Field(
+        None, description="files of the version that serves, asked about the same pictures; null: not asked"
+    )
     doubted: int = Field(12, ge=0, le=1000, description="of them are fed in the other ways, too, to name a mistake")

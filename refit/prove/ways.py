@@ -34,7 +34,7 @@ class Way:
     def geometry(self) -> str:
         """Ways of one geometry share their pictures."""
         e = self.entry
-        return "-".join((e.resize, e.place, e.fill, e.interpolation))
+        return "-".join((f"{e.width}x{e.height}x{e.channels}", e.resize, e.place, e.fill, e.interpolation))
 
 
 def client(entry: InputInfo) -> Way:

@@ -6,7 +6,7 @@ clock, no environment; the same pipeline gives the same stages. `refit.plan` bin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,6 +54,8 @@ class Stage:
     how to read a command that is not ours.
     `code` names the packages of `refit` whose source decides the result (part of the key); none where the command is
     not Refit's: what is to be found in its results is part of the key then.
+    `any_data`: it reads the snapshot, and an earlier result of one of the same classes, splits and kinds of images will
+    do.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Stage:
     metrics: Mapping[str, Any] | None = None
     classes: Mapping[str, str] = field(default_factory=dict)
     reads_snapshot: bool = False
+    any_data: bool = False
     image: str | None = None
     exit_codes: Mapping[str, str] = field(default_factory=lambda: dict(OUR_EXIT_CODES))
     grace_seconds: float = 20
@@ -107,10 +110,10 @@ class ParamField:
 
 
 CHAMPION = "{champion}"
-"""Stands in the spec of evaluate_champion for the folder with the files of the version that serves (a plan has the
-path). Where nothing serves that could be compared, the stages in CHAMPION_STAGES are off."""
+"""Stands in the specs of CHAMPION_STAGES for the folder with the files of the version that serves (a plan has the
+path). Where nothing serves that could be compared, these stages are off."""
 
-CHAMPION_STAGES = frozenset({"evaluate_champion", "gate_champion"})
+CHAMPION_STAGES = frozenset({"prepare_champion", "prove_champion", "evaluate_champion", "gate_champion"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,10 @@ class Toolkit(Protocol):
         """Stage -> what is changed in the user's own spec files for it, a line each; {} where there are none."""
 
     def network_input(self, pipeline: Any) -> NetworkInput: ...
+
+    def comparable(self, pipeline: Any, files: Collection[str], classes: Sequence[str]) -> str:
+        """Why the version that serves, by the names of its files and its model.json's classes, cannot be evaluated
+        beside this pipeline's model; "" where it can."""
 
     def preflight(
         self, pipeline: Any, profile: Profile, dataset: Mapping[str, Any] | None

@@ -5,7 +5,7 @@ Turns a pipeline with `toolkit: cpu` into stages whose commands are `python -m r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -32,7 +32,7 @@ from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.canary import with_canary
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, doubtful_starts, starts, unknown_resources
 from refit.toolkits.proof import Proven
-from refit.toolkits.smoke import changed, with_smoke
+from refit.toolkits.smoke import Needed, changed, with_smoke
 
 OWN_IN_RETRAIN = ("epochs", "learning_rate", "start_from")
 BEGINS = (".pth", ".onnx")  # files that a training can begin with (refit/cpu/begin.py)
@@ -134,10 +134,10 @@ class CpuToolkit:
     def stages(self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None = None) -> list[Stage]:
         chain = _Chain(pipeline, profile, dataset)
 
-        def tiny(smoke: Smoke) -> tuple[Iterable[Stage], int]:
+        def tiny(smoke: Smoke) -> tuple[Iterable[Stage], Needed]:
             less = changed(pipeline, {**_LITTLE, "stages.quantize.images": smoke.images})
             batch = max(t.batch_size for t in (less.stages.train, less.stages.retrain) if t is not None)
-            return _Chain(less, profile).stages(), batch
+            return _Chain(less, profile).stages(), Needed(batch)
 
         smoked = with_smoke(chain, chain.stages(), tiny)
         return list(with_approval(pipeline, with_canary(pipeline, smoked)))
@@ -168,6 +168,11 @@ class CpuToolkit:
         network = pipeline.network
         letterbox = network.resize == "letterbox"
         return NetworkInput(network.input_width, network.input_height, network.stride, letterbox)
+
+    def comparable(self, pipeline: CpuPipeline, files: Collection[str], classes: Sequence[str]) -> str:
+        if list(classes) != pipeline.dataset.classes:
+            return f"it has other classes ({', '.join(classes)})"
+        return "" if "model.onnx" in files else "it is no ONNX file"
 
     def preflight(
         self, pipeline: CpuPipeline, profile: Profile, dataset: Mapping[str, Any] | None

@@ -49,34 +49,13 @@ def stages(chain: Chain, proven: Proven) -> Iterator[Stage]:
     """The last of them is gate_parity."""
     gate = chain.pipeline.gates.parity
     assert gate is not None
-    release = chain.pipeline.release
     onnx = proven.onnx if proven.onnx and proven.onnx[1] != proven.path else None
-    spec = {
-        "model": (release.model if release else None) or chain.pipeline.name,
-        "model_path": proven.path,
-        "onnx": onnx[1] if onnx else None,
-        "snapshot": "{snapshot}",
-        "split": proven.split,
-        "images": gate.images,
-    }
-    yield Stage(
-        name="prepare_proof",
-        action="prepare_proof",
-        title="Pictures and questions for Triton",
-        environment="tools",
-        argv=command("refit.prove", "prepare", "prepare.yaml"),
-        files={"prepare.yaml": spec},
-        inputs=tuple(dict.fromkeys((proven.stage, *(onnx[:1] if onnx else ())))),
-        after=proven.after,
-        outputs=(Output("request", "request.json", "json"), Output("truth", "truth.json", "json")),
-        code=(*_CODE, "refit/data/snapshot.py"),
-        resources=chain.light("prepare_proof"),
-        reads_snapshot=True,
-    )
+    asked = {"onnx": onnx[1] if onnx else None, "images": gate.images}
+    yield questions(chain, proven, "prepare_proof", asked, onnx[:1] if onnx else ())
     kinds = proven.gpus or {"": None}
     names = {kind: f"prove_{kind}" if kind else "prove" for kind in kinds}
     for kind, gpu_type in kinds.items():
-        yield _prove(chain, names[kind], gpu=bool(proven.gpus), gpu_type=gpu_type)
+        yield prove(chain, names[kind], "prepare_proof", gpu=bool(proven.gpus), gpu_type=gpu_type)
     judged = {
         "model": proven.name,
         "proof": "{input:prepare_proof}",
@@ -104,16 +83,43 @@ def stages(chain: Chain, proven: Proven) -> Iterator[Stage]:
     )
 
 
-def _prove(chain: Chain, name: str, *, gpu: bool, gpu_type: str | None) -> Stage:
-    """The server and its client, in Triton's own image: it brings what it needs as a file of the stage."""
+def questions(chain: Chain, proven: Proven, name: str, asked: Mapping[str, Any], inputs: tuple[str, ...]) -> Stage:
+    """The model as a release would stage it, pictures, and what is asked about them (`refit.prove.prepare`)."""
+    release = chain.pipeline.release
+    spec = {
+        "model": (release.model if release else None) or chain.pipeline.name,
+        "model_path": proven.path,
+        "snapshot": "{snapshot}",
+        "split": proven.split,
+        **asked,
+    }
+    return Stage(
+        name=name,
+        action="prepare_proof",
+        title="Pictures and questions for Triton",
+        environment="tools",
+        argv=command("refit.prove", "prepare", "prepare.yaml"),
+        files={"prepare.yaml": spec},
+        inputs=tuple(dict.fromkeys((proven.stage, *inputs))),
+        after=proven.after,
+        outputs=(Output("request", "request.json", "json"), Output("truth", "truth.json", "json")),
+        code=(*_CODE, "refit/data/snapshot.py"),
+        resources=chain.light(name),
+        reads_snapshot=True,
+    )
+
+
+def prove(chain: Chain, name: str, asked: str, *, gpu: bool, gpu_type: str | None) -> Stage:
+    """The server and its client, in Triton's own image: it brings what it needs as a file of the stage. `asked`: the
+    stage with the questions."""
     return Stage(
         name=name,
         action="prove",
         title="Ask a Triton of its own",
         environment="triton",
-        argv=("{python}", "{specs}/" + PROGRAM, "{input:prepare_proof}", "{out}"),
+        argv=("{python}", "{specs}/" + PROGRAM, f"{{input:{asked}}}", "{out}"),
         files=Lazy(lambda: {PROGRAM: _SOURCE.read_text(encoding="utf-8")}),
-        inputs=("prepare_proof",),
+        inputs=(asked,),
         outputs=(Output("answers", "answers.json", "json"), Output("data", "answers.bin", min_bytes=0)),
         code=("refit/prove/server.py",),
         resources=_resources(chain, name, gpu=gpu, gpu_type=gpu_type),

@@ -2,14 +2,15 @@
 
 What would break at hour 30 (a spec that the export refuses, an engine that cannot be built, a plugin that the target's
 Triton lacks) breaks in minutes. The stages are the toolkit's own, of the same pipeline with less to do; their names
-begin with `smoke_`. No figure is judged: a model of one epoch has none.
+begin with `smoke_`. No figure is judged: a model of one epoch has none. Nor is the data: a smoke run with other
+images of the same classes and kinds, by the same specs and containers, stands for this one.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -28,6 +29,17 @@ _INPUT = re.compile(r"\{input:(?=\w)")
 M = TypeVar("M", bound=BaseModel)
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Images of the training split, and of each other one, that a smoke run's commands need for whole batches."""
+
+    train: int
+    others: int = 1
+
+    def with_least(self, images: int) -> Needed:
+        return Needed(max(self.train, images), max(self.others, images))
+
+
 def changed(model: M, changes: Mapping[str, Any]) -> M:
     """A pipeline with values at dotted paths replaced; what lies in a block that is left out stays out."""
     for path, value in changes.items():
@@ -44,18 +56,18 @@ def _with(model: M, path: list[str], value: Any) -> M:
 
 
 def with_smoke(
-    chain: Chain, stages: Iterable[Stage], tiny: Callable[[Smoke], tuple[Iterable[Stage], int]]
+    chain: Chain, stages: Iterable[Stage], tiny: Callable[[Smoke], tuple[Iterable[Stage], Needed]]
 ) -> Iterator[Stage]:
     """The smoke run's stages and then the others, whose first training waits for it.
 
-    `tiny`: the stages of the same pipeline with less to do, and how many images its training needs.
+    `tiny`: the stages of the same pipeline with less to do, and the images that they need.
     """
     smoke = chain.pipeline.gates.smoke
     if smoke is None:
         yield from stages
         return
-    made, train = tiny(smoke)
-    own = [_data(chain, smoke, max(train, smoke.images)), *_renamed(made)]
+    made, needed = tiny(smoke)
+    own = [_data(chain, needed.with_least(smoke.images)), *_renamed(made)]
     yield from own
     read = {name for stage in own for name in stage.upstream}
     ends = tuple(stage.name for stage in own if stage.name not in read)
@@ -63,18 +75,19 @@ def with_smoke(
         yield replace(stage, after=(*stage.after, *ends)) if stage.action in _TRAININGS else stage
 
 
-def _data(chain: Chain, smoke: Smoke, train: int) -> Stage:
+def _data(chain: Chain, needed: Needed) -> Stage:
     return Stage(
         name=DATA,
         action="subset",
         title="Smoke: a few images of each split",
         environment="tools",
         argv=command("refit.data", "subset", "subset.yaml"),
-        files={"subset.yaml": {"snapshot": "{snapshot}", "images": smoke.images, "train": train}},
+        files={"subset.yaml": {"snapshot": "{snapshot}", "images": needed.others, "train": needed.train}},
         outputs=(Output("dataset", "dataset.json", "json"), Output("annotations", "annotations.jsonl", "jsonl")),
         resources=chain.light(DATA),
         code=("refit/data/subset.py", "refit/data/snapshot.py", "refit/specs.py"),
         reads_snapshot=True,
+        any_data=True,
     )
 
 

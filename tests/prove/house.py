@@ -143,14 +143,15 @@ def evaluate(folder: Path, model: Path, info: ModelInfo = INFO) -> list[Detectio
 
 @pytest.fixture(scope="session")
 def port(local_triton: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a Triton that serves the detector as `known` and `known-fp32`, and something broken as `broken`."""
+    """The port of a Triton that serves the detector as `known`, `known-fp32` and `known-champion`, and something broken
+    as `broken`."""
     folder = tmp_path_factory.mktemp("prove")
     place, repository = House(folder, 0), folder / "repository"
     snapshot(folder / "data", [Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))])
     repository.mkdir()
     for name in ("known", "broken"):
         out = folder / name / "proof"
-        spec = place.spec(name, INFO, onnx=place.model("plain", INFO), model=name)
+        spec = place.spec(name, INFO, onnx=place.model("plain", INFO), champion=place.model("old", INFO), model=name)
         prepare.run(spec, out, StatusWriter(out))
         for made in (out / "repository").iterdir():
             made.rename(repository / made.name)

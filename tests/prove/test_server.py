@@ -82,7 +82,7 @@ def test_what_is_prepared_is_one_picture_for_each_image_and_geometry(house: Hous
     out = house.folder / "prepared" / "proof"
     prepare.run(house.spec("prepared", INFO, images=4, doubted=2), out, StatusWriter(out))
     pictures = {f"{p.parent.name}/{p.name}" for p in out.glob("pictures/*/*.z")}
-    plain, stretched, centred = ("-".join(w) + "-black-area" for w in (
+    plain, stretched, centred = ("-".join(("128x112x3", *w, "black-area")) for w in (
         ("letterbox", "corner"), ("stretch", "corner"), ("letterbox", "centre")))  # fmt: skip
     assert pictures == {f"{plain}/{n}.z" for n in range(4)} | {
         f"{g}/{n}.z" for g in (stretched, centred) for n in (0, 1)

@@ -265,7 +265,7 @@ def test_a_version_of_other_classes_cannot_be_compared(place: Place, capsys: pyt
     serve(place, 1, ["cross", "ring"])
     assert place.bind() == 0
     assert place.plan["off"] == AGAINST
-    assert "warning: version 1 serves other classes (cross, ring)" in capsys.readouterr().out
+    assert "not compared with version 1, which serves: it has other classes (cross, ring)" in capsys.readouterr().out
 
 
 def test_nothing_is_compared_where_nothing_would_be_released(place: Place) -> None:

@@ -33,7 +33,7 @@ network: {name: detectnet_v2}
 stages: {train: {epochs: 80, batch_size: 4}, prune: true}
 resources: {default: {gpus: 2}}
 """
-ON = "gates: {smoke: true}\n"
+ON, OFF = "gates: {smoke: true}\n", "gates: {smoke: false}\n"
 
 
 def stages(text: str) -> dict[str, Stage]:
@@ -44,7 +44,7 @@ def stages(text: str) -> dict[str, Stage]:
 
 @pytest.mark.parametrize("text", [CPU, TAO])
 def test_every_stage_to_triton_is_tried_before_the_training(text: str) -> None:
-    plain, made = stages(text), stages(text + ON)
+    plain, made = stages(text + OFF), stages(text + ON)
     assert not any(name.startswith("smoke_") for name in plain)
     judging = {name for name, s in plain.items() if s.action in ("gate", "release")} - {"gate_parity"}
     tried = {f"smoke_{name}" for name in plain if name not in judging and "champion" not in name}
@@ -72,6 +72,42 @@ def test_it_trains_one_epoch_on_two_batches_of_each_gpu() -> None:
     assert made["smoke_data"].files["subset.yaml"] == {"snapshot": "{snapshot}", "images": 16, "train": 16}
     assert made["smoke_train"].resources == made["train"].resources
     assert "--batches 1 " in " ".join(made["smoke_build_engine"].argv) + " "
+
+
+def test_it_is_on_where_a_training_takes_hours() -> None:
+    assert list(stages(TAO)) == list(stages(TAO + ON))
+    assert list(stages(CPU)) == list(stages(CPU + OFF))
+
+
+@pytest.mark.parametrize("more", ["batch_size: 40", "set: {training_config.batch_size_per_gpu: 40}"])
+def test_every_split_has_a_batch_of_the_training_as_taos_evaluations_need(more: str) -> None:
+    """tao_deploy counts whole batches, and refuses to evaluate none."""
+    made = stages(TAO.replace("batch_size: 4", more))
+    assert made["smoke_data"].files["subset.yaml"] == {"snapshot": "{snapshot}", "images": 40, "train": 160}
+
+
+def keys(text: str, fingerprint: str, kind: str = ".jpg") -> dict[str, str]:
+    pipeline = pipelines.from_document(parse_yaml(text, "mine.yaml"), "mine")
+    about = {
+        "classes": pipeline.dataset.classes,
+        "splits": {"train": 900, "val": 90},
+        "images": {"extensions": {kind: 990}},
+    }
+    bound = Bound(
+        run="r1", workspace=Path("/w"), snapshot=Path("/w/s"), fingerprint=fingerprint, code=lambda package: "",
+        environments=dict.fromkeys(("tools", "cpu", "triton"), ""), find=lambda stage, key: None, dataset=about,
+    )  # fmt: skip
+    plan = make_plan(pipeline, load(pipeline.profile, Settings.from_env({})), bound)
+    return {request["name"]: request["key"] for request in plan["stages"]}
+
+
+@pytest.mark.parametrize("text", [CPU + ON, TAO])
+def test_other_images_alone_do_not_make_it_run_again(text: str) -> None:
+    before, after = keys(text, "f"), keys(text, "g")
+    same = {name for name in before if before[name] == after[name]}
+    assert same == {name for name in before if name.startswith("smoke_")}
+    for other in (keys(text.replace("[a, b]", "[a, b, c]"), "f"), keys(text, "f", kind=".png")):
+        assert before["smoke_train"] != other["smoke_train"], "that is another kind of data"
 
 
 def test_its_gate_asks_only_whether_triton_answers() -> None:

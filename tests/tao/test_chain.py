@@ -76,7 +76,7 @@ def test_the_chain_of_a_network_that_can_be_pruned(profile: KubernetesProfile) -
         "prepare", "pretrained", "dataset_convert_train", "dataset_convert_val", "train", "evaluate_trained",
         "gate_trained", "prune", "retrain", "evaluate_retrained", "gate_retrained", "calibrate", "export",
         "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package", "prepare_proof", "prove",
-        "gate_parity", "release",
+        "gate_parity", "prepare_champion", "prove_champion", "evaluate_champion", "gate_champion", "release",
     ]  # fmt: skip
     position = {name: i for i, name in enumerate(made)}
     for stage in made.values():
@@ -87,7 +87,7 @@ def test_the_chain_of_a_transformer(profile: KubernetesProfile) -> None:
     assert list(stages(profile, "rtdetr")) == [
         "prepare", "train", "evaluate_trained", "gate_trained", "calibrate", "export", "build_engine",
         "describe_engine", "evaluate_quantized", "gate_quantized", "package", "prepare_proof", "prove", "gate_parity",
-        "release",
+        "prepare_champion", "prove_champion", "evaluate_champion", "gate_champion", "release",
     ]  # fmt: skip
     before = list(stages(profile, "rtdetr", "  quantize: {backend: torchao}\n"))
     after = list(stages(profile, "rtdetr", "  quantize: {backend: modelopt.onnx}\n"))
@@ -238,7 +238,8 @@ def test_a_change_of_the_engine_does_not_train_again(profile: KubernetesProfile,
     before, after = keys(profile, network, prune), keys(profile, network, prune + other)
     assert {name for name in before if before[name] != after.get(name)} == {
         "calibrate", "build_engine", "describe_engine", "evaluate_quantized", "gate_quantized", "package",
-        "prepare_proof", "prove", "gate_parity", "release",
+        "prepare_proof", "prove", "gate_parity", "prepare_champion", "prove_champion", "evaluate_champion",
+        "gate_champion", "release",
     }  # fmt: skip
 
 

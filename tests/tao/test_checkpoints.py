@@ -30,6 +30,7 @@ stages:
   prepare: {{convert: png}}
   train: {{epochs: 4, batch_size: 4, checkpoint_every: 1, evaluate_every: 1{more}}}
   {after}
+gates: {{smoke: false}}
 resources: {{default: {{gpus: 1}}}}
 """
 TOLD = ("faster_rcnn", "ssd", "yolo_v4")

@@ -17,7 +17,7 @@ from refit.start import spec as start
 from refit.tao import networks, render, tree
 from refit.tao.networks import OutputFact, StageFact
 from refit.tao.params import flat, given
-from refit.toolkits import proof
+from refit.toolkits import champion, proof
 from refit.toolkits.base import Output, Stage
 from refit.toolkits.chain import Chain
 from refit.toolkits.lazy import Lazy
@@ -90,10 +90,14 @@ class TaoChain(Chain):
             yield from self._judge("quantized", self._work("evaluate_quantized", "evaluate_engine", engine), judged)
             judged = "quantized"
         yield own.package(self, onnx, judged)
+        gates = {"gate_parity": self.p.gates.parity, "gate_champion": self.p.gates.champion}
         if self.p.release and self.p.gates.parity:
             yield from proof.stages(self, self._proven(onnx, judged))
+        if self.p.release and self.p.gates.champion:
+            after = ("gate_parity",) if self.p.gates.parity else ()
+            yield from champion.stages(self, replace(self._proven(onnx, judged), after=after), self._limits)
         if self.p.release:
-            yield self._release(judged, ("gate_parity",) if self.p.gates.parity else ())
+            yield self._release(judged, tuple(name for name, gate in gates.items() if gate))
         yield from self.watch()
 
     def _converted(self) -> Iterator[Stage]:
@@ -164,6 +168,12 @@ class TaoChain(Chain):
             figures={name: f"evaluate_{name}" for name in (trained, judged)},
             gpus={str(gpu) if several else "": gpu for gpu in self.engines.values()},
         )
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        """Which objects count where Refit scores a model itself: as the network's own evaluation is told."""
+        evaluate = self.p.stages.evaluate
+        return {"min_width": evaluate.min_width, "min_height": evaluate.min_height}
 
     def _release(self, judged: str, after: tuple[str, ...]) -> Stage:
         path = self._released

@@ -260,9 +260,6 @@ def _class_weights(pipeline: TaoPipeline) -> Iterator[Fault]:
 
 def _gate(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
     """A metric that an evaluation does not give would fail the gate after the training."""
-    if "champion" in pipeline.gates.model_fields_set and pipeline.gates.champion is not None:
-        text = "a TAO model is not held against the one that serves yet; leave champion out"
-        yield ("gates", "champion"), text
     metric, judged = pipeline.gates.quality.metric, ["evaluate"]
     judged += ["evaluate_engine"] if pipeline.stages.build_engine else []
     for action in judged:

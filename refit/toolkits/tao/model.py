@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from refit.cpu.specs import AugmentParams as Copies
-from refit.pipeline import Pipeline
+from refit.pipeline import Gates, OffOr, Pipeline, Smoke
 from refit.specs import Key
 from refit.tao import networks
 from refit.tao.networks import Network
@@ -37,11 +37,18 @@ class TaoStages(Stages):
         return {**data, "retrain": {**train, **own}}
 
 
+class TaoGates(Gates):
+    smoke: Annotated[Smoke | None, OffOr(Smoke())] = Field(
+        Smoke(), description="false: what would break at the end of a training of hours breaks there"
+    )
+
+
 class TaoPipeline(Pipeline):
     toolkit: Literal["tao"]
     runtime: Literal["local", "kubernetes"] = "kubernetes"
     network: NetworkParams
     stages: TaoStages = TaoStages()
+    gates: TaoGates = TaoGates()
 
     @property
     def facts(self) -> Network:
