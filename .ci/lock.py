@@ -22,6 +22,8 @@ LOCKS = {
     "images/tools/requirements.in": "images/tools/requirements.txt",
     "images/cpu/requirements.in": "images/cpu/requirements.txt",
     "images/triton/requirements.in": "images/triton/requirements.txt",
+    "images/tensorflow/requirements.in": "images/tensorflow/requirements.txt",
+    "images/tfjs/requirements.in": "images/tfjs/requirements.txt",
     "images/tensorrt/requirements.in": "images/tensorrt/requirements.txt",
     "images/lint/requirements.in": "images/lint/requirements.txt",
     "docs/requirements.in": "docs/requirements.txt",
@@ -42,6 +44,11 @@ LIKE = {"images/airflow/cluster.in": "requirements.txt"}
 # needs; of TensorRT the public index has a placeholder that fetches from another index when it is asked what it needs.
 WITHOUT_DEPENDENCIES = ("nvidia-pytriton", "nvidia-tao-core", "nvidia-tao-deploy", "tensorrt-")
 
+# Resolved and not written down: tensorflow-cpu has the modules of tensorflow, and refit/edge/tfjs.py stands in for the
+# decision forests.
+LEFT_OUT = ("tensorflow", "tensorflow-decision-forests", "ydf", "pandas", "wurlitzer")
+OF_TENSORFLOW = ("images/tensorflow/requirements.in", "images/tfjs/requirements.in")
+
 
 def main(options: list[str]) -> int:
     home = Path(os.environ.get("REFIT_HOME") or ROOT / ".refit")
@@ -60,6 +67,7 @@ def main(options: list[str]) -> int:
             argv = [uv, "pip", "compile", "-", "--python-version", PYTHONS.get(source, "3.11")]
             argv += ["--python-platform", "x86_64-manylinux_2_35"]
             argv += ["--quiet", "--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
+            argv += [word for name in LEFT_OUT if source in OF_TENSORFLOW for word in ("--no-emit-package", name)]
             argv += [word for tested in FOLLOWED.get(source, ()) for word in ("-c", tested)]
             argv += ["-o", str(out), *installer.torch_backend(old, env), *options]
             if subprocess.run(argv, cwd=ROOT, env=env, input=rest, text=True, check=False).returncode:

@@ -33,9 +33,11 @@ from refit.data.settings import Dataset
 from refit.data.source import Kind, Source
 from refit.publish import place
 from refit.runtime import pod, report
+from refit.runtime.local import EnvironmentMissing, interpreter
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.start import spec as starts
 from refit.status import StatusWriter
+from refit.toolkits import edge
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import Stage
 from refit.toolkits.chain import WATCH
@@ -110,7 +112,7 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
             snapshot=data.snapshot,
             fingerprint=dataset["fingerprint"],
             code=lambda package: code_version(settings.repository, package),
-            environments=_environments(profile, settings),
+            environments=_environments(pipeline, profile, settings),
             find=_finder(workspace, pipeline, profile, reuse=switches.get("reuse", True)),
             dataset=dataset,
             champion=_champion(pipeline, profile, workspace),
@@ -215,9 +217,18 @@ def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profi
     return cluster.from_data(spec.profile, Document(f"cluster profile {pipeline.profile}", "", spec.profile, {}))
 
 
-def _environments(profile: cluster.Profile, settings: Settings) -> dict[str, str]:
+def _environments(pipeline: Any, profile: cluster.Profile, settings: Settings) -> dict[str, str]:
     """What identifies each environment: the digest of a pinned image, else its lock."""
-    found = {name: environment_digest(settings, name) for name in ("tools", "cpu", "triton")}
+    optional = edge.environments(getattr(pipeline, "edge", None))
+    for name in optional:  # they are no part of an ordinary installation: known before the training, not after it
+        if isinstance(profile, cluster.LocalProfile):
+            try:
+                interpreter(name)
+            except EnvironmentMissing as exc:
+                raise BadSpec(f"edge: {exc}") from None
+        elif isinstance(profile, cluster.KubernetesProfile) and name not in profile.images:
+            raise BadSpec(f"edge: cluster profile {pipeline.profile} has no image for it; add images.{name}")
+    found = {name: environment_digest(settings, name) for name in ("tools", "cpu", "triton", *optional)}
     if isinstance(profile, cluster.KubernetesProfile):
         found |= {name: image.digest for name, image in profile.images.items() if image.digest}
     return found

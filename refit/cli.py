@@ -37,6 +37,7 @@ from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.predict.cli import add_predict, run_predict
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
+from refit.toolkits.edge import ENVIRONMENTS
 from refit.triton.cli import (
     add_reconcile,
     add_releases,
@@ -217,7 +218,7 @@ def _plan(pipeline: Any, profile: cluster.Profile, workspace: Path) -> dict[str,
         snapshot=own / "datasets" / "<fingerprint>",
         fingerprint="<fingerprint>",
         code=lambda package: "",
-        environments={"tools": "", "cpu": "", "triton": ""},
+        environments=dict.fromkeys(("tools", "cpu", "triton", *ENVIRONMENTS), ""),
         find=lambda stage, key: None,
     )
     return plans.make_plan(pipeline, profile, bound)

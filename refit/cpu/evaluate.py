@@ -9,9 +9,10 @@ The first split is the one that gates look at. Written to `out`:
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,25 @@ from refit.cpu.work import Progress
 from refit.files import sha256, write_json
 from refit.postprocess import Detections, ModelInfo, Postprocess
 
-_TOOLS = ("pycocotools", "numpy", "opencv-python-headless", "torch", "onnxruntime")
+_TOOLS = ("pycocotools", "numpy", "opencv-python-headless", "torch", "onnxruntime", "tensorflow-cpu", "ai-edge-litert")
 
 
 def run(spec: EvaluateSpec, out: Path, status: StatusWriter) -> None:
-    """Evaluate `spec.model`; see the module's docstring.
+    """Evaluate `spec.model`; see the module's docstring. Raises BadSpec where it cannot be used, and as `judge`."""
+    judge(open_model(spec.model), spec, out, status)
+
+
+def judge(model: Predictor, spec: EvaluateSpec, out: Path, status: StatusWriter) -> None:
+    """Evaluate a model that is loaded.
 
     Raises:
-        BadSpec: the model cannot be used, knows other classes than the data, or a split is not there.
+        BadSpec: it knows other classes than the data, or a split is not there.
         BadData: no object in the first split, or an image that cannot be decoded.
     """
     dataset = Dataset.load(spec.records)
     for name in spec.splits:
         if name not in dataset.splits:
             raise BadSpec(f"splits: the data has no {name!r}; it has {', '.join(dataset.splits)}")
-    model = open_model(spec.model)
     if model.info.classes != dataset.classes:
         raise BadSpec(
             f"model {spec.model} knows {', '.join(model.info.classes)}; the data has {', '.join(dataset.classes)}: "
@@ -114,8 +119,17 @@ def _results(
             "bytes": model.path.stat().st_size,
             "input": [model.info.input.channels, model.info.input.height, model.info.input.width],
         },
-        "tools": {"python": platform.python_version(), **{name: version(name) for name in _TOOLS}},
+        "tools": {"python": platform.python_version(), **_versions()},
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of those of `_TOOLS` that this environment has."""
+    found = {}
+    for name in _TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _per_class(scores: Scores) -> dict[str, dict[str, float | int | None]]:

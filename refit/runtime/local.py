@@ -56,7 +56,9 @@ def interpreter(environment: str) -> Path:
     envs = Path(os.environ.get("REFIT_ENVS") or home / "envs")
     path = Path(os.path.abspath(envs)) / environment / "bin" / "python"
     if not os.access(path, os.X_OK):
-        raise EnvironmentMissing(f"environment {environment!r} has no Python at {path}: run `make setup`")
+        raise EnvironmentMissing(
+            f"environment {environment!r} has no Python at {path}: run `sh bin/setup {environment}`"
+        )
     return path
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from refit.cluster import LocalProfile, Profile
 from refit.cpu.specs import AugmentParams
 from refit.data.source import secret_name
-from refit.pipeline import Pipeline, Release, Resources, TritonTarget, WatchLines
+from refit.pipeline import Pipeline, Policy, Release, Resources, TritonTarget, WatchLines
 from refit.specs import Key, did_you_mean
 from refit.start import spec as start
 from refit.toolkits.base import Output, Stage, command
@@ -135,11 +135,14 @@ class Chain:
         floor: bool,
         results: str = "{{input:evaluate_{}.results}}",
         ladder: str | None = None,
+        limit: float | None = None,
+        policy: Policy | None = None,
     ) -> Stage:
         """The quality gate on the figures of evaluate_<name>; `results` is the form of the token for them, `ladder`
-        the stage that chose the model among several."""
+        the stage that chose the model among several, `limit` the most that it may lose where that is no gate's."""
         gate = self.pipeline.gates.quality
-        limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
+        if limit is None:
+            limit = {"quantized": gate.max_drop_quantized}.get(name, gate.max_drop_pruned)
         spec = {
             "model": name,
             "metric": gate.metric,
@@ -147,7 +150,7 @@ class Chain:
             "baseline": results.format(baseline) if baseline else None,
             "floor": gate.floor if floor else None,
             "max_drop": limit if baseline else None,
-            "policy": gate.policy,
+            "policy": policy or gate.policy,
             **(self._parts() if baseline else {}),
             **({"ladder": f"{{input:{ladder}.ladder}}"} if ladder else {}),
             **self._evaluation("previous"),

@@ -23,14 +23,16 @@ from refit.cpu.specs import (
     RetrainParams,
     TrainParams,
 )
+from refit.edge.specs import Edge
 from refit.pipeline import OffOr, Pipeline, Smoke
 from refit.specs import Key, Spec, did_you_mean
 from refit.start import spec as start
-from refit.toolkits import proof
+from refit.toolkits import edge, proof
 from refit.toolkits.approval import with_approval
 from refit.toolkits.base import CHAMPION, NetworkInput, Output, Stage, command
 from refit.toolkits.canary import with_canary
 from refit.toolkits.chain import CPU_CODE, NO_PROFILE, Chain, doubtful_starts, starts, unknown_resources
+from refit.toolkits.edge import Exported
 from refit.toolkits.proof import Proven
 from refit.toolkits.smoke import Needed, changed, with_smoke
 
@@ -76,6 +78,7 @@ class CpuPipeline(Pipeline):
     toolkit: Literal["cpu"]
     network: NetworkParams = NetworkParams()
     stages: Stages = Stages()
+    edge: Edge | None = Field(None, description="the model in the forms of small devices and browsers; null: none")
 
     @property
     def augmentation(self) -> tuple[str, AugmentParams] | None:
@@ -244,13 +247,16 @@ class _Chain(Chain):
             yield self._quantize(s.quantize, trained, judged)
             yield from self._judge("quantized", "quantize", judged)
             last, judged = "quantize", "quantized"
+        if p.edge:
+            released = (last, judged) if s.quantize else ("export", edge.BASELINE)
+            yield from edge.stages(self, p.edge, Exported("export", "dataset_convert", released, s.evaluate))
         if p.release and p.gates.champion:
             yield self._evaluate("champion", CHAMPION + "/model.onnx", (), after=(f"gate_{judged}",))
             yield self.gate_champion(judged)
         if p.release and p.gates.parity:
             yield from proof.stages(self, self._proven(last, judged))
         if p.release:
-            gates = {"gate_champion": p.gates.champion, "gate_parity": p.gates.parity}
+            gates = {"gate_champion": p.gates.champion, "gate_parity": p.gates.parity, edge.BUNDLE: p.edge}
             yield self.release(last, judged, after=tuple(name for name, gate in gates.items() if gate))
         yield from self.watch()
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FILE = "card.json"
 LEFT_OUT = frozenset({"release.json", "reference.npz"})  # of a version's folder: what changes after the signature
 INT8 = ("calibrate", "quantize", "build_engine")  # actions whose JSON results say how INT8 came about
+EDGE = "edge"  # the stage that packs edge bundles
 MOST_BYTES = 256 * 2**10  # of one such result in a card
 
 
@@ -91,6 +92,7 @@ def gather(run: Path, decision: Decision | None) -> dict[str, Any]:
             for s in stages
             if s["action"] in INT8 and (found := _tables(folders[s["name"]], results[s["name"]]))
         },
+        **({EDGE: report.read_json(folders[EDGE] / "out" / "edge.json")} if EDGE in folders else {}),
         "verdicts": {
             s["name"]: report.read_json(folders[s["name"]] / "out" / "verdict.json")
             for s in stages

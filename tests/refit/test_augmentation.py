@@ -161,4 +161,4 @@ def test_a_sheet_needs_the_cpu_environment(
     data = kitti_set(tmp_path / "data")
     monkeypatch.setenv("REFIT_ENVS", str(tmp_path / "none"))
     assert main(["dataset", "preview", str(file), "--data", str(data), "-o", str(tmp_path / "x.jpg")]) == FAILED
-    assert "run `make setup`" in capsys.readouterr().err
+    assert "run `sh bin/setup cpu`" in capsys.readouterr().err

@@ -176,7 +176,7 @@ def test_a_secret_that_others_can_read_is_refused(bench: Bench, monkeypatch: pyt
 def test_interpreters_of_the_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFIT_ENVS", str(tmp_path))
     with pytest.raises(
-        EnvironmentMissing, match=r"environment 'cpu' has no Python at .*/cpu/bin/python: run `make setup`"
+        EnvironmentMissing, match=r"environment 'cpu' has no Python at .*/cpu/bin/python: run `sh bin/setup cpu`"
     ):
         interpreter("cpu")
     path = tmp_path / "cpu" / "bin" / "python"
