@@ -479,9 +479,9 @@ class ApprovePodOperator(TaoStageOperator):
         super().finish(context, result, made)
         approval.ask(self.task_id, context, result.summary)
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """The answer has come, or the time is over."""
-        return approval.answered(self, event)
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:
+        """The answer has come, or the time is over; to the release, as this operator's results are not handed on."""
+        context["ti"].xcom_push(key="return_value", value=approval.answered(self, event))
 
 
 class LookPodOperator(TaoStageOperator):

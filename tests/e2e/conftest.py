@@ -12,12 +12,13 @@ import importlib.util
 import json
 import os
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from refit.embedded.processes import catch_signals
 from tests import cluster
@@ -66,10 +67,12 @@ class House:
     profiles: Path
     database: Any
 
-    def add_pipeline(self, name: str) -> str:
-        """Write a pipeline file; its DAG's id, once Airflow has it."""
-        text = (HERE / "pipeline.yaml").read_text().replace("NAME", name)
-        (self.pipelines / f"{name}.yaml").write_text(text)
+    def add_pipeline(self, name: str, changes: Mapping[tuple[str, str], Any] | None = None) -> str:
+        """Write a pipeline file, with other values for (block, key); its DAG's id, once Airflow has it."""
+        file = yaml.safe_load((HERE / "pipeline.yaml").read_text().replace("NAME", name))
+        for (block, key), value in (changes or {}).items():
+            file.setdefault(block, {})[key] = value
+        (self.pipelines / f"{name}.yaml").write_text(yaml.safe_dump(file))
         self.airflow.runs(f"retrain_{name}")
         return f"retrain_{name}"
 

@@ -101,7 +101,7 @@ def test_the_onnx_bundle_is_what_a_release_takes() -> None:
     ],
 )
 def test_faults_of_the_block(block: str, told: str) -> None:
-    with pytest.raises(SpecError, match="mine.yaml") as caught:
+    with pytest.raises(SpecError, match=r"mine\.yaml") as caught:
         load(f"edge: {block}\n")
     assert told in str(caught.value)
 
