@@ -359,11 +359,7 @@ def test_a_gate_on_a_figure_that_no_evaluation_gives(profile: Profile) -> None:
     told = found(pipeline(gates="{quality: {metric: mAP}}"), profile)
     assert told == ["cars.yaml:12: gates.quality.metric: detectnet_v2 is evaluated by mAP50 only; use that"]
     assert found(pipeline("rtdetr", gates="{quality: {metric: mAP}}"), profile) == []
-    told = found(pipeline(gates="{champion: {margin: 0.1}}"), profile)
-    assert told == [
-        "cars.yaml:12: gates.champion: a TAO model is not held against the one that serves yet; leave champion out"
-    ]
-    assert found(pipeline(gates="{champion: false}"), profile) == []
+    assert found(pipeline(gates="{champion: {margin: 0.1}}"), profile) == []
 
 
 def test_a_fault_that_a_retraining_has_from_the_training_is_told_once_and_there(profile: Profile) -> None:
