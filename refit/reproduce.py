@@ -8,8 +8,9 @@ long as Refit's sources and environments are the same: what differs is said.
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,8 +19,10 @@ from refit.command import BadSpec
 from refit.config import Settings
 from refit.files import link_or_copy, sha256, write_json, write_text
 from refit.runtime import report
+from refit.start import spec as starts
 
 CARD, DATA, SCRIPT = "card.json", "data", "run.sh"
+_START = re.compile(rf"\{{workspace\}}/{starts.FOLDER}/([0-9a-f]{{64}})/([\w.-]+)")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,18 @@ def reproduce(card: Mapping[str, Any], home: Path, to: Path, made_by: Mapping[st
     write_text(to / SCRIPT, f'#!/bin/sh\n{head}\ncd "$(dirname "$0")" && exec {shlex.join(command)} "$@"\n')
     (to / SCRIPT).chmod(0o755)
     write_json(to / CARD, dict(card))
-    return Reproduction(file, command, _differs(card.get("made_by", {}), made_by))
+    return Reproduction(file, command, [*_begun(card, home), *_differs(card.get("made_by", {}), made_by)])
+
+
+def _begun(card: Mapping[str, Any], home: Path) -> Iterator[str]:
+    """What a training began with, which lies in the workspace and not in the folder (`start_from`)."""
+    for stage in card.get("stages", ()):
+        for digest, name in set(_START.findall(json.dumps(stage.get("specs", {})))):
+            kept = home / starts.FOLDER / digest / name
+            yield (
+                f"{stage['name']} began with weights of the workspace: copy {kept} below a data root, and add "
+                f"--param {stage['name']}_start_from=FILE#sha256={digest}"
+            )
 
 
 def _copy(snapshot: Path, to: Path, evaluation: Mapping[str, Any] | None) -> None:

@@ -27,7 +27,7 @@ from refit.data.manifest import Named
 from refit.data.remote.connection import Connection
 from refit.data.remote.fetch import Fetch
 from refit.data.snapshot import no_space
-from refit.data.source import Kind, Source
+from refit.data.source import Kind, Source, parse
 from refit.plan import run_folder
 from refit.runtime import report
 from refit.specs import SpecError, parse_yaml
@@ -35,6 +35,7 @@ from refit.start import foreign
 from refit.start import spec as starts
 from refit.status import StatusWriter
 from refit.triton.ledger import Ledger
+from refit.web import host_of
 
 _CHECKPOINTS = (".pth", ".hdf5", ".tlt", ".ckzip")
 
@@ -195,7 +196,7 @@ class Starts:
         return Path(shutil.copyfile(path, self._aside(start) / "file"))
 
     def _fetched(self, start: starts.Start, source: Source) -> Path:
-        far = remote.connect(source, self._login, self._settings)
+        far = remote.connect(source, self._login_of(source), self._settings)
         tree, _ = far.files()
         if len(tree.files) != 1:
             raise BadSpec(f"{start.what}: there is no such file")
@@ -205,6 +206,12 @@ class Starts:
         fetch = Fetch(start.what, far, folder / "files", folder / "parts", self._status)
         fetch.run(tree, {file.path: Named(hash=start.sha256)})
         return folder / "files" / file.path
+
+    def _login_of(self, source: Source) -> Connection | None:
+        """The data's login, where the data come from there too: no other host gets to see it."""
+        data = parse(self._pipeline.dataset.source)
+        same_host = source.kind is not Kind.WEB or host_of(source.text) == host_of(data.text)
+        return self._login if source.kind is data.kind and same_host else None
 
     def _aside(self, start: starts.Start) -> Path:
         return self._folder / f".{start.sha256 or self._mark}"
@@ -258,7 +265,8 @@ def lay(session: Path, request: Mapping[str, Any]) -> None:
     aside = folder.with_name(f".{folder.name}.tmp-{uuid.uuid4().hex}")
     try:
         with no_space(folder.parent):
-            shutil.copytree(session, aside / "out", ignore_dangling_symlinks=True)
+            # Without their modes: TAO's root writes here next, by the group that all pods share.
+            shutil.copytree(session, aside / "out", copy_function=shutil.copyfile, ignore_dangling_symlinks=True)
             files.write_json(aside / "request.json", dict(request))
         aside.rename(folder)
         files.sync_folder(folder.parent)

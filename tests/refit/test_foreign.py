@@ -11,11 +11,12 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
-import h5py
 import pytest
 
 from refit.start.foreign import Refused, examine
 from tests.refit.test_start import torch_file
+
+h5py = pytest.importorskip("h5py", reason="runs in the tools environment only")
 
 
 class Harmful:

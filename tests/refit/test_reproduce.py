@@ -17,6 +17,7 @@ from refit.config import Settings
 from refit.reproduce import find, reproduce
 from refit.triton.lineage import Lineage, gather
 from tests.refit.bind_helpers import PIPELINE, Place
+from tests.refit.test_start import torch_file
 
 
 def released(place: Place, version: int = 3, **bound: Any) -> dict[str, Any]:
@@ -77,6 +78,15 @@ def test_what_makes_the_keys_others_is_said(place: Place, tmp_path: Path) -> Non
     notes = "\n".join(reproduce(card, place.workspace, tmp_path / "again", now).notes)
     assert f"check out {card['made_by']['revision']}" in notes or "use Refit" in notes
     assert "the environment cpu is not the one that made it" in notes
+
+
+def test_weights_that_a_training_began_with_are_named(place: Place, tmp_path: Path) -> None:
+    torch_file(place.root / "data" / "mine.pth")
+    card = released(place, conf={"train_start_from": "mine.pth"})
+    (note,) = reproduce(card, place.workspace, tmp_path / "again", card["made_by"]).notes
+    (kept,) = (place.workspace / "starts").glob("*/model.pth")
+    assert note.startswith(f"train began with weights of the workspace: copy {kept} below a data root")
+    assert note.endswith(f"--param train_start_from=FILE#sha256={kept.parent.name}")
 
 
 def test_specs_of_the_users_own_lie_where_the_file_names_them(tmp_path: Path, place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from refit.data.tree import FileInfo
 from refit.runtime import pod
 from refit.runtime.local import StageProcess
 from tests.refit.bind_helpers import PIPELINE, Place
+from tests.refit.test_start import torch_file
 from tests.remote.sources import KEY, S3, SECRET, Https
 
 REMOTE = PIPELINE.replace("source: inbox/mine", "source: s3://sets/mine\n  connection: lab")
@@ -342,3 +344,34 @@ def test_a_pod_gets_the_login_by_reference(place: Place) -> None:
     env = pod.stage_pod(pod.PodStage.of(request), profile)["spec"]["containers"][0]["env"]
     (found,) = [e for e in env if e["name"] == "REFIT_SECRET_AIRFLOW_CONN_LAB"]
     assert found["valueFrom"] == {"secretKeyRef": {"name": "lab-data", "key": "connection"}}
+
+
+def test_weights_come_from_a_bucket_by_their_hash_and_once(place: Place, s3: S3, bind: Callable[..., int]) -> None:
+    """As `start_from` names them, with the login of the data."""
+    data = torch_file(place.root / "mine.pth").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    s3.put("sets", {"models/mine.pth": data})
+    begun = REMOTE.replace("train: {", f"train: {{start_from: 's3://sets/models/mine.pth#sha256={digest}', ")
+    assert bind("r1", begun) == 0, place.error
+    assert (place.workspace / "starts" / digest / "model.pth").read_bytes() == data
+    assert names(place.workspace / "starts") == [digest]
+    assert bind("other", begun.replace(digest, "0" * 64)) == 3
+    assert f"its bytes have the hash {digest}, and not {'0' * 64}" in place.error
+    s3.put("sets", {"models/mine.pth": b"changed since"})
+    assert bind("again", begun) == 0, "what is kept is not fetched again"
+    assert planted(place.root) == []
+
+
+def test_weights_of_a_site_are_fetched_without_the_login_of_the_data(
+    place: Place, s3: S3, bind: Callable[..., int], site: Https, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = torch_file(place.root / "mine.pth").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    site.add("/mine.pth", data)
+    monkeypatch.setenv("REFIT_ALLOWED_HOSTS", f"{s3.allowed},{site.host}")
+    monkeypatch.setenv("REFIT_CA_FILE", str(site.ca))
+    begun = REMOTE.replace("train: {", f"train: {{start_from: '{site.url}/mine.pth#sha256={digest}', ")
+    assert bind("r1", begun) == 0, place.error
+    assert (place.workspace / "starts" / digest / "model.pth").read_bytes() == data
+    assert site.asked
+    assert not any("Authorization" in headers for _, _, headers in site.asked)
