@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,19 +44,46 @@ def run_releases(args: argparse.Namespace, settings: Settings) -> int:
                 [r.model_dump(mode="json", by_alias=True, exclude={"config", "sidecar"}) for r in records], indent=1
             )
         )
+    elif found:
+        print("\n".join([*_table(records), "", *_in_short(found)]))
     else:
-        print("\n".join(_table(records)) if records else f"nothing was released yet from {settings.workspace}")
+        print(f"nothing was released yet from {settings.workspace}")
     return command.OK
 
 
 def _table(records: Sequence[Record]) -> list[str]:
     rows = [("MODEL", "VERSION", "STATE", "SINCE", "mAP50", "PIPELINE", "WHY")]
     for r in sorted(records, key=lambda r: (r.model, -r.version)):
-        since = r.history[-1].when if r.history else ""
         score = f"{r.metrics['mAP50']:.3f}" if "mAP50" in r.metrics else ""
-        rows.append((r.model, str(r.version), r.state, since, score, r.pipeline, r.reason))
+        rows.append((r.model, str(r.version), r.state, _since(r), score, r.pipeline, r.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows]
+
+
+def _since(record: Record) -> str:
+    return record.history[-1].when if record.history else ""
+
+
+def _in_short(found: Sequence[tuple[Ledger, Record]]) -> Iterator[str]:
+    """What serves of each model by the ledger, why, and how to go back: for whoever is woken by it."""
+    for model in sorted({r.model for _, r in found}):
+        serving = next((r for _, r in reversed(found) if (r.model, r.state) == (model, "serving")), None)
+        if serving is None:
+            yield f"{model}: nothing serves, by the ledger"
+            continue
+        kept = sorted(
+            r.version for home, r in found if (r.model, r.state) == (model, "retired") and home.kept(r.version)
+        )
+        yield f"{model}: version {serving.version} serves since {_since(serving)}, {serving.reason}"
+        before = [v for v in kept if v < serving.version]
+        if serving.previous is not None and serving.previous.version in kept:
+            before = [serving.previous.version]
+        if before:
+            yield f"  back to version {before[-1]}: refit rollback {model} --reason WHY"
+        others = [v for v in kept if v not in before[-1:]]
+        if others:
+            yield f"  to another: refit rollback {model} --to N --reason WHY, N one of {', '.join(map(str, others))}"
+        yield f"  is that what Triton answers with? refit verify {model} --version {serving.version}"
 
 
 def add_rollback(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +122,9 @@ def run_rollback(args: argparse.Namespace, settings: Settings) -> int:
         print("error: stopped by SIGTERM", file=sys.stderr)
         return command.CANCELLED
     print(report.sentence())
+    if report.previous is not None:
+        print(f"To undo it: refit rollback {args.model} --to {report.previous}")
+    print("The next run of its pipeline may release its own model again: pause the DAG where it must not")
     return command.OK
 
 

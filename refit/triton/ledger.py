@@ -113,6 +113,10 @@ class Ledger:
         """Where a version's files are kept."""
         return self.path(version) / "model"
 
+    def kept(self, version: int) -> bool:
+        """Whether a version's files are still there."""
+        return self.model(version).is_dir()
+
     def keep(self, version: int, files: Mapping[str, Path]) -> None:
         """Keep a version's files, by name; hard links where that can be."""
         folder = self.model(version)

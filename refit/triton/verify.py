@@ -128,7 +128,7 @@ def served(record: Record) -> Finding:
     except AccessRefused:
         return Finding("note", about, f"serves version {record.version}; it shows its configuration to nobody")
     except TritonError as exc:
-        return Finding("FAIL", about, str(exc))
+        return Finding("FAIL", about, str(exc).removeprefix(f"{about} "))
     if found != record.sha256:
         return Finding("FAIL", about, f"serves version {record.version} with sha256 {found}, not {record.sha256}")
     return Finding("ok", about, f"serves version {record.version}, sha256 {record.sha256[:16]}")

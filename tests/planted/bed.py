@@ -7,12 +7,13 @@ caught by the stage or gate, not by the hash.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ PIPELINE: Mapping[str, Any] = {
         "split": {"lists": {"train": "train.txt", "val": "val.txt"}},
     },
     "toolkit": "cpu",
+    # Pictures so small gain nothing from a second core, and two threads that wait for each other take twice its time.
+    "resources": {"default": {"cpus": 1}},
     "network": {"width": 0.5, "input_width": colours.WIDTH, "input_height": colours.HEIGHT},
     "stages": {
         "train": {
             "epochs": 8,
-            "batch_size": 8,
+            "batch_size": 4,
             "learning_rate": 0.004,
             "evaluate_every": 8,
             "augmentation": {"hflip": 0.5, "color": 0},
@@ -49,6 +52,18 @@ PIPELINE: Mapping[str, Any] = {
         "parity": {"images": 32},
     },
 }
+
+
+def changed(pipeline: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline with other values at some dotted keys."""
+    made: dict[str, Any] = copy.deepcopy(dict(pipeline))
+    for dotted, value in how.items():
+        *parents, last = dotted.split(".")
+        at = made
+        for name in parents:
+            at = at.setdefault(name, {})
+        at[last] = value
+    return made
 
 
 @dataclass
@@ -71,24 +86,30 @@ class Bed:
     """A home with data and a workspace, for runs of one pipeline."""
 
     home: Path
+    triton: Mapping[str, str] = field(default_factory=dict)  # variables that name one, and its control key
 
-    def data(self, **size: int) -> Path:
-        return colours.make(self.home / "data" / "colours", **size)
+    def data(self, **how: Any) -> Path:
+        return colours.make(self.home / "data" / "colours", **how)
 
-    def run(self, pipeline: Mapping[str, Any], until: str, name: str = "planted") -> Told:
-        """`refit run` until a stage. Triton of the cluster profile is not asked: the release comes after that."""
+    def run(self, pipeline: Mapping[str, Any], until: str | None, name: str = "planted") -> Told:
+        """`refit run` until a stage, or to its end. Only a release (and a canary) asks the Triton of `triton`."""
         file = self.home / f"{name}.yaml"
         file.write_text(json.dumps(pipeline), encoding="utf-8")  # JSON is YAML
+        done = self.cli("run", file, *(("--until", until) if until else ()))
+        runs = sorted((self.home / "workspace" / name / "runs").glob("*"), key=lambda p: p.stat().st_mtime)
+        return Told(done.returncode, done.stdout + done.stderr, runs[-1] if runs else None)
+
+    def cli(self, *words: object) -> subprocess.CompletedProcess[str]:
+        """`refit` with this home."""
         env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("REFIT_")},
+            **self.triton,
             "REFIT_HOME": str(self.home),
             "REFIT_ENVS": str(interpreter("tools").parents[2]),
             "PYTHONPATH": str(REPOSITORY),
         }
-        argv = [interpreter("tools"), "-m", "refit.cli", "run", file, "--until", until]
-        done = subprocess.run(argv, cwd=self.home, env=env, capture_output=True, text=True, check=False)
-        runs = sorted((self.home / "workspace" / name / "runs").glob("*"), key=lambda p: p.stat().st_mtime)
-        return Told(done.returncode, done.stdout + done.stderr, runs[-1] if runs else None)
+        argv = [str(interpreter("tools")), "-m", "refit.cli", *map(str, words)]
+        return subprocess.run(argv, cwd=self.home, env=env, capture_output=True, text=True, check=False)
 
 
 @dataclass

@@ -1,27 +1,22 @@
-"""Every planted fault: what is wrong, which gate or stage catches it, and the test that plants it.
+"""Every planted fault: what is wrong, which gate or stage catches it, and the test that plants it; and every clean run.
 
-`python -m tests.planted.faults` writes the table of docs/planted.md.
+`python -m tests.planted.faults` writes the tables of docs/planted.md.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- made: faults -->\n", "<!-- end -->"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """`test`: file::function, or file::function[parameter] where one case of several plants it."""
+class Row:
+    """Of a table. `test`: file::function, or file::function[parameter] where one case of several is meant."""
 
-    what: str
-    caught_by: str
-    said: str
     test: str
 
     def exists(self) -> bool:
@@ -36,8 +31,26 @@ class Fault:
         return name in functions and (not parameter or parameter in text)
 
 
+@dataclass(frozen=True)
+class Fault(Row):
+    what: str
+    caught_by: str
+    said: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Clean(Row):
+    """`anew`: what judges something new in it."""
+
+    what: str
+    anew: str
+    test: str
+
+
 HERE, PROVE, LADDER = "planted/test_planted.py", "prove/test_parity.py", "cpu/test_ladder.py"
 GATES, WATCH, RELEASE = "refit/test_gates.py", "refit/test_runner_watch.py", "triton/test_release.py"
+TAO = "refit/test_runner_tao.py"
 NAMED = f"{PROVE}::test_a_planted_mistake_is_called_by_its_name"
 
 FAULTS = (
@@ -92,6 +105,12 @@ FAULTS = (
         "starts anew, and says why",
         "cpu/test_train.py::test_a_checkpoint_of_another_training_is_not_used",
     ),
+    Fault(
+        "a resume that trains nothing: TAO finds the last checkpoint of another training, and says success",
+        "the runner",
+        "another key's files are moved aside, so that it trains",
+        f"{TAO}::test_6_a_training_that_only_found_its_checkpoint",
+    ),
     # pruning
     Fault(
         "pruned to nothing, or not at all",
@@ -117,6 +136,12 @@ FAULTS = (
         "every quality gate",
         "cannot be compared",
         f"{GATES}::test_figures_of_different_evaluations_are_not_compared",
+    ),
+    Fault(
+        "the evaluation set's own boxes or pictures changed",
+        "every quality gate",
+        "figures of before, on another evaluation set, cannot be compared",
+        f"{GATES}::test_another_evaluation_set_than_before_is_told",
     ),
     Fault(
         "worse in one class or slice only",
@@ -171,6 +196,7 @@ FAULTS = (
     Fault("stretched instead of letterboxed", "gate_parity", "input.resize", f"{NAMED}[letterbox]"),
     Fault("the picture in another place of the letterbox", "gate_parity", "input.place", f"{NAMED}[place]"),
     Fault("class numbers off by one", "gate_parity", "classes", f"{NAMED}[shift]"),
+    Fault("outputs exchanged", "gate_parity", "the outputs coverage and bbox are exchanged", f"{NAMED}[names]"),
     Fault("another stride", "gate_parity", "stride", f"{NAMED}[stride]"),
     Fault(
         "class names in another order, in a real run",
@@ -196,6 +222,18 @@ FAULTS = (
         "the file by name",
         f"{HERE}::test_a_file_that_was_cut_on_the_way",
     ),
+    Fault(
+        "an output name that the model does not have, or a configuration for another input shape",
+        "prepare_proof, release",
+        "the name or shape, and what the ONNX file has",
+        f"{RELEASE}::test_artefacts_that_cannot_be_used",
+    ),
+    Fault(
+        "answers of another model than the one that was evaluated",
+        "release",
+        "differs from the reference",
+        f"{RELEASE}::test_wrong_outputs_are_rejected",
+    ),
     # release
     Fault(
         "an engine for another GPU or TensorRT",
@@ -209,6 +247,69 @@ FAULTS = (
         "somebody changed it; refit reconcile --mend",
         "triton/test_reconcile.py::test_a_champion_that_was_changed_by_hand_stops_a_release",
     ),
+    Fault(
+        "a version changed in repository and ledger alike, or without its signature",
+        "refit verify, a roll back to it",
+        "not as signed; there is no signature",
+        "triton/test_verify.py::test_a_roll_back_wants_the_signature_of_the_version",
+    ),
+)
+
+
+SELF = "planted/test_clean.py"
+CALIBRATED = f"{SELF}::test_another_calibration_takes_the_champions_place_and_the_champion_its_own_again"
+
+CLEAN = (
+    Clean(
+        "the run that faults are planted in: KITTI, three classes, pruned, INT8",
+        "gates trained, retrained, quantized, parity",
+        f"{SELF}::test_the_run_that_faults_are_planted_in",
+    ),
+    Clean(
+        "every file touched, nothing changed",
+        "bind; all else is reused",
+        f"{SELF}::test_files_that_were_touched",
+    ),
+    Clean(
+        "other pictures for the proof",
+        "gate parity",
+        f"{SELF}::test_other_pictures_for_the_proof",
+    ),
+    Clean(
+        "INT8 by percentiles, without a ladder",
+        "gate quantized",
+        f"{SELF}::test_int8_by_percentiles_without_a_ladder",
+    ),
+    Clean(
+        "the same run again, released as the first model",
+        "release",
+        f"{SELF}::test_the_same_run_again_is_released",
+    ),
+    Clean(
+        "a float32 model against an INT8 champion",
+        "gate champion",
+        f"{SELF}::test_a_float_model_against_an_int8_champion",
+    ),
+    Clean(
+        "another calibration, tried beside the champion and released in its place",
+        "gates quantized, champion, parity; canary, release",
+        CALIBRATED,
+    ),
+    Clean(
+        "the run of what serves again, after a roll back to it",
+        "bind: what it made serves, all is reused",
+        CALIBRATED,
+    ),
+    Clean(
+        "grey PNG of one class as VOC, another seed",
+        "gate trained",
+        f"{SELF}::test_grey_pictures_of_one_class_as_voc",
+    ),
+    Clean(
+        "pictures in a letterbox, two classes, as COCO, another seed, not pruned, float32",
+        "gates trained, parity",
+        f"{SELF}::test_pictures_in_a_letterbox_of_two_classes_as_coco",
+    ),
 )
 
 
@@ -216,14 +317,19 @@ def page() -> Path:
     return ROOT / "docs" / "planted.md"
 
 
-def table() -> Iterator[str]:
-    yield "| fault | caught by | said | planted in |"
-    yield "|---|---|---|---|"
-    for f in FAULTS:
-        yield f"| {f.what} | {f.caught_by} | {f.said} | `{f.test}` |"
+def tables() -> Mapping[str, list[str]]:
+    """The lines of each table of the page, by its name there."""
+    faults = [f"| {f.what} | {f.caught_by} | {f.said} | `{f.test}` |" for f in FAULTS]
+    clean = [f"| {i} | {c.what} | {c.anew} | `{c.test}` |" for i, c in enumerate(CLEAN, 1)]
+    return {
+        "faults": ["| fault | caught by | said | planted in |", "|---|---|---|---|", *faults],
+        "clean": ["| | clean run | judged anew | run in |", "|---|---|---|---|", *clean],
+    }
 
 
 if __name__ == "__main__":
     text = page().read_text(encoding="utf-8")
-    made = "".join(f"{line}\n" for line in table())
-    page().write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: BEGIN + made + END, text, flags=re.DOTALL), encoding="utf-8")
+    for name, lines in tables().items():
+        begin, made = f"<!-- made: {name} -->\n", "".join(f"{line}\n" for line in lines)
+        text = re.sub(f"{begin}.*?<!-- end -->", f"{begin}{made}<!-- end -->", text, flags=re.DOTALL)
+    page().write_text(text, encoding="utf-8")

@@ -5,63 +5,19 @@ The table of all planted faults, those of other tests included: docs/planted.md.
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from refit.runtime.local import EnvironmentMissing, interpreter
-
-pytest.importorskip("cv2", reason="runs in the tools environment only")
-
+from refit.runtime.local import interpreter
 from tests.planted import colours
-from tests.planted.bed import PIPELINE, Bed, Good
-from tests.planted.faults import FAULTS, page, table
-
-
-def has(environment: str) -> bool:
-    try:
-        return interpreter(environment).exists()
-    except EnvironmentMissing:
-        return False
-
-
-needs_all = pytest.mark.skipif(
-    not (has("cpu") and has("triton")), reason="there is no cpu or triton environment: make setup"
-)
-
-
-def changed(pipeline: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    made: dict[str, Any] = copy.deepcopy(dict(pipeline))
-    *parents, last = dotted.split(".")
-    at = made
-    for name in parents:
-        at = at.setdefault(name, {})
-    at[last] = value
-    return made
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
-    """The clean run that everything else is compared with; it must pass."""
-    bed = Bed(tmp_path_factory.mktemp("planted"))
-    bed.data()
-    told = bed.run(PIPELINE, "gate_parity")
-    assert told.code == 0, told.text
-    return Good(told.plan, tmp_path_factory.mktemp("forged"))
-
-
-@needs_all
-def test_the_clean_run_passes_every_gate(good: Good) -> None:
-    gates = [s["name"] for s in good.plan["stages"] if s["name"].startswith("gate_") and s["name"] != "gate_champion"]
-    assert len(gates) == 4
-    for gate in gates:
-        assert json.loads((good.out(gate) / "verdict.json").read_text())["verdict"] == "pass"
+from tests.planted.bed import PIPELINE, Bed, Good, changed
+from tests.planted.faults import CLEAN, FAULTS, page, tables
+from tests.planted.fixtures import needs_all
 
 
 def relabel(root: Path, lists: str, change: Any) -> None:
@@ -102,7 +58,7 @@ def test_a_picture_that_trains_and_is_evaluated(tmp_path: Path) -> None:
     root = bed.data(train=8, val=6)
     for folder, ending in (("images", ".jpg"), ("labels", ".txt")):
         shutil.copyfile(root / folder / f"train_003{ending}", root / folder / f"val_002{ending}")
-    strict = changed(PIPELINE, "dataset.severity", {"duplicate_across_splits": "error"})
+    strict = changed(PIPELINE, {"dataset.severity": {"duplicate_across_splits": "error"}})
     told = bed.run(strict, "dataset_convert")
     assert told.code == 2
     assert (
@@ -212,12 +168,14 @@ def test_a_class_list_in_another_order_in_what_is_released(good: Good) -> None:
     assert "class numbers are off by" in result.reason
 
 
-def test_the_table_is_of_tests_that_there_are() -> None:
-    lost = [f.test for f in FAULTS if not f.exists()]
+def test_the_tables_are_of_tests_that_there_are() -> None:
+    lost = [row.test for row in (*FAULTS, *CLEAN) if not row.exists()]
     assert lost == []
     assert len(FAULTS) >= 25
+    assert len(CLEAN) >= 10
 
 
-def test_the_page_has_the_table() -> None:
+def test_the_page_has_the_tables() -> None:
     text = page().read_text(encoding="utf-8")
-    assert "\n".join(table()) in text, "run: PYTHONPATH=. python -m tests.planted.faults"
+    for name, lines in tables().items():
+        assert f"<!-- made: {name} -->\n" + "\n".join(lines) in text, "run: PYTHONPATH=. python -m tests.planted.faults"

@@ -202,9 +202,12 @@ def refit_cli(place: Place, *words: object) -> subprocess.CompletedProcess[str]:
 def test_rollback_command(place: Place) -> None:
     place.release(place.model("a"))
     place.release(place.model("b", seed=5))
+    done = refit_cli(place, "releases", place.name)
+    assert f"\n  back to version 1: refit rollback {place.name} --reason WHY\n" in done.stdout
     done = refit_cli(place, "rollback", place.name, "--reason", "plates at night are missed")
     assert done.returncode == 0, done.stderr
     assert f"Triton serves version 1 of {place.name} again (before: 2)" in done.stdout
+    assert f"To undo it: refit rollback {place.name} --to 2" in done.stdout
     assert place.client.infer(place.name, {INPUT: noise(1)}).version == 1
     states = [(r.state, r.history[-1].reason) for r in Ledger(place.ledger).records()]
     assert [state for state, _ in states] == ["serving", "retired"]
@@ -214,11 +217,17 @@ def test_rollback_command(place: Place) -> None:
     done = refit_cli(place, "releases", place.name)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["MODEL", "VERSION", "STATE", "SINCE", "mAP50", "PIPELINE", "WHY"]
-    assert [(line[0], line[1], line[2]) for line in lines[1:]] == [
+    assert [(line[0], line[1], line[2]) for line in lines[1:3]] == [
         (place.name, "2", "retired"),
         (place.name, "1", "serving"),
     ]
-    assert "plates at night" in done.stdout
+    told = done.stdout.splitlines()[4:]
+    assert told[0].startswith(f"{place.name}: version 1 serves since ")
+    assert told[0].endswith("plates at night are missed")
+    assert told[1:] == [
+        f"  to another: refit rollback {place.name} --to N --reason WHY, N one of 2",
+        f"  is that what Triton answers with? refit verify {place.name} --version 1",
+    ]
     told = json.loads(refit_cli(place, "releases", "--json").stdout)
     assert [(r["version"], r["state"], len(r["history"])) for r in told] == [(1, "serving", 4), (2, "retired", 3)]
 
