@@ -693,7 +693,7 @@ NUMBER = (int, float)
 # (nvidia_tao_tf1/cv/common/entrypoint/entrypoint.py, launch_job).
 WORD = re.compile(r"[A-Za-z0-9_./=:+,@%-]+")
 TOKEN = re.compile(
-    r"\{(python|stage|out|specs|run|workspace|snapshot|checkpoint|next_epoch|input:[^{}]+|secret:[^{}]+)\}"
+    r"\{(python|runner|stage|out|specs|run|workspace|snapshot|checkpoint|next_epoch|input:[^{}]+|secret:[^{}]+)\}"
 )
 
 
@@ -906,6 +906,7 @@ class Tokens:
         self.stage = stage
         self.secrets = secrets
         self.fixed = dict(stage.paths, python=shown(sys.executable), out=shown(stage.out), specs=shown(stage.specs))
+        self.fixed["runner"] = shown(os.path.abspath(__file__))
         self.fixed.update(stage.going_on)
         self.results = {
             name: self._read_input(name, folder, stage.input_keys.get(name)) for name, folder in stage.inputs.items()

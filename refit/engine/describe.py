@@ -8,6 +8,7 @@ gen_trt_engine calibrated.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +41,7 @@ from refit.triton.errors import ArtefactError
 
 def run(spec: DescribeSpec, out: Path, status: StatusWriter) -> None:
     """Describe; see the module's docstring. Raises BadSpec, BadData."""
+    spec = _as_built(spec)
     version = _version(spec)
     gpu = _gpu(spec.gpu)
     try:
@@ -79,6 +81,17 @@ def run(spec: DescribeSpec, out: Path, status: StatusWriter) -> None:
         f"TensorRT {version}, {gpu.name or 'GPU'} ({gpu.compute_capability}, {gpu.source}).",
         {"bytes": record.plan.bytes},
     )
+
+
+def _as_built(spec: DescribeSpec) -> DescribeSpec:
+    """With the way of the rung that won, where there were several. Raises BadData."""
+    if spec.ladder is None:
+        return spec
+    try:
+        built = spec.rungs[json.loads(spec.ladder.read_text(encoding="utf-8"))["winner"]]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise BadData(f"{spec.ladder}: names no rung that is known here ({exc!r}); build the engine again") from None
+    return spec.model_copy(update={name: getattr(built, name) for name in type(built).model_fields})
 
 
 def _version(spec: DescribeSpec) -> str:

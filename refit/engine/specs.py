@@ -69,18 +69,31 @@ class TaoCalibration(Spec):
     cache: Path = Field(description="the cache that it wrote; cal.json is written beside it")
 
 
-class DescribeSpec(Spec):
+class BuiltAs(Spec):
+    """How an engine was built."""
+
+    precision: Precision
+    quantization: Literal["none", "calibrated", "explicit"] = "none"
+    calibration: TaoCalibration | None = None
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> BuiltAs:
+        if (self.quantization == "calibrated") != (self.calibration is not None):
+            raise ValueError("calibration is needed where quantization is 'calibrated', and only there")
+        return self
+
+
+class DescribeSpec(BuiltAs):
     """The spec of `python -m refit.engine describe`."""
 
     plan: Path = Field(description="the engine; engine.json is written beside the copy in the result folder")
     model: Path = Field(description="model.json")
     onnx: Path | None = Field(None, description="what it was built from; null: an encrypted .etlt")
-    precision: Precision
-    quantization: Literal["none", "calibrated", "explicit"] = "none"
+    ladder: Path | None = Field(None, description="ladder.json of what built it: the winner's way counts")
+    rungs: dict[str, BuiltAs] = Field(default_factory=dict, description="how each rung builds")
     batch: Batches | None = Field(None, description="null: one fixed batch size")
     gpu: NotedGpu
     tensorrt: Version | None = Field(None, description="of the deploy image; null: as the plan's head says")
-    calibration: TaoCalibration | None = None
     inputs: list[Tensor] = Field(default_factory=list, description="with the batch dim; empty: those of the ONNX file")
     outputs: list[Tensor] = Field(default_factory=list, description="likewise")
     builder: str = Field(min_length=1, description="e.g. the deploy image with its tag")
@@ -89,8 +102,6 @@ class DescribeSpec(Spec):
     def _tensors(self) -> DescribeSpec:
         if self.onnx is None and not (self.inputs and self.outputs):
             raise ValueError("inputs and outputs are needed where there is no onnx to take them from")
-        if (self.quantization == "calibrated") != (self.calibration is not None):
-            raise ValueError("calibration is needed where quantization is 'calibrated', and only there")
         return self
 
 

@@ -141,7 +141,7 @@ def _rung(spec: QualitySpec) -> str:
         return ""
     report = _results(spec.ladder)
     tried = [t for t in report.get("rungs", []) if not t.get("skipped")]
-    return f"; made by rung {report.get('winner')}, tried {len(tried)} (see ladder.json of quantize)"
+    return f"; made by rung {report.get('winner')}, tried {len(tried)} (see its ladder.json)"
 
 
 def _other_set(spec: QualitySpec) -> str:

@@ -234,7 +234,8 @@ def _gpu_type(stage: PodStage, profile: KubernetesProfile) -> GpuType | None:
     if wanted not in profile.gpu.types:
         known = ", ".join(sorted(profile.gpu.types))
         raise PodError(
-            f"stage {stage.name} wants gpu_type {wanted!r}; the cluster profile has {known}; add gpu.types.{wanted}",
+            f"stage {stage.name.removeprefix(SMOKE)} wants gpu_type {wanted!r}; the cluster profile has {known}; "
+            f"add gpu.types.{wanted}",
             f"gpu.types.{wanted}",
         )
     return profile.gpu.types[wanted]
@@ -353,8 +354,8 @@ def _env(stage: PodStage, profile: KubernetesProfile) -> list[dict[str, Any]]:
         if ref is None:
             known = ", ".join(sorted(profile.secrets)) or "none"
             raise PodError(
-                f"stage {stage.name} needs the secret {secret}; the cluster profile's secrets are {known}: "
-                f"add secrets.{secret}: {{name: <the Secret>, key: <its entry>}}",
+                f"stage {stage.name.removeprefix(SMOKE)} needs the secret {secret}; the cluster profile's secrets are "
+                f"{known}: add secrets.{secret}: {{name: <the Secret>, key: <its entry>}}",
                 f"secrets.{secret}",
             )
         source = {"secretKeyRef": {"name": ref.name, "key": ref.key}}

@@ -226,6 +226,9 @@ class BuildEngineParams(Adjustable):
     int8: Literal["auto", "ptq", "qat", "qdq"] = Field(
         "auto", description="the way to INT8; auto: what the network has"
     )
+    ladder: bool = Field(
+        False, description="where INT8 loses too much, the next way is tried: more calibration images, then FP16"
+    )
     calibration_batches: int = Field(10, ge=1, le=1000)
     calibration_batch_size: int = Field(8, ge=1, le=256)
     min_batch_size: int = Field(1, ge=1, le=256)

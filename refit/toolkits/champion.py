@@ -23,14 +23,14 @@ def stages(chain: Chain, proven: Proven, limits: Mapping[str, Any]) -> Iterator[
     yield proof.questions(chain, proven, "prepare_champion", asked, ())
     gpu_type = next(iter(proven.gpus.values()), None)
     yield proof.prove(chain, "prove_champion", "prepare_champion", gpu=bool(proven.gpus), gpu_type=gpu_type)
-    spec = {"asked": "{input:prepare_champion}", "answers": "{input:prove_champion}", **limits}
+    scored = {"asked": "{input:prepare_champion}", "answers": "{input:prove_champion}", **limits}
     yield Stage(
         name="evaluate_champion",
         action="evaluate",
         title="Evaluate the version that serves, and the challenger",
         environment="tools",
         argv=command("refit.gates", "answered", "answered.yaml"),
-        files={"answered.yaml": spec},
+        files={"answered.yaml": scored},
         inputs=("prepare_champion", "prove_champion"),
         outputs=(
             Output("results", "results.json", "json"),
@@ -40,5 +40,7 @@ def stages(chain: Chain, proven: Proven, limits: Mapping[str, Any]) -> Iterator[
         resources=chain.light("evaluate_champion"),
     )
     gate = chain.gate_champion(proven.name)
-    judged = {**gate.files["quality.yaml"], "metric": "mAP50", "candidate": "{input:evaluate_champion.challenger}"}
+    spec = gate.files["quality.yaml"]
+    assert not isinstance(spec, str)
+    judged = {**spec, "metric": "mAP50", "candidate": "{input:evaluate_champion.challenger}"}
     yield replace(gate, files={"quality.yaml": judged}, inputs=("evaluate_champion",))

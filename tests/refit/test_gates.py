@@ -328,4 +328,4 @@ def test_the_rung_of_the_ladder_is_told(tmp_path: Path) -> None:
     ]
     ladder = results(tmp_path, "l", 0.8, winner="float", rungs=rungs)
     verdict = quality(QualitySpec(model="quantized", candidate=results(tmp_path, "c", 0.8), floor=0.7, ladder=ladder))
-    assert verdict.reason.endswith("; made by rung float, tried 2 (see ladder.json of quantize)")
+    assert verdict.reason.endswith("; made by rung float, tried 2 (see its ladder.json)")

@@ -359,11 +359,24 @@ def test_a_gate_on_a_figure_that_no_evaluation_gives(profile: Profile) -> None:
     told = found(pipeline(gates="{quality: {metric: mAP}}"), profile)
     assert told == ["cars.yaml:12: gates.quality.metric: detectnet_v2 is evaluated by mAP50 only; use that"]
     assert found(pipeline("rtdetr", gates="{quality: {metric: mAP}}"), profile) == []
-    told = found(pipeline(gates="{champion: {margin: 0.1}}"), profile)
-    assert told == [
-        "cars.yaml:12: gates.champion: a TAO model is not held against the one that serves yet; leave champion out"
-    ]
-    assert found(pipeline(gates="{champion: false}"), profile) == []
+    assert found(pipeline(gates="{champion: {margin: 0.1}}"), profile) == []
+
+
+@pytest.mark.parametrize("network", networks.known())
+def test_the_rungs_of_a_ladder_are_looked_at_as_the_plain_engine_is(profile: Profile, network: str) -> None:
+    assert found(pipeline(network, "  build_engine: {ladder: true}\n"), profile) == []
+    odd = "  build_engine: {ladder: true, set: {gen_trt_engine.tensorrt.data_typ: x}}\n"
+    if network in ("rtdetr", "efficientdet_tf2"):
+        assert any(
+            "gen_trt_engine.tensorrt.data_typ: unknown key" in line for line in found(pipeline(network, odd), profile)
+        )
+
+
+def test_a_ladder_that_begins_nowhere(profile: Profile) -> None:
+    (told,) = found(pipeline(more="  build_engine: {ladder: true, precision: fp16}\n"), profile)
+    assert told.endswith("the ladder begins with INT8, and precision is fp16; leave one of them out")
+    (told,) = found(pipeline("rtdetr", "  quantize: true\n  build_engine: {ladder: true}\n"), profile)
+    assert "a model with Q/DQ nodes (quantize) is INT8" in told
 
 
 def test_a_fault_that_a_retraining_has_from_the_training_is_told_once_and_there(profile: Profile) -> None:

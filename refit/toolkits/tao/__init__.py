@@ -37,7 +37,11 @@ _FINEST = 8  # pixels of the finest grid, but for DetectNet_v2, whose sidecar sa
 def _less(pipeline: TaoPipeline, profile: Profile) -> tuple[TaoPipeline, Needed]:
     """The pipeline of a smoke run: one epoch with everything that an epoch may bring, and two steps of the batch that
     the real training takes, on as many GPUs; and the images that it needs."""
-    changes: dict[str, Any] = {"gates.parity.images": 2, "stages.build_engine.calibration_batches": 1}
+    changes: dict[str, Any] = {
+        "gates.parity.images": 2,
+        "stages.build_engine.calibration_batches": 1,
+        "stages.build_engine.ladder": False,
+    }
     stages = pipeline.stages
     train, others = [], [len(pipeline.dataset.classes), stages.evaluate.batch_size or 1]
     for block in ("train", "retrain", "distill"):

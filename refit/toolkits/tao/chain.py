@@ -22,7 +22,7 @@ from refit.toolkits.base import Output, Stage
 from refit.toolkits.chain import Chain
 from refit.toolkits.lazy import Lazy
 from refit.toolkits.proof import Proven
-from refit.toolkits.tao import own, sidecar
+from refit.toolkits.tao import ladder, own, sidecar
 from refit.toolkits.tao.scope import Work, scope
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class TaoChain(Chain):
     def works(self) -> Iterator[tuple[Work, render.Rendered]]:
         """The same, with all that is said of the stage."""
         for stage in self.stages():
-            if isinstance(stage.files, _Specs):
-                yield from ((stage.files.work, spec) for spec in stage.files.rendered)
+            for part in stage.files.stages if isinstance(stage.files, ladder.Climbed) else (stage,):
+                if isinstance(part.files, _Specs):
+                    yield from ((part.files.work, spec) for spec in part.files.rendered)
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -76,14 +77,18 @@ class TaoChain(Chain):
         yield from self._converted()
         model, judged = yield from self._trained()
         if self._calibration:
-            yield own.calibrate(self, *self._calibration)
+            yield own.calibrate(self, "calibrate", *self._calibration)
+            if self.climbs:
+                size = self._calibration[1]
+                yield own.calibrate(self, ladder.CALIBRATE_MORE, ladder.more_batches(self) * size, size)
         after = (f"gate_{judged}",)
         if params.inference:
             yield self._tao(self._work("inference", "inference", model), (*self._data, model), after)
         onnx = yield from self._exported(model, after)
         for name, gpu_type in self.engines.items():
             inputs = (*self._data, *self._images, onnx)
-            yield self._tao(self._work(name, "build_engine", onnx), inputs, gpu=gpu_type)
+            plain = self._tao(self._work(name, "build_engine", onnx), inputs, gpu=gpu_type)
+            yield ladder.climbs(self, plain, onnx, judged) if self.climbs else plain
             yield own.describe(self, name, onnx)
         if self.engines:
             engine = next(iter(self.engines))
@@ -94,8 +99,8 @@ class TaoChain(Chain):
         if self.p.release and self.p.gates.parity:
             yield from proof.stages(self, self._proven(onnx, judged))
         if self.p.release and self.p.gates.champion:
-            after = ("gate_parity",) if self.p.gates.parity else ()
-            yield from champion.stages(self, replace(self._proven(onnx, judged), after=after), self._limits)
+            proven = replace(self._proven(onnx, judged), after=("gate_parity",) if self.p.gates.parity else ())
+            yield from champion.stages(self, proven, self._limits)
         if self.p.release:
             yield self._release(judged, tuple(name for name, gate in gates.items() if gate))
         yield from self.watch()
@@ -143,7 +148,8 @@ class TaoChain(Chain):
         # An engine runs on the type of GPU that it was built on.
         yield self._tao(work, (*self._data, work.model), gpu=self.engines.get(work.model))
         last = name == "quantized" or (not self.engines and (name != "trained" or not self.p.stages.prune))
-        yield self.gate(name, baseline, floor=name == "trained" or last, results=RESULTS)
+        chosen = work.model if name == "quantized" and self.climbs else None
+        yield self.gate(name, baseline, floor=name == "trained" or last, results=RESULTS, ladder=chosen)
 
     @property
     def _released(self) -> str:
@@ -245,6 +251,12 @@ class TaoChain(Chain):
             return None
         return "FP32" if self.way_to_int8 == "qdq" else engine.precision.upper()
 
+    @property
+    def climbs(self) -> bool:
+        """Whether the engine is the first that is good enough of several."""
+        engine = self.p.stages.build_engine
+        return engine is not None and engine.ladder
+
     def kind(self, model: str | None) -> str:
         """What a stage's `model` is: a checkpoint, an ONNX file or an engine."""
         if model in self.engines:
@@ -301,6 +313,10 @@ class TaoChain(Chain):
         return sidecar.text(self)
 
     # -- TAO's commands --
+
+    def command(self, work: Work) -> Stage:
+        """A stage of TAO's on its own, without what it waits for."""
+        return self._tao(work, ())
 
     def _tao(self, work: Work, inputs: tuple[str, ...], after: tuple[str, ...] = (), gpu: str | None = None) -> Stage:
         """A stage whose command is TAO's; `gpu`: the type of GPU that it must run on."""

@@ -34,7 +34,7 @@ _ALIASES = {"class_weights": "class_weight", "workspace_gib": "workspace_mib"}
 _OURS = {
     **{training: {"qat", "checkpoint", "start_from"} for training in TRAININGS},
     "quantize": {"images"},
-    "build_engine": {"precision", "int8", "gpu_types"},
+    "build_engine": {"precision", "int8", "gpu_types", "ladder"},
 }
 
 
@@ -283,6 +283,19 @@ def _int8(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
     engine = pipeline.stages.build_engine
     if engine is not None and engine.precision == "int8":
         yield from _way_to_int8(pipeline, facts, engine, ways)
+    if engine is not None and engine.ladder:
+        yield from _ladder(pipeline, engine)
+
+
+def _ladder(pipeline: TaoPipeline, engine: BuildEngineParams) -> Iterator[Fault]:
+    key: Key = ("stages", "build_engine", "ladder")
+    if engine.precision != "int8":
+        yield key, f"the ladder begins with INT8, and precision is {engine.precision}; leave one of them out"
+    elif engine.int8 == "qdq" or pipeline.stages.quantize is not None:
+        yield (
+            key,
+            "a model with Q/DQ nodes (quantize) is INT8, whatever its engine's precision; leave ladder out",
+        )
 
 
 def _way_to_int8(pipeline: TaoPipeline, facts: Network, engine: BuildEngineParams, ways: str) -> Iterator[Fault]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from refit.tao import networks
 from refit.toolkits.base import Output, Stage, command
 from refit.toolkits.lazy import Lazy
+from refit.toolkits.tao import ladder
 
 if TYPE_CHECKING:
     from refit.toolkits.tao.chain import TaoChain
@@ -56,10 +57,10 @@ def prepare(chain: TaoChain) -> Stage:
     )
 
 
-def calibrate(chain: TaoChain, images: int, batch_size: int) -> Stage:
+def calibrate(chain: TaoChain, name: str, images: int, batch_size: int) -> Stage:
     spec = {"prepared": "{input:prepare}", "images": images, "batch_size": batch_size, "seed": chain.p.seed}
     return Stage(
-        name="calibrate",
+        name=name,
         action="calibrate",
         title="Choose the calibration images",
         environment="tools",
@@ -67,7 +68,7 @@ def calibrate(chain: TaoChain, images: int, batch_size: int) -> Stage:
         files={"calibrate.yaml": spec},
         inputs=("prepare",),
         outputs=(Output("calibration", "calibration.json", "json"),),
-        resources=chain.light("calibrate"),
+        resources=chain.light(name),
         code=("refit/data/prepare", "refit/specs.py"),
     )
 
@@ -109,6 +110,7 @@ def describe(chain: TaoChain, engine: str, onnx: str) -> Stage:
         "gpu": {"csv": f"{{input:{engine}}}/gpu.csv"},
         "builder": networks.image(chain.p.network, chain.facts.stages["build_engine"].image),
     }
+    images: tuple[str, ...] = ("calibrate",) if way == "ptq" else ()
     if way == "ptq":
         spec["calibration"] = {
             "images": "{input:calibrate}/images",
@@ -116,6 +118,11 @@ def describe(chain: TaoChain, engine: str, onnx: str) -> Stage:
             "batch_size": params.calibration_batch_size,
             "cache": f"{{input:{engine}}}/cal.bin",
         }
+    if chain.climbs:
+        climbed = [rung for rung in ladder.rungs(chain) if not rung.skipped]
+        spec["ladder"] = f"{{input:{engine}.ladder}}"
+        spec["rungs"] = {rung.name: rung.built(f"{{input:{engine}}}/cal.bin") for rung in climbed}
+        images = (*images, *(ladder.CALIBRATE_MORE for rung in climbed if rung.images == ladder.CALIBRATE_MORE))
     name = described(engine)
     return Stage(
         name=name,
@@ -124,7 +131,7 @@ def describe(chain: TaoChain, engine: str, onnx: str) -> Stage:
         environment="tools",
         argv=command("refit.engine", "describe", "describe.yaml"),
         files=Lazy(lambda: {"describe.yaml": spec, "model.json": chain.sidecar}),
-        inputs=(engine, onnx, *(("calibrate",) if way == "ptq" else ())),
+        inputs=(engine, onnx, *images),
         outputs=(Output("engine", "engine.json", "json"), Output("model", "model.plan")),
         resources=chain.light(name),
         code=_ENGINE_CODE,

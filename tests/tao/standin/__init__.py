@@ -22,6 +22,7 @@ Environment:
   REFIT_STANDIN_LIE_TASK=train only in that task.
 - REFIT_STANDIN_EPOCH_SECONDS: how long an epoch takes (0).
 - REFIT_STANDIN_TENSORRT: the version that a plan says it was built by (10.8.0.43).
+- REFIT_STANDIN_INT8_LOSES: of the mAP (0).
 - REFIT_STANDIN_GPU: what nvidia-smi says ("Tesla T4, 7.5").
 - REFIT_STANDIN_IMAGE=tf1|tf2|pyt|deploy|data_services: refuse what that image does not have; not set: any.
 """

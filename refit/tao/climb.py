@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Try one way after another in one pod, each a few commands of TAO's, until one is good enough.
+
+    python3 climb.py RUNNER LADDER.json BEFORE.json OUT
+
+One file and the standard library of Python 3.6 and up: a stage hands it over as one of its files, because it runs in
+TAO's images. RUNNER is Refit's runner; each command is a stage of its own to it, in OUT/rungs/<rung>/<command>: so it
+believes no success that it has not seen, reads the figures in TAO's dialect, and answers from its result what an ended
+attempt has finished. LADDER.json (docs/contracts.md) has the rungs, BEFORE.json is the result.json of the model before.
+Out: the winner's files, `ladder.json`, `summary.json`, `status.json`.
+
+Exit code 0; 4 where no rung is good enough, 1 where none could even be tried, 143 when stopped.
+"""
+
+import datetime
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any, Dict, List, Optional
+
+CLASS = "AP50/"
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # in NVIDIA's TensorRT images, and in what stands on them
+TIMED_SECONDS = 300.0  # at most for trtexec, which loads the plan and runs it for 3 s
+LATENCY = re.compile(r"GPU Compute Time: .*?median = ([0-9.]+) ms")
+THROUGHPUT = re.compile(r"Throughput: ([0-9.]+) qps")
+CANCELLED = 143
+
+Json = Dict[str, Any]
+
+
+class Stopped(Exception):
+    """The command was stopped from outside, and so are we."""
+
+
+def read(path: str) -> Json:
+    with open(path, encoding="utf-8") as file:
+        found = json.load(file)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return found
+
+
+def write(path: str, value: Json) -> None:
+    """Whole or not at all."""
+    aside = f"{path}.tmp-{os.getpid()}"
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+class Climb:
+    def __init__(self, runner: str, spec: Json, before: Json, out: str) -> None:
+        self.runner, self.spec, self.out = runner, spec, out
+        metrics = before.get("metrics") or {}
+        self.value = metrics.get(spec["metric"])
+        if not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
+            raise ValueError("the model before has no figure {} to be held against".format(spec["metric"]))
+        self.classes = by_class(metrics)
+
+    def say(self, status: str, message: str) -> None:
+        """A line on standard output and in status.json, in TAO's form (docs/contracts.md, "Stage commands")."""
+        print(message, flush=True)
+        now = datetime.datetime.now()
+        date, clock = f"{now.month}/{now.day}/{now.year}", f"{now.hour}:{now.minute}:{now.second}"
+        line = {"date": date, "time": clock, "status": status, "verbosity": "INFO", "message": message}
+        with open(os.path.join(self.out, "status.json"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    # -- a rung --
+
+    def attempt(self, rung: Json) -> Json:
+        """What became of a rung: an entry of ladder.json. Raises Stopped."""
+        tried: Json = {"name": rung["name"], "how": rung["how"], "value": None, "drop": 0.0, "drops": {}, "speed": []}
+        tried.update(bytes=0, failed=[], skipped=rung.get("skipped", ""), passed=False, seconds=0.0)
+        if tried["skipped"]:
+            return tried
+        began, results, folders = time.monotonic(), [], {}  # type: float, List[Json], Dict[str, str]
+        for request in rung["requests"]:
+            folder = os.path.join(self.out, "rungs", rung["name"], request["name"])
+            result = self.run(request, folder, folders)
+            folders[request["name"]] = folder
+            if result.get("outcome") != "succeeded":
+                tried["failed"].append("{}: {}".format(request["name"], result.get("reason") or "left no result"))
+                break
+            results.append(result)
+        else:
+            self.judge(tried, results[-1].get("metrics") or {})
+            plan = os.path.join(folders[rung["requests"][0]["name"]], "out", self.spec["model"])
+            tried.update(bytes=os.path.getsize(plan), speed=timed(plan))
+        tried.update(passed=not tried["failed"], seconds=round(time.monotonic() - began, 1))
+        return tried
+
+    def run(self, request: Json, folder: str, inputs: Dict[str, str]) -> Json:
+        """The result of one command, by the runner. Raises Stopped."""
+        os.makedirs(folder, exist_ok=True)
+        whole = dict(request, schema=1, paths={"stage": folder, "run": self.out}, inputs=inputs)
+        key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        path = folder + ".json"
+        write(path, dict(whole, key=key))
+        command = [sys.executable, "-I", self.runner, "--request", path, "--parent", str(os.getpid())]
+        if subprocess.call(command, stdin=subprocess.DEVNULL) == CANCELLED:
+            raise Stopped
+        try:
+            return read(os.path.join(folder, "result.json"))
+        except (OSError, ValueError):
+            return {}
+
+    def judge(self, tried: Json, metrics: Json) -> None:
+        """Note what was lost, and why that is too much."""
+        spec, limits, value = self.spec, self.spec["limits"], metrics[self.spec["metric"]]
+        drop, now = self.value - value, by_class(metrics)
+        drops = {name: round(before - now[name], 6) for name, before in self.classes.items() if name in now}
+        tried.update(value=round(value, 6), drop=round(drop, 6), drops=drops)
+        if drop > limits["max_drop"]:
+            what = (drop, spec["metric"], self.value, value, limits["max_drop"])
+            tried["failed"].append("lost {:.4f} {} ({:.4f} -> {:.4f}), more than {:g}".format(*what))
+        most = limits["max_drop_class"]
+        for name, lost in sorted(drops.items(), key=lambda item: -item[1]):
+            if most is not None and lost > most:
+                tried["failed"].append(f"lost {lost:.4f} of the AP of {name}, more than {most:g}")
+        floor = limits["floor"]
+        if floor is not None and value < floor <= self.value:
+            tried["failed"].append("its {} of {:.4f} is below the floor of {:g}".format(spec["metric"], value, floor))
+
+    # -- all of them --
+
+    def climb(self) -> int:
+        self.say("STARTED", "Trying {}.".format(", ".join(rung["name"] for rung in self.spec["rungs"])))
+        tries = []  # type: List[Json]
+        winner = None  # type: Optional[Json]
+        for rung in self.spec["rungs"]:
+            tried = self.attempt(rung)
+            tries.append(tried)
+            said = "not tried: " + tried["skipped"] if tried["skipped"] else "; ".join(tried["failed"]) or "passes"
+            self.say("RUNNING", "Rung {}: {}".format(rung["name"], said))
+            if tried["passed"]:
+                winner = rung
+                break
+        if winner is not None:
+            self.take(winner)
+        self.report(tries, winner)
+        if winner is not None:
+            self.say("SUCCESS", "Rung {} of {} tried.".format(winner["name"], sum(not t["skipped"] for t in tries)))
+            return 0
+        judged = [t for t in tries if t["value"] is not None]
+        reasons = "; ".join("{} {}".format(t["name"], ", ".join(t["failed"])) for t in tries if not t["skipped"])
+        message = ("No rung is good enough: " if judged else "No rung could be tried: ") + reasons
+        self.say("FAILURE", message)
+        sys.stderr.write(f"error: {message}\n")
+        return 4 if judged else 1
+
+    def take(self, winner: Json) -> None:
+        """The winner's files become the stage's own."""
+        made = os.path.join(self.out, "rungs", winner["name"], winner["requests"][0]["name"], "out")
+        for name in sorted(os.listdir(made)):
+            source, target = os.path.join(made, name), os.path.join(self.out, name)
+            if not os.path.isfile(source) or name == "status.json":
+                continue
+            if os.path.exists(target):  # of an attempt that ended just here
+                os.unlink(target)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
+
+    def report(self, tries: List[Json], winner: Optional[Json]) -> None:
+        spec, name = self.spec, winner["name"] if winner else None
+        before = {"value": self.value, "classes": self.classes}
+        limits = dict(spec["limits"], min_speedup=None)
+        said = {"schema": 1, "winner": name, "metric": spec["metric"], "split": spec["split"], "before": before}
+        write(os.path.join(self.out, "ladder.json"), dict(said, limits=limits, rungs=tries))
+        brief = {t["name"]: t["skipped"] or "; ".join(t["failed"]) or "passes" for t in tries}
+        write(os.path.join(self.out, "summary.json"), {"winner": name, "rungs": {k: v[:300] for k, v in brief.items()}})
+        print(table(tries, spec["metric"]), flush=True)
+
+
+def by_class(metrics: Json) -> Dict[str, float]:
+    return {name[len(CLASS) :]: value for name, value in metrics.items() if name.startswith(CLASS)}
+
+
+def timed(plan: str) -> List[Json]:
+    """Latency and throughput of a plan at its smallest batch, by TensorRT's trtexec where the image has it."""
+    program = shutil.which("trtexec") or TRTEXEC
+    try:
+        done = subprocess.run(
+            [program, "--loadEngine=" + plan], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=TIMED_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    text = done.stdout.decode("utf-8", "replace")
+    latency, throughput = LATENCY.search(text), THROUGHPUT.search(text)
+    if done.returncode or not latency or not throughput:
+        return []
+    return [{"batch": 1, "after_ms": float(latency.group(1)), "images_per_second": float(throughput.group(1))}]
+
+
+def table(tries: List[Json], metric: str) -> str:
+    """All rungs, for the log."""
+    rows = [["rung", metric, "drop", "ms", "img/s", "bytes", "seconds", "verdict"]]
+    for t in tries:
+        if t["skipped"]:
+            rows.append([t["name"], "", "", "", "", "", "", "not tried: " + t["skipped"]])
+            continue
+        value, drop = ("{:.4f}".format(t["value"]), "{:+.4f}".format(t["drop"])) if t["value"] is not None else ("", "")
+        speed = ["", ""]
+        for one in t["speed"]:
+            speed = ["{:.2f}".format(one["after_ms"]), "{:.0f}".format(one["images_per_second"])]
+        size, seconds = "{:,}".format(t["bytes"]), "{:.1f}".format(t["seconds"])
+        rows.append([t["name"], value, drop, *speed, size, seconds, "; ".join(t["failed"]) or "passes"])
+    widths = [max(len(row[i]) for row in rows) for i in range(7)]
+    return "\n".join("  ".join([*(row[i].ljust(widths[i]) for i in range(7)), row[7]]) for row in rows)
+
+
+def main(arguments: List[str]) -> int:
+    runner, ladder, before, out = arguments
+    try:
+        return Climb(runner, read(ladder), read(before), out).climb()
+    except Stopped:
+        return CANCELLED
+    except (OSError, ValueError, KeyError) as error:
+        missing = " is missing" if isinstance(error, KeyError) else ""
+        sys.stderr.write(f"error: {error}{missing}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
