@@ -654,11 +654,14 @@ def environment_digest(settings: Settings, name: str) -> str:
         raise StageError(f"{lock}: the lock of environment {name} cannot be read: {exc.strerror}") from None
 
 
+SOURCES = frozenset({".py", ".js", ".html"})  # what decides results; the last two of the page of refit.edge
+
+
 @lru_cache(maxsize=64)
 def code_version(repository: Path, package: str) -> str:
     """sha256 over the source files of a package (or of one module), names included."""
     root = repository / package
-    sources = [root] if root.is_file() else sorted(root.rglob("*.py"))
+    sources = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.suffix in SOURCES)
     digest = hashlib.sha256()
     for source in sources:
         digest.update(f"{source.relative_to(repository)} {files.sha256(source)}\n".encode())

@@ -7,6 +7,7 @@ function of our own around it: signature `serving_default`, input `image`, an ou
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,12 @@ def _rebuilt(source: Path) -> Any:
     """The Keras model that onnx2tf makes. Raises StageError for a network that it cannot rebuild."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         np.save(_SAMPLE, np.zeros((20, 128, 128, 3), np.float32))
+        shutil.copyfile(source, "model.onnx")  # onnx2tf writes its simplified network over the file that it is given
         import onnx2tf
 
         try:
             return onnx2tf.convert(
-                input_onnx_file_path=str(source),
+                input_onnx_file_path="model.onnx",
                 output_folder_path=folder,
                 batch_size=1,
                 disable_model_save=True,

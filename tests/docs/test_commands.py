@@ -41,6 +41,7 @@ ELSEWHERE = {
     r"bin/refit (reconcile|verify) .*": "tests/triton/test_reconcile.py",
     r"bin/refit reproduce .*": "tests/refit/test_reproduce.py",
     r"bin/refit import .*": "tests/migrate",
+    r"sh bin/setup .*": "tests/embedded/test_setup.py",
 }
 # The pipeline that several pages speak of.
 PLATES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,21 @@ def test_a_run_whose_environment_is_missing_ends_before_the_training(
     assert isinstance(profile, LocalProfile)
     with pytest.raises(BadSpec, match=r"edge: environment 'tensorflow' .* run `sh bin/setup tensorflow`"):
         _environments(load("edge: {tflite: true}\n"), profile, settings)
+
+
+def test_a_release_writes_down_which_bundles_belong_to_it(tmp_path: Path) -> None:
+    """The manifests' hashes stand in the model card, where a version's own files do."""
+    from refit.triton.lineage import gather
+
+    run = tmp_path / "runs" / "r"
+    out = run / "09-edge" / "out"
+    out.mkdir(parents=True)
+    told = {"schema": 1, "model": "mine", "bundles": {"tflite": {"sha256": "ab"}}}
+    (out / "edge.json").write_text(json.dumps(told))
+    made = plan("edge: {tflite: true}\n")["edge"]
+    stage = {**made, "paths": {**made["paths"], "stage": str(out.parent)}}
+    about = {"run": "r", "pipeline": "mine", "snapshot": str(tmp_path), "fingerprint": "f", "off": [], "reused": {}}
+    (run / "plan.json").write_text(json.dumps({**about, "stages": [stage]}))
+    assert gather(run, None)["edge"] == told
+    (run / "plan.json").write_text(json.dumps({**about, "stages": []}))
+    assert "edge" not in gather(run, None)

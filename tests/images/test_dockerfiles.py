@@ -27,7 +27,7 @@ def dockerfile(request: pytest.FixtureRequest) -> Path:
 
 
 def test_there_is_one_for_each_image_of_the_contract() -> None:
-    assert NAMES == ["airflow", "cpu", "release", "tensorrt", "tools", "triton"]
+    assert NAMES == ["airflow", "cpu", "release", "tensorflow", "tensorrt", "tfjs", "tools", "triton"]
 
 
 class TestEach:
@@ -88,7 +88,8 @@ def test_the_chart_wants_the_images_of_this_version() -> None:
     wanted = {image["repository"] for image in [*values["images"].values(), values["triton"]["image"]]}
     airflow = yaml.safe_load((ROOT / "helm" / "airflow-values.yaml").read_text())
     named = wanted | {airflow["images"]["airflow"]["repository"]}
-    assert named == {f"refit-{name}" for name in NAMES if name != "tensorrt"}  # whoever builds engines names that one
+    optional = {"tensorrt", "tensorflow", "tfjs"}  # named by whoever builds engines, or edge bundles
+    assert named == {f"refit-{name}" for name in NAMES if name not in optional}
     assert airflow["images"]["airflow"]["tag"] == chart["appVersion"]
 
 
