@@ -3,6 +3,7 @@
 #   make run [PIPELINE=specs/pipelines/x.yaml] [DATA=folder] [ONCE=1]
 #   make test [ARGS="-k name"]      make lint      make setup      make lock      make clean
 #   make docs                       the documentation as a site, in .refit/docs
+#   make screenshots [ARGS=...]     the pictures of docs/images anew, of what `make run` serves now
 #   make e2e [ARGS="-k name"]       on a Kubernetes cluster
 #   make chaos [ARGS="-k name"]     on one that may be broken (docs/chaos.md)
 #
@@ -11,7 +12,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e chaos lint format lock clean dags docs
+.PHONY: help setup run test e2e chaos lint format lock clean dags docs screenshots
 
 export PYTHONPATH := $(CURDIR)
 REFIT_HOME ?= $(CURDIR)/.refit
@@ -22,7 +23,7 @@ ENVS := $(REFIT_ENVS)
 SETUP := sh bin/setup
 
 help:
-	@sed -n '3,10s/^# *//p' Makefile
+	@sed -n '3,11s/^# *//p' Makefile
 
 setup:
 	@$(SETUP)
@@ -77,6 +78,10 @@ docs:
 	@$(SETUP) --quiet docs
 	$(ENVS)/docs/bin/sphinx-build -W --keep-going -q -b html -d '$(REFIT_HOME)/docs/.doctrees' docs '$(REFIT_HOME)/docs'
 	@echo "$(REFIT_HOME)/docs/index.html"
+
+# No set-up: `make run` uses the environment, and the tests' libraries are there after `make test`.
+screenshots:
+	@$(ENVS)/airflow/bin/python docs/images/shoot.py $(ARGS)
 
 # Resolve all locks anew, after a requirements.in was changed; tests last, because they follow the others.
 lock:

@@ -72,7 +72,7 @@ def lines(
         parts.append(tag("text", _shown(value), x=_n(h), y=_HEIGHT - 5, text_anchor="middle"))
     parts.append(tag("line", x1=_LEFT, y1=_HEIGHT - _BOTTOM, x2=_WIDTH, y2=_HEIGHT - _BOTTOM))
     if x_name:
-        parts.append(tag("text", x_name, x=_LEFT + 5, y=_HEIGHT - _BOTTOM - 5))
+        parts.append(tag("text", x_name, x=0, y=_HEIGHT - 5))  # beside its ticks: above them it would hide a curve
     for s in drawn:
         style = f"stroke:{colour(s.index)}" if s.index is not None else None
         fill = f"fill:{colour(s.index)}" if s.index is not None else None

@@ -5,6 +5,7 @@ With REFIT_PICTURES=<folder> it leaves screenshots there; those of docs/images a
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -134,6 +135,21 @@ def test_a_viewers_buttons_do_nothing(site: Site, page: Page) -> None:
     assert page.js("[...document.querySelectorAll('header button')].every(b => b.disabled && b.title)")
     page.js("document.querySelector('header button').click()")
     assert page.js("document.querySelector('dialog')") is None
+
+
+QUESTION = r"""- **gate_quantized: pass** mAP is *0\.9* <b>not bold</b>
+- run: `r_1` of `plates`"""
+
+
+def test_a_question_is_shown_as_text(site: Site, page: Page) -> None:
+    """The Markdown of an approval, with what a class or a file may be named in it."""
+    page.open(site.url + PAGES["model"])
+    page.js(f"document.querySelector('main').append(written({json.dumps(QUESTION)}))")
+    shown = "[...document.querySelectorAll('main > ul:last-child li')].map(li => li.innerHTML)"
+    assert page.js(shown) == [
+        "<b>gate_quantized: pass</b> mAP is *0.9* &lt;b&gt;not bold&lt;/b&gt;",
+        "run: <code>r_1</code> of <code>plates</code>",
+    ]
 
 
 def test_the_progress_moves(site: Site, page: Page) -> None:

@@ -83,7 +83,8 @@ def test_the_list(client: TestClient, olga: dict[str, str]) -> None:
 
 def test_the_list_for_programs(client: TestClient, olga: dict[str, str]) -> None:
     found = {m["pipeline"]: m for m in client.get("/refit/api/models", headers=olga).json()["models"]}
-    assert sorted(found) == ["asking", "fresh", "half", "model-000", "model-001", "odd"]
+    assert {"asking", "fresh", "half", "model-000", "model-001", "odd"} <= found.keys()  # the database is also others'
+    assert "hidden" not in found
     assert [name for name, m in found.items() if not m["readable"]] == ["half"]
     assert found["model-000"]["champion"]["version"] == 6
     assert found["model-001"]["going_on"] == [{"run_id": "manual__now", "state": "running"}]
