@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import base64
-import json
 import os
-import urllib.request
+import time
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.plugins.browser import Page
 
@@ -31,12 +32,11 @@ class Camera:
         page.login(url, self._token)
 
     def _ask(self, path: str, body: dict[str, str] | None = None) -> Any:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if body is None:
-            headers["Authorization"] = f"Bearer {self._token}"
-        data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers)) as answer:
-            return json.load(answer)
+            answer = httpx.get(self.url + path, headers={"Authorization": f"Bearer {self._token}"}, timeout=60)
+        else:
+            answer = httpx.post(self.url + path, json=body, timeout=60)
+        return answer.raise_for_status().json()
 
     def runs(self, pipeline: str, state: str) -> list[str]:
         """Folders of runs in that state, oldest first."""
@@ -62,7 +62,7 @@ class Camera:
                 f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{click}').click()"
             )
         self.page.until(ready)
-        self.page.js("new Promise(done => setTimeout(done, 1500))")  # Airflow's UI fades things in
+        time.sleep(1.5)  # Airflow's UI fades things in
         kind = "jpeg" if name.endswith(".jpg") else "png"
         made = self.page.call("Page.captureScreenshot", format=kind, **({"quality": 80} if kind == "jpeg" else {}))
         (HERE / name).write_bytes(base64.b64decode(made["data"]))
