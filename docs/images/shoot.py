@@ -13,6 +13,7 @@ import argparse
 import base64
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,16 @@ class Camera:
         *,
         dark: bool = False,
         ready: str = "true",
-        click: str = "",
+        click: Sequence[str] = (),
     ) -> None:
-        """`ready`: JavaScript that says that all is drawn; `click`: what a text of a button is, pressed before."""
+        """`ready`: JavaScript that says that all is drawn; `click`: buttons that are pressed before, by their text."""
         self.page.size(*size)
         self.page.scheme("dark" if dark else "light")
         self.page.open(self.url + path)
-        if click:
-            self.page.until(f"!![...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{click}')")
-            self.page.js(
-                f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{click}').click()"
-            )
+        for text in click:
+            button = f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{text}')"
+            self.page.until(f"!!{button}")
+            self.page.js(f"{button}.click()")
         self.page.until(ready)
         time.sleep(1.5)  # Airflow's UI fades things in
         kind = "jpeg" if name.endswith(".jpg") else "png"
@@ -91,7 +91,7 @@ def main() -> None:
         camera.shoot("compare.png", f"{model}/compare?run={good[0]}&run={good[-1]}")
         camera.shoot("grid.png", dag, ready="document.body.innerText.includes('Stages')")
         accordion = "document.querySelectorAll('[data-scope=accordion] button').length > 4"
-        camera.shoot("trigger.png", dag, click="Trigger", ready=accordion)
+        camera.shoot("trigger.png", dag, (1280, 1100), click=("Trigger", "Prune and retrain"), ready=accordion)
         assert not page.errors, page.errors
 
 
