@@ -1,6 +1,7 @@
 """The Models page in a real browser: no errors, narrow and dark, by keyboard, nothing from another host.
 
-With REFIT_PICTURES=<folder> it leaves screenshots there; those of docs/images are made so.
+With REFIT_PICTURES=<folder> it leaves screenshots there, of made-up figures; docs/images/shoot.py makes those of the
+documentation.
 """
 
 from __future__ import annotations
