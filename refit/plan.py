@@ -457,7 +457,8 @@ def stage_key(stage: Stage, bound: Bound, keys: Mapping[str, str]) -> str:
             "gpus": stage.resources.gpus,
             "data": _data(stage, bound),
             "secrets": sorted(stage.secrets),
-            "upstream": {name: keys[name] for name in stage.inputs},
+            # Whom an approval has asked about what changes nothing of what is released.
+            "upstream": {name: keys[name] for name in stage.inputs if name != APPROVE},
             **_dialect(stage),
             **({"session": stage.session} if stage.session else {}),
             **({} if stage.code else {"outputs": [o.to_json() for o in stage.outputs], "status": stage.status}),

@@ -79,6 +79,19 @@ def test_each_run_asks_anew(place: Place) -> None:
     assert set(place.plan["reused"]) == {"gate_trained"}
 
 
+def test_a_model_that_has_been_released_is_the_same_once_it_is_the_champion(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+    for run, champion in (("r1", None), ("r2", tmp_path / "releases" / "1" / "model")):
+        monkeypatch.setattr("refit.bind._champion", lambda *_, champion=champion: champion)
+        assert place.bind(run, text=PIPELINE + ASKING) == 0, place.error
+        keys.append({s["name"]: s["key"] for s in place.plan["stages"]})
+    first, second = keys
+    assert first["approve"] != second["approve"]  # it reads the comparison, too
+    assert first["release"] == second["release"]
+
+
 # ---- the question
 
 
