@@ -209,6 +209,9 @@ def _colliding(samples: Samples, names: array[int]) -> Iterator[Fault]:
 
 def _several(values: NDArray[np.int64]) -> list[int]:
     """The places of the values that are there more than once."""
+    in_order = np.sort(values)
+    if not (in_order[1:] == in_order[:-1]).any():  # as it nearly always is
+        return []
     order = np.argsort(values, kind="stable")
     same = values[order[1:]] == values[order[:-1]]
     several: list[int] = np.concatenate([order[1:][same], order[:-1][same]]).tolist()

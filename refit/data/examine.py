@@ -288,8 +288,7 @@ def look_at(
         skipped = (fault("not_followed", path, why) for path, why in sorted(tree.skipped.items()))
         names: list[Names] = []
         items = _apart(chain(skipped, chosen.read(tree, layout, set(leave))), names)
-        total = sum(path.lower().endswith(tuple(images.SUFFIXES)) for path in tree.paths(layout.image_dir))
-        total //= share.count
+        total = len(tree.files.places_ending(images.SUFFIXES, tree.places(layout.image_dir))) // share.count
         pending = _Pending(tree, memory)
         try:
             for part in team.each(pending.batches(filter(share.takes, items) if share.count > 1 else items)):

@@ -231,7 +231,7 @@ def _check_png(data: bytes) -> None:
         kind, end = data[at + 4 : at + 8], at + 8 + length
         if end + 4 > len(data):
             raise ImageFault(_TRUNCATED, f"the PNG data ends too early, in a chunk of {length} bytes at byte {at}")
-        if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             code = _TRUNCATED if not data[-4:].strip(b"\0") else _UNREADABLE
             raise ImageFault(code, f"the checksum of the PNG chunk at byte {at} is wrong")
         if kind == b"IEND":

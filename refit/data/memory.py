@@ -22,7 +22,6 @@ import pickle
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,9 +98,11 @@ class Memory:
         self._paths: list[str] = []  # of the listing in which the old shelf's files stand
         self._numbers: list[Numbers] = []
         self._how: dict[bytes, int] = {}
+        self._last: tuple[Any, int] = (None, -1)  # what `_number` was asked last: nearly always the same
         self._old, self._new = _Shelf(), _Shelf()
         self._load()
-        self._again: list[tuple[int, Places]] = []  # samples of the old shelf, and where their files stand now
+        self._again = array("q")  # samples of the old shelf
+        self._again_at = array("q"), array("q")  # where their images and labels stand now
 
     def meet(self, tree: Tree) -> None:
         """Look which files of a new listing are known; `Places` are of that one from now on."""
@@ -125,8 +126,9 @@ class Memory:
         for at, (item, sample) in enumerate(zip(items, samples.tolist(), strict=True)):
             if same[at]:
                 same[at] = self._old.samples.are_of(sample, item) and self._old.how[sample] == self._number(item)
-                if same[at]:
-                    self._again.append((sample, files[at]))
+        self._again.extend(samples[same].tolist())
+        for column, its in zip(self._again_at, places[same].T.tolist(), strict=True):
+            column.extend(its)
         return same
 
     def image(self, item: Item, files: Places) -> tuple[Sample, list[Fault]] | None:
@@ -143,16 +145,26 @@ class Memory:
             self._new.put(files[place], self._number(items[place]), declared, traces.faults.get(at, ()))
 
     def result(self) -> tuple[Samples, list[Fault], int]:
-        """The samples that were noted and those that were recalled; of these the faults and the declared objects."""
-        new, old, noted = self._new, self._old, len(self._new.how)
-        for start, stop in _runs([sample for sample, _ in self._again]):
-            new.samples.extend(old.samples, start, stop)
-        for sample, files_ in self._again:
-            new.put(files_, old.how[sample], old.declared[sample], old.faults.get(sample, ()))
-        self._again = []
-        faults = [f for at, found in new.faults.items() if at >= noted for f in found]
-        self._news = noted > 0 or len(new.how) < len(old.how)
-        return new.samples, faults, sum(new.declared[noted:])
+        """The samples that were noted and those that were recalled, in the order of their images in the listing; of
+        the recalled ones the faults and the declared objects."""
+        new, old, found, again = self._new, self._old, _Shelf(), np.array(self._again, np.int64)
+        recalled = (*map(np.array, self._again_at), *(np.array(column)[again] for column in old.columns()[2:]))
+        order = np.argsort(np.concatenate((new.images, recalled[0])), kind="stable")
+        where = np.argsort(order)  # the inverse: of those that were noted, then of those that were recalled
+        for column, its, theirs in zip(found.columns(), new.columns(), recalled, strict=True):
+            column.frombytes(np.concatenate((its, theirs))[order].tobytes())
+        first_old = len(new.how) + 1  # not the number after the last new one: they do not follow one another
+        for start, stop in _runs(np.concatenate((np.arange(len(new.how)), first_old + again))[order].tolist()):
+            shelf, first = (old, first_old) if start >= first_old else (new, 0)
+            found.samples.extend(shelf.samples, start - first, stop - first)
+        found.faults = {int(where[at]): its for at, its in new.faults.items()}
+        faults = list[Fault]()
+        for at in np.flatnonzero(np.isin(again, list(old.faults))).tolist():
+            found.faults[int(where[len(new.how) + at])] = old.faults[self._again[at]]
+            faults += old.faults[self._again[at]]
+        self._news = len(new.how) > 0 or len(found.how) < len(old.how)
+        self._new = found
+        return found.samples, faults, int(recalled[2].sum())
 
     def save(self) -> None:
         """Put what was noted and recalled in the place of what was known. Raises OSError."""
@@ -200,17 +212,16 @@ class Memory:
 
     def _number(self, item: Item) -> int:
         """How the labels of an item are read."""
-        return self._how.setdefault(_pickled(item.labels), len(self._how)) if isinstance(item.labels, Unread) else -1
+        if item.labels is not self._last[0]:
+            known = isinstance(item.labels, Unread)
+            number = self._how.setdefault(pickle.dumps(item.labels), len(self._how)) if known else -1
+            self._last = item.labels, number
+        return self._last[1]
 
 
 def version(settings: Any) -> bytes:
     """What decides what is found in a file, beside the file: the settings and the code."""
     return hashlib.sha256(repr((code.version(), settings)).encode()).digest()
-
-
-@lru_cache(maxsize=16)
-def _pickled(labels: Unread) -> bytes:
-    return pickle.dumps(labels)
 
 
 def _found(before: list[str], now: list[str]) -> Iterator[int]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from refit.data import look
 from refit.data.model import NUMBERS, Box, Item, Sample, digest_of
 
-_FIXED = struct.Struct(f"<32s32s{look.SIZE}sQQQ")  # sha256, digest, look, bytes, width, height
+_FIXED = struct.Struct(f"<32s32s{look.SIZE}sQII")  # sha256, digest, look, bytes, width, height
 _DIGEST = slice(32, 64)
 _NO_LOOK = bytes(look.SIZE)
 _OF_BOX = 8 * NUMBERS  # bytes
+_CHUNK = 2**16  # samples that are counted at once
 
 Kind = tuple[str | None, tuple[str, ...], tuple[str, ...]]  # part, tags and groups of a sample
 V = TypeVar("V")
@@ -214,15 +215,19 @@ class Samples(Sequence[Sample]):
 
     def class_images(self) -> Counter[str]:
         """In how many images each class is."""
-        ends = np.asarray(self._object_ends, np.int64)
-        image = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        pairs = np.sort(image * (len(self._classes.values) + 1) + np.asarray(self._objects))
-        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+        classes, counts = len(self._classes.values), np.zeros(len(self._classes.values) + 1, np.int64)
+        chosen = None
         if self._order is not None:
-            chosen = np.zeros(len(ends), np.bool_)
+            chosen = np.zeros(len(self._kind), np.bool_)
             chosen[np.asarray(self._order)] = True
-            pairs = pairs[chosen[pairs // (len(self._classes.values) + 1)]]
-        counts = np.bincount(pairs % (len(self._classes.values) + 1), minlength=len(self._classes.values))
+        for start in range(0, len(self._kind), _CHUNK):
+            first = self._object_ends[start - 1] if start else 0
+            ends = np.asarray(self._object_ends[start : start + _CHUNK], np.int64)
+            image = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=first))
+            pairs = np.unique(image * (classes + 1) + np.asarray(self._objects[first : ends[-1]]))
+            if chosen is not None:
+                pairs = pairs[chosen[start + pairs // (classes + 1)]]
+            counts += np.bincount(pairs % (classes + 1), minlength=len(counts))
         return Counter({cls: int(n) for cls, n in zip(self._classes.values, counts, strict=False) if n})
 
     def __len__(self) -> int:

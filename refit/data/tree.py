@@ -18,8 +18,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import compress, islice
-from operator import le
+from itertools import chain, compress, islice
+from operator import attrgetter, le
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,6 +30,7 @@ _FOREIGN = frozenset({"__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "Syste
 
 
 T = TypeVar("T")
+_numbers = attrgetter("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
 _CHUNK = 1024  # files whose status is asked for at once
 Spread = Callable[[Callable[[Sequence[str]], tuple["array[int]", ...]], Iterable[Sequence[str]]], Iterable[Any]]
 """`map`, or what does the same on several cores."""
@@ -61,7 +62,7 @@ class Files(Mapping[str, FileInfo]):
         self.paths: list[str] = []
         self._numbers = _columns()
         self._tags: dict[str, str] = {}
-        self._endings: dict[str, list[str]] = {}
+        self._endings: dict[str, array[int]] = {}
         for row in sorted(rows):
             self._add(row)
 
@@ -88,17 +89,31 @@ class Files(Mapping[str, FileInfo]):
         self._numbers = tuple(array(c.typecode, map(c.__getitem__, order)) for c in self._numbers)
 
     def ending(self, *suffixes: str) -> Iterator[str]:
-        """The paths with these endings (`suffix_of`), ending by ending, each in order. Looked at once for all formats,
-        when the listing is complete."""
-        if not self._endings:
-            for path in self.paths:
-                self._endings.setdefault(suffix_of(path), []).append(path)
-        return (path for suffix in suffixes for path in self._endings.get(suffix, ()))
+        """The paths with these endings (`suffix_of`), ending by ending, each in order."""
+        by_ending = self._by_ending()
+        return (self.paths[at] for suffix in suffixes for at in by_ending.get(suffix, ()))
+
+    def places_ending(self, suffixes: Iterable[str], within: range) -> array[int]:
+        """The places of files with these endings among some that follow one another, in order."""
+        by_ending = self._by_ending()
+        found = [
+            its[bisect_left(its, within.start) : bisect_left(its, within.stop)]
+            for its in map(by_ending.get, suffixes)
+            if its is not None
+        ]
+        found = [its for its in found if its]
+        return found[0] if len(found) == 1 else array("I", sorted(chain.from_iterable(found)))
 
     def endings(self) -> list[str]:
         """The endings that there are."""
-        any(self.ending(""))
-        return list(self._endings)
+        return list(self._by_ending())
+
+    def _by_ending(self) -> dict[str, array[int]]:
+        """The places of each ending's files. Looked at once for all formats, when the listing is complete."""
+        if not self._endings:
+            for at, path in enumerate(self.paths):
+                self._endings.setdefault(suffix_of(path), array("I")).append(at)
+        return self._endings
 
     def find(self, path: str) -> int:
         """The place of a path in the order, -1 where there is no such file."""
@@ -252,16 +267,15 @@ def scan(root: Path, spread: Spread = map) -> Tree:
 
 def statuses(root: str, paths: Sequence[str]) -> tuple[array[int], ...]:
     """Sizes, mtimes, ctimes and inodes of files below a folder; the size is -1 where there is none."""
-    found = _columns()
+    rows: list[tuple[int, ...]] = []
     for path in paths:
         try:
-            status = os.stat(f"{root}/{path}")
+            rows.append(_numbers(os.stat(f"{root}/{path}")))
         except OSError:
-            row = (-1, 0, 0, 0)
-        else:
-            row = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        for column, number in zip(found, row, strict=True):
-            column.append(number)
+            rows.append((-1, 0, 0, 0))
+    found = _columns()
+    for column, numbers in zip(found, zip(*rows, strict=True), strict=bool(rows)):
+        column.extend(numbers)
     return found
 
 

@@ -33,7 +33,14 @@ boxes = st.builds(
 samples = st.lists(
     st.builds(
         lambda name, folder, objects, size: Sample(
-            flat(name), name, f"{folder}{name}", f"{abs(hash(name)):064x}", size, 1 + size, 2 + size, tuple(objects)
+            flat(name),
+            name,
+            f"{folder}{name}",
+            f"{abs(hash(name)):064x}",
+            size,
+            1 + size % 2**31,
+            2 + size % 2**31,
+            tuple(objects),
         ),
         texts,
         st.sampled_from(["", "images/", "other#"]),

@@ -211,8 +211,12 @@ def read_listed(root: str, path: str, file: str, listed: int) -> bytes:
 
 
 def ignored(tree: Tree, read: Collection[str]) -> Iterator[Fault]:
-    """What else lies in the source than what was `read`: counted, an example named (an image before others)."""
-    rest = [path for path in tree.files if path not in read]
+    """What else lies in the source than what was `read`."""
+    yield from beside(tree, [path for path in tree.files if path not in read])
+
+
+def beside(tree: Tree, rest: list[str]) -> Iterator[Fault]:
+    """Files that are neither images nor labels: counted, an example named (an image before others)."""
     rest.sort(key=lambda path: suffix_of(path) not in SUFFIXES.keys() | OTHER_SUFFIXES)
     if rest:
         message = f"{len(rest)} files are neither images nor labels, for example {rest[0]}"

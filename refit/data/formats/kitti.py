@@ -29,6 +29,7 @@ _COLUMNS = (15, 16)
 _NO_3D = " ".join(["0.00"] * 7)
 _DONT_CARE = b"dontcare"
 _OCCLUDED = (0, 1, 2, 3)
+_USED = (1, 2, 4, 5, 6, 7)  # the columns that count: truncated, occluded, box
 # What tools write: lines of 15 plain numbers and names, which need no look at each word.
 _PLAIN = re.compile(rb"(?:[A-Za-z][!-~]*+(?: -?+[0-9]{1,15}+(?:\.[0-9]{1,15}+)?+){14}+\r?+\n)++")
 
@@ -58,16 +59,15 @@ def parse(data: bytes, file: str) -> Labels:
 def columns(files: Sequence[bytes]) -> Columns:
     """The objects of files that match `_PLAIN` and hold none that is not learnt."""
     plain = [_PLAIN.fullmatch(data) is not None and _DONT_CARE not in data.lower() for data in files]
-    words = b"".join(compress(files, plain)).decode().split()
-    boxes = np.empty((len(words) // _COLUMNS[0], NUMBERS))
-    for at, column in enumerate((4, 5, 6, 7)):
-        boxes[:, at] = list(map(float, words[column :: _COLUMNS[0]]))
-    boxes[:, 4] = 0
-    truncated, occluded = (np.array(list(map(float, words[column :: _COLUMNS[0]]))) for column in (1, 2))
-    boxes[:, 5] = np.where((truncated >= 0) & (truncated <= 1), truncated, np.nan)
-    boxes[:, 6] = np.where(np.isin(occluded, _OCCLUDED), occluded, np.nan)
+    lines = b"".join(compress(files, plain)).decode().splitlines()
+    boxes = np.zeros((len(lines), NUMBERS))
+    if lines:
+        boxes[:, (5, 6, 0, 1, 2, 3)] = np.loadtxt(lines, comments=None, delimiter=" ", usecols=_USED, ndmin=2)
+    truncated, occluded = boxes[:, 5], boxes[:, 6]  # as in `_line`
+    truncated[(truncated < 0) | (truncated > 1)] = np.nan
+    occluded[~np.isin(occluded, _OCCLUDED)] = np.nan
     counts = [data.count(b"\n") if good else -1 for data, good in zip(files, plain, strict=True)]
-    return Columns(counts, words[:: _COLUMNS[0]], boxes)
+    return Columns(counts, [line.partition(" ")[0] for line in lines], boxes)
 
 
 def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from operator import itemgetter
+from itertools import chain, pairwise
 from pathlib import PurePosixPath
 
 from refit.data.faults import Fault, fault
 from refit.data.formats.base import (
     Changed,
     Layout,
-    ignored,
+    beside,
     lost,
     normal,
     not_recognised,
@@ -54,13 +54,8 @@ class PairedReader:
 
     def matches(self, tree: Tree) -> bool:
         images, labels = self._find(tree, None, None)
-        return bool(images and labels) and self.looks(tree, (f for d in labels for f in self.label_files(tree, d)))
-
-    def label_files(self, tree: Tree, folder: str) -> Iterator[str]:
         paths = tree.files.paths
-        return (
-            paths[at] for at in tree.places(folder) if suffix_of(paths[at]) == self.suffix and self.is_label(paths[at])
-        )
+        return bool(images and labels) and self.looks(tree, (paths[at] for d in labels for at in self._texts(tree, d)))
 
     def layout(self, tree: Tree, image_dir: str | None = None, label_dir: str | None = None) -> Layout:
         """The folders, as given or as found; both must exist, and only one of each kind. Raises BadData."""
@@ -81,29 +76,36 @@ class PairedReader:
 
     def read(self, tree: Tree, layout: Layout, leave: Collection[str] = ()) -> Iterator[Item | Fault]:
         """Every image and every label file once; `leave` names files below the source that are neither (lists)."""
-        pictures = list(self._image_files(tree, layout.image_dir))
-        texts = list(self.label_files(tree, layout.label_dir))
-        yield from ignored(tree, {*pictures, *texts, *leave})
-        texts = [path for path in texts if path not in leave] if leave else texts
+        paths = tree.files.paths
+        pictures = _places(tree, layout.image_dir, _PICTURES)
+        unreadable = {paths[at] for at in _places(tree, layout.image_dir, OTHER_SUFFIXES)}
+        texts = array("I", (at for at in self._texts(tree, layout.label_dir) if paths[at] not in leave))
+        used = bytearray(len(paths))  # a set of paths would be the largest thing in memory
+        for at in chain(pictures, texts):
+            used[at] = 1
+        yield from beside(tree, [path for path, use in zip(paths, used, strict=True) if not use and path not in leave])
         unread = Unread(self.parse, self.many)
-        for images, labels in _joined(self._by_key(layout.image_dir, pictures), self._by_key(layout.label_dir, texts)):
-            if len(images) == len(labels) == 1 and suffix_of(images[0]) in SUFFIXES:
+        for images, labels in _joined(
+            self._by_key(layout.image_dir, paths, pictures), self._by_key(layout.label_dir, paths, texts)
+        ):
+            if len(images) == len(labels) == 1 and images[0] not in unreadable:
                 yield self._item(layout, images[0], labels[0], unread)
             else:
                 yield from self._together(tree, layout, images, labels, unread)
 
-    def _image_files(self, tree: Tree, folder: str) -> Iterator[str]:
+    def _texts(self, tree: Tree, folder: str) -> Iterator[int]:
+        """The places of the label files of a folder in the listing."""
         paths = tree.files.paths
-        return (paths[at] for at in tree.places(folder) if suffix_of(paths[at]) in _PICTURES)
+        return (at for at in _places(tree, folder, (self.suffix,)) if self.is_label(paths[at]))
 
-    def _by_key(self, folder: str, paths: list[str]) -> Iterator[tuple[str, str]]:
+    def _by_key(self, folder: str, paths: list[str], places: array[int]) -> Iterator[tuple[str, str]]:
         """(key, path) of files of a folder by key; those of one key by path.
 
         A listing is nearly always in this order already ("a-b.jpg" before "a.jpg" is not).
         """
-        if any(a > b for a, b in pairwise(self.key(path, folder) for path in paths)):
-            paths = sorted(paths, key=lambda path: self.key(path, folder))
-        return ((self.key(path, folder), path) for path in paths)
+        if any(a > b for a, b in pairwise(self.key(paths[at], folder) for at in places)):
+            places = array("I", sorted(places, key=lambda at: self.key(paths[at], folder)))
+        return ((self.key(paths[at], folder), paths[at]) for at in places)
 
     def _together(
         self, tree: Tree, layout: Layout, images: list[str], labels: list[str], unread: Unread
@@ -169,26 +171,27 @@ class PairedReader:
         images = [image_dir] if image_dir is not None else list(self.image_dirs)
         labels = [label_dir] if label_dir is not None else list(self.label_dirs)
         return (
-            [d for d in map(normal, images) if any(self._image_files(tree, d))],
-            [d for d in map(normal, labels) if any(self.label_files(tree, d))],
+            [d for d in map(normal, images) if _places(tree, d, _PICTURES)],
+            [d for d in map(normal, labels) if next(self._texts(tree, d), None) is not None],
         )
+
+
+def _places(tree: Tree, folder: str, suffixes: Iterable[str]) -> array[int]:
+    return tree.files.places_ending(suffixes, tree.places(folder))
 
 
 def _joined(
     images: Iterator[tuple[str, str]], labels: Iterator[tuple[str, str]]
 ) -> Iterator[tuple[list[str], list[str]]]:
     """Images and label files (key, path) in the order of their keys: those of each key."""
-    a, b = _groups(images), _groups(labels)
-    image, label = next(a, None), next(b, None)
+    image, label = next(images, None), next(labels, None)
     while image is not None or label is not None:
-        key = min(group[0] for group in (image, label) if group is not None)
+        key = min(found[0] for found in (image, label) if found is not None)
         here, its = list[str](), list[str]()
-        if image is not None and image[0] == key:
-            here, image = image[1], next(a, None)
-        if label is not None and label[0] == key:
-            its, label = label[1], next(b, None)
+        while image is not None and image[0] == key:
+            here.append(image[1])
+            image = next(images, None)
+        while label is not None and label[0] == key:
+            its.append(label[1])
+            label = next(labels, None)
         yield here, its
-
-
-def _groups(found: Iterator[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-    return ((key, [path for _, path in group]) for key, group in groupby(found, itemgetter(0)))
