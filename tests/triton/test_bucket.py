@@ -120,7 +120,11 @@ def test_release_failure_watch_and_roll_back(stored: Place) -> None:
     report = release(stored.spec("b", seed=5).model_copy(update={"watched": True}))
     assert (report.version, report.previous) == (3, 1)
     assert stored.client.ready_versions(stored.name) == (1, 3)
-    asked = {**stored.rollback().model_dump(exclude={"to", "by", "reason"}), "minutes": 0.001, "keep_versions": 1}
+    asked = {
+        **stored.rollback().model_dump(exclude={"to", "by", "reason", "public_key"}),
+        "minutes": 0.001,
+        "keep_versions": 1,
+    }
     assert watch(WatchSpec.model_validate(asked)).outcome == "stays"
     stored.settled(3)
     assert stored.objects(f"a/models/{stored.name}/") == ["3/model.json", "3/model.onnx", "config.pbtxt"]
