@@ -120,7 +120,7 @@ def _retrained(spec: PruneSpec, wish: SearchParams, model: Model, folder: Path) 
     folder.mkdir(exist_ok=True)
     start = folder / "pruned.pth"
     checkpoint.save_model(start, model)
-    params = {**spec.training.model_dump(), "epochs": wish.epochs, "evaluate_every": wish.epochs, "pretrained": None}
+    params = {**spec.training.model_dump(), "epochs": wish.epochs, "evaluate_every": wish.epochs, "start_from": None}
     short = TrainSpec.model_validate(
         {
             **params,

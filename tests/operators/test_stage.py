@@ -153,7 +153,7 @@ def test_a_stage_that_the_plan_does_not_know_is_skipped(tmp_path: Path) -> None:
 def test_a_missing_environment_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFIT_ENVS", str(tmp_path))
     plan = write_plan(tmp_path / "p" / "runs" / "r1", {"train": GOOD})
-    with pytest.raises(BadInput, match="make setup"):
+    with pytest.raises(BadInput, match="bin/setup tools"):
         run(plan, "train")
 
 
