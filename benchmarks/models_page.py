@@ -4,12 +4,13 @@
 
 The app is asked in this process, so the figures hold what Airflow does for each request (login, rights, database,
 compression) and neither a network nor a browser; the floor is Airflow's own smallest answer to a logged-in user.
-`first` is the first request of a fresh process: it reads every index.
+`first` is the first request after the app's start, which begins to read every index.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -32,9 +33,9 @@ def main() -> None:
 
     from tests.plugins import place, tree
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         names = tree.write(Path(folder), args.pipelines, args.runs)
-        client = TestClient(place.app(Path(folder), names))
+        client = stack.enter_context(TestClient(place.app(Path(folder), names)))
         token = client.post("/auth/token", json={"username": "olga", "password": "olga"}).json()["access_token"]
         client.headers.update({"Authorization": f"Bearer {token}", "Accept-Encoding": "gzip"})
 
