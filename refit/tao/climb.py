@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Try one way after another in one pod, each a few commands of TAO's, until one is good enough.
 
-    python3 climb.py RUNNER LADDER.json BEFORE.json OUT
+    python3 climb.py RUNNER LADDER.json|SEARCH.json BEFORE.json OUT
 
 One file and the standard library of Python 3.6 and up: a stage hands it over as one of its files, because it runs in
-TAO's images. RUNNER is Refit's runner; each command is a stage of its own to it, in OUT/rungs/<rung>/<command>: so it
-believes no success that it has not seen, reads the figures in TAO's dialect, and answers from its result what an ended
-attempt has finished. LADDER.json (docs/contracts.md) has the rungs, BEFORE.json is the result.json of the model before.
-Out: the winner's files, `ladder.json`, `summary.json`, `status.json`.
+TAO's images. RUNNER is Refit's runner; each command is a stage of its own to it, in OUT/rungs/<rung>/<command> or
+OUT/tries/<threshold>/<command>: so it believes no success that it has not seen, reads the figures in TAO's dialect, and
+answers from its result what an ended attempt has finished. LADDER.json has the rungs of INT8, SEARCH.json what a model
+is pruned to (docs/contracts.md, both); BEFORE.json is the result.json of the model before. Out: the winner's files,
+`ladder.json` or `search.json`, `summary.json`, `status.json`.
 
-Exit code 0; 4 where no rung is good enough, 1 where none could even be tried, 143 when stopped.
+Exit code 0; 2 where the wanted size cannot be reached, 4 where nothing is good enough, 1 where nothing could even be
+tried, 143 when stopped.
 """
 
 import datetime
@@ -22,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Type
 
 CLASS = "AP50/"
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # in NVIDIA's TensorRT images, and in what stands on them
@@ -30,6 +32,8 @@ TIMED_SECONDS = 300.0  # at most for trtexec, which loads the plan and runs it f
 LATENCY = re.compile(r"GPU Compute Time: .*?median = ([0-9.]+) ms")
 THROUGHPUT = re.compile(r"Throughput: ([0-9.]+) qps")
 CANCELLED = 143
+PRUNINGS = 10  # at most for a size: thresholds are halved to a thousandth
+NEAR = 0.9  # of the wanted share of the parameters: a model that keeps less is not what was asked for
 
 Json = Dict[str, Any]
 
@@ -56,7 +60,9 @@ def write(path: str, value: Json) -> None:
     os.replace(aside, path)
 
 
-class Climb:
+class Trials:
+    """What both have in common: commands under the runner, held against the model before."""
+
     def __init__(self, runner: str, spec: Json, before: Json, out: str) -> None:
         self.runner, self.spec, self.out = runner, spec, out
         metrics = before.get("metrics") or {}
@@ -64,6 +70,10 @@ class Climb:
         if not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
             raise ValueError("the model before has no figure {} to be held against".format(spec["metric"]))
         self.classes = by_class(metrics)
+
+    def go(self) -> int:
+        """The exit code."""
+        raise NotImplementedError
 
     def say(self, status: str, message: str) -> None:
         """A line on standard output and in status.json, in TAO's form (docs/contracts.md, "Stage commands")."""
@@ -73,30 +83,6 @@ class Climb:
         line = {"date": date, "time": clock, "status": status, "verbosity": "INFO", "message": message}
         with open(os.path.join(self.out, "status.json"), "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-
-    # -- a rung --
-
-    def attempt(self, rung: Json) -> Json:
-        """What became of a rung: an entry of ladder.json. Raises Stopped."""
-        tried: Json = {"name": rung["name"], "how": rung["how"], "value": None, "drop": 0.0, "drops": {}, "speed": []}
-        tried.update(bytes=0, failed=[], skipped=rung.get("skipped", ""), passed=False, seconds=0.0)
-        if tried["skipped"]:
-            return tried
-        began, results, folders = time.monotonic(), [], {}  # type: float, List[Json], Dict[str, str]
-        for request in rung["requests"]:
-            folder = os.path.join(self.out, "rungs", rung["name"], request["name"])
-            result = self.run(request, folder, folders)
-            folders[request["name"]] = folder
-            if result.get("outcome") != "succeeded":
-                tried["failed"].append("{}: {}".format(request["name"], result.get("reason") or "left no result"))
-                break
-            results.append(result)
-        else:
-            self.judge(tried, results[-1].get("metrics") or {})
-            plan = os.path.join(folders[rung["requests"][0]["name"]], "out", self.spec["model"])
-            tried.update(bytes=os.path.getsize(plan), speed=timed(plan))
-        tried.update(passed=not tried["failed"], seconds=round(time.monotonic() - began, 1))
-        return tried
 
     def run(self, request: Json, folder: str, inputs: Dict[str, str]) -> Json:
         """The result of one command, by the runner. Raises Stopped."""
@@ -130,9 +116,55 @@ class Climb:
         if floor is not None and value < floor <= self.value:
             tried["failed"].append("its {} of {:.4f} is below the floor of {:g}".format(spec["metric"], value, floor))
 
-    # -- all of them --
+    def take(self, folder: str) -> None:
+        """The files of the winner's command become the stage's own."""
+        made = os.path.join(folder, "out")
+        for name in sorted(os.listdir(made)):
+            source, target = os.path.join(made, name), os.path.join(self.out, name)
+            if not os.path.isfile(source) or name == "status.json":
+                continue
+            if os.path.exists(target):  # of an attempt that ended just here
+                os.unlink(target)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
 
-    def climb(self) -> int:
+    def fail(self, code: int, message: str) -> int:
+        self.say("FAILURE", message)
+        sys.stderr.write(f"error: {message}\n")
+        return code
+
+
+class Climb(Trials):
+    """The ladder of INT8: the first rung that is good enough."""
+
+    def folder(self, rung: Json, request: Json) -> str:
+        return os.path.join(self.out, "rungs", rung["name"], request["name"])
+
+    def attempt(self, rung: Json) -> Json:
+        """What became of a rung: an entry of ladder.json. Raises Stopped."""
+        tried: Json = {"name": rung["name"], "how": rung["how"], "value": None, "drop": 0.0, "drops": {}, "speed": []}
+        tried.update(bytes=0, failed=[], skipped=rung.get("skipped", ""), passed=False, seconds=0.0)
+        if tried["skipped"]:
+            return tried
+        began, results, folders = time.monotonic(), [], {}  # type: float, List[Json], Dict[str, str]
+        for request in rung["requests"]:
+            folder = self.folder(rung, request)
+            result = self.run(request, folder, folders)
+            folders[request["name"]] = folder
+            if result.get("outcome") != "succeeded":
+                tried["failed"].append("{}: {}".format(request["name"], result.get("reason") or "left no result"))
+                break
+            results.append(result)
+        else:
+            self.judge(tried, results[-1].get("metrics") or {})
+            plan = os.path.join(folders[rung["requests"][0]["name"]], "out", self.spec["model"])
+            tried.update(bytes=os.path.getsize(plan), speed=timed(plan))
+        tried.update(passed=not tried["failed"], seconds=round(time.monotonic() - began, 1))
+        return tried
+
+    def go(self) -> int:
         self.say("STARTED", "Trying {}.".format(", ".join(rung["name"] for rung in self.spec["rungs"])))
         tries = []  # type: List[Json]
         winner = None  # type: Optional[Json]
@@ -145,7 +177,7 @@ class Climb:
                 winner = rung
                 break
         if winner is not None:
-            self.take(winner)
+            self.take(self.folder(winner, winner["requests"][0]))
         self.report(tries, winner)
         if winner is not None:
             self.say("SUCCESS", "Rung {} of {} tried.".format(winner["name"], sum(not t["skipped"] for t in tries)))
@@ -153,23 +185,7 @@ class Climb:
         judged = [t for t in tries if t["value"] is not None]
         reasons = "; ".join("{} {}".format(t["name"], ", ".join(t["failed"])) for t in tries if not t["skipped"])
         message = ("No rung is good enough: " if judged else "No rung could be tried: ") + reasons
-        self.say("FAILURE", message)
-        sys.stderr.write(f"error: {message}\n")
-        return 4 if judged else 1
-
-    def take(self, winner: Json) -> None:
-        """The winner's files become the stage's own."""
-        made = os.path.join(self.out, "rungs", winner["name"], winner["requests"][0]["name"], "out")
-        for name in sorted(os.listdir(made)):
-            source, target = os.path.join(made, name), os.path.join(self.out, name)
-            if not os.path.isfile(source) or name == "status.json":
-                continue
-            if os.path.exists(target):  # of an attempt that ended just here
-                os.unlink(target)
-            try:
-                os.link(source, target)
-            except OSError:
-                shutil.copyfile(source, target)
+        return self.fail(4 if judged else 1, message)
 
     def report(self, tries: List[Json], winner: Optional[Json]) -> None:
         spec, name = self.spec, winner["name"] if winner else None
@@ -180,6 +196,107 @@ class Climb:
         brief = {t["name"]: t["skipped"] or "; ".join(t["failed"]) or "passes" for t in tries}
         write(os.path.join(self.out, "summary.json"), {"winner": name, "rungs": {k: v[:300] for k, v in brief.items()}})
         print(table(tries, spec["metric"]), flush=True)
+
+
+class Search(Trials):
+    """The smallest model, down to the wanted share of the parameters, that loses little after a short retraining.
+
+    The wanted share comes first. Where it loses too much, the middle between the largest that lost too much and the
+    smallest that did not (at first: the whole model) comes next, until the tries are used up. The threshold of a share
+    is found by halving; that takes prunings alone, which are quick.
+    """
+
+    def __init__(self, runner: str, spec: Json, before: Json, out: str) -> None:
+        super().__init__(runner, spec, before, out)
+        self.kept = {0.0: 1.0, 1.0: 0.0}  # threshold -> share of the parameters; these two are known
+        self.tries = []  # type: List[Json]
+
+    def request(self, command: str, threshold: float, inputs: Dict[str, str]) -> Json:
+        """The result of one command on the model of a threshold. Raises Stopped; ValueError where it failed."""
+        text = json.dumps(self.spec["requests"][command]).replace(self.spec["placeholder"], repr(threshold))
+        result = self.run(json.loads(text), self.folder(threshold, command), inputs)
+        if result.get("outcome") != "succeeded":
+            why = result.get("reason") or "left no result"
+            raise ValueError(f"threshold {threshold:g}: {command}: {why}")
+        return result
+
+    def folder(self, threshold: float, command: str) -> str:
+        return os.path.join(self.out, "tries", f"{threshold:g}", command)
+
+    def threshold(self, share: float) -> float:
+        """The one that leaves at most `share` of the parameters and not much less, as near as it was found; 1 where
+        none leaves so little."""
+        below = 1.0
+        for _ in range(PRUNINGS):
+            below = min(t for t, kept in self.kept.items() if kept <= share)
+            above = max(t for t in self.kept if t < below)
+            middle = self.spec["threshold"] if len(self.kept) == 2 else round((above + below) / 2, 4)
+            if self.kept[below] >= NEAR * share or middle in self.kept:
+                break
+            kept = self.request("prune", middle, {})["metrics"]["kept"]
+            self.kept[middle] = kept
+            self.say("RUNNING", f"Threshold {middle:g} keeps {kept:.2%} of the parameters")
+        return min(t for t, kept in self.kept.items() if kept <= share)
+
+    def attempt(self, share: float, threshold: float) -> Json:
+        """Retrain and evaluate what a threshold left: an entry of search.json."""
+        began = time.monotonic()
+        tried: Json = {"ratio": round(share, 6), "threshold": threshold, "kept": self.kept[threshold], "failed": []}
+        inputs = {"prune": self.folder(threshold, "prune")}
+        self.request("retrain", threshold, inputs)
+        inputs["retrain"] = self.folder(threshold, "retrain")
+        self.judge(tried, self.request("evaluate", threshold, inputs)["metrics"])
+        tried.update(passed=not tried["failed"], seconds=round(time.monotonic() - began, 1))
+        return tried
+
+    def shares(self) -> Iterator[float]:
+        """The shares to try, each chosen after the one before was judged."""
+        yield self.spec["ratio"]
+        while len(self.tries) < self.spec["tries"] and not self.tries[0]["passed"]:
+            low = max(t["kept"] for t in self.tries if not t["passed"])
+            yield (low + min((t["kept"] for t in self.tries if t["passed"]), default=1.0)) / 2
+
+    def go(self) -> int:
+        spec = self.spec
+        self.say("STARTED", "Searching for a model of {:.1%} of the parameters.".format(spec["ratio"]))
+        for share in self.shares():
+            threshold = self.threshold(share)
+            kept = self.kept[threshold]
+            if threshold == 1.0:
+                least = min(kept for t, kept in self.kept.items() if t < 1.0)
+                message = f"no threshold prunes to {share:.2%} of the parameters, {least:.2%} is the least"
+                return self.fail(2, message + "; raise prune.search.ratio, or lower prune.min_filters")
+            if kept > spec["max_kept"] or any(kept == t["kept"] for t in self.tries):
+                self.say("RUNNING", f"The search ends at {kept:.2%}: tried, or hardly pruned")
+                break
+            self.tries.append(self.attempt(share, threshold))
+            self.say("RUNNING", "Try {}: {}".format(len(self.tries), told(self.tries[-1], spec["metric"])))
+        chosen = min((t for t in self.tries if t["passed"]), key=lambda t: t["kept"], default=None)
+        self.report(chosen)
+        if chosen is None:
+            said = "; ".join(told(t, spec["metric"]) for t in self.tries)
+            message = f"no size is good enough after a short retraining: {said}"
+            return self.fail(4, message + ". Raise prune.search.ratio, tries, epochs or max_drop")
+        self.take(self.folder(chosen["threshold"], "prune"))
+        self.say("SUCCESS", "Threshold {threshold:g}, which keeps {kept:.2%}.".format(**chosen))
+        return 0
+
+    def report(self, chosen: Optional[Json]) -> None:
+        spec, best = self.spec, chosen or {}
+        said = {"wanted": spec["ratio"], "chosen": best.get("ratio"), "kept": best.get("kept")}
+        said.update(threshold=best.get("threshold"))
+        whole = dict(said, schema=1, metric=spec["metric"], before={"value": self.value}, limits=spec["limits"])
+        prunings = {f"{t:g}": kept for t, kept in sorted(self.kept.items()) if 0 < t < 1}
+        write(os.path.join(self.out, "search.json"), dict(whole, tries=self.tries, prunings=prunings))
+        write(os.path.join(self.out, "summary.json"), dict(said, tries=len(self.tries)))
+
+
+def told(tried: Json, metric: str) -> str:
+    """A try of a search, for a person."""
+    verdict = "; ".join(tried["failed"]) or "passes"
+    return "{kept:.2%} kept by threshold {threshold:g}, {metric} {value:.4f}: {verdict}".format(
+        metric=metric, verdict=verdict, **tried
+    )
 
 
 def by_class(metrics: Json) -> Dict[str, float]:
@@ -221,9 +338,11 @@ def table(tries: List[Json], metric: str) -> str:
 
 
 def main(arguments: List[str]) -> int:
-    runner, ladder, before, out = arguments
+    runner, path, before, out = arguments
     try:
-        return Climb(runner, read(ladder), read(before), out).climb()
+        spec = read(path)
+        kind: Type[Trials] = Climb if "rungs" in spec else Search
+        return kind(runner, spec, read(before), out).go()
     except Stopped:
         return CANCELLED
     except (OSError, ValueError, KeyError) as error:

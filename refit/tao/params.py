@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from refit.cpu.specs import AugmentParams as Copies
+from refit.cpu.specs import SearchParams
 from refit.data.prepare.spec import Resize
 from refit.pipeline import OffOr
 from refit.specs import Spec
@@ -192,6 +193,12 @@ class EvaluateParams(Adjustable):
     score_threshold: float | None = Field(None, ge=0, le=1)
 
 
+class SizeSearchParams(SearchParams):
+    """`ratio` is tried first; then more is kept until little enough is lost."""
+
+    ratio: float = Field(0.28, gt=0, lt=1, description="share of the parameters that is wanted")
+
+
 class PruneParams(Adjustable):
     threshold: float = Field(0.1, gt=0, lt=1, description="filters of a smaller norm go; larger: a smaller model")
     equalization: Literal["union", "intersection", "arithmetic_mean", "geometric_mean"] = "union"
@@ -199,6 +206,9 @@ class PruneParams(Adjustable):
     min_filters: int = Field(16, ge=1, description="kept in each layer")
     normalizer: Literal["max", "L2"] = "max"
     max_kept: float = Field(0.98, gt=0, le=1, description="a larger share of the parameters kept counts as not pruned")
+    search: SizeSearchParams | None = Field(
+        None, description="{} searches the threshold, beginning with `threshold`; null: pruned by `threshold` once"
+    )
 
 
 class RetrainParams(TrainParams):

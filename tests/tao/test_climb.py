@@ -165,6 +165,6 @@ def test_latency_is_trtexecs_where_the_image_has_it(tmp_path: Path, monkeypatch:
 
 def test_only_the_tokens_of_the_runner_inside_are_kept_from_the_one_outside() -> None:
     text = json.dumps(["{out}/a", "{input:build.model}", "{input:prepare}/b", "{secret:K}", "{input:builder}"])
-    kept = ladder._kept(text, "build")
+    kept = ladder.kept(text, "build")
     assert json.loads(kept) == json.loads(text)
     assert [match.group() for match in runner.TOKEN.finditer(kept)] == ["{input:prepare}", "{input:builder}"]

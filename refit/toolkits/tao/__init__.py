@@ -41,6 +41,7 @@ def _less(pipeline: TaoPipeline, profile: Profile) -> tuple[TaoPipeline, Needed]
         "gates.parity.images": 2,
         "stages.build_engine.calibration_batches": 1,
         "stages.build_engine.ladder": False,
+        "stages.prune.search": None,
     }
     stages = pipeline.stages
     train, others = [], [len(pipeline.dataset.classes), stages.evaluate.batch_size or 1]

@@ -22,7 +22,7 @@ from refit.toolkits.base import Output, Stage
 from refit.toolkits.chain import Chain
 from refit.toolkits.lazy import Lazy
 from refit.toolkits.proof import Proven
-from refit.toolkits.tao import ladder, own, sidecar
+from refit.toolkits.tao import ladder, own, search, sidecar
 from refit.toolkits.tao.scope import Work, scope
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ class TaoChain(Chain):
         yield from self._judge("trained", Work("evaluate_trained", "evaluate", first, first), None)
         if not params.prune:
             return first, "trained"
-        yield self._tao(Work("prune", "prune", first, first), (*self._data, first), ("gate_trained",))
+        plain = self._tao(Work("prune", "prune", first, first), (*self._data, first), ("gate_trained",))
+        yield search.searches(self, plain, first) if params.prune.search else plain
         if not params.retrain:
             yield from self._judge("pruned", Work("evaluate_pruned", "evaluate", first, "prune"), "trained")
             return "prune", "pruned"

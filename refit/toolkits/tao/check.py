@@ -16,7 +16,7 @@ from refit.specs import Key, did_you_mean
 from refit.start import spec as start
 from refit.tao import networks
 from refit.tao.networks import Network, names_in
-from refit.tao.params import BuildEngineParams, NetworkParams, given
+from refit.tao.params import BuildEngineParams, NetworkParams, SizeSearchParams, given
 from refit.toolkits.chain import NO_PROFILE, starts, unknown_resources
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _ALIASES = {"class_weights": "class_weight", "workspace_gib": "workspace_mib"}
 # Parameters that Refit itself uses, and those that have a fault of their own (qat).
 _OURS = {
     **{training: {"qat", "checkpoint", "start_from"} for training in TRAININGS},
+    "prune": {"search", *(f"search.{name}" for name in SizeSearchParams.model_fields)},
     "quantize": {"images"},
     "build_engine": {"precision", "int8", "gpu_types", "ladder"},
 }
@@ -143,6 +144,7 @@ def _stages(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
         yield ("stages", "prepare", "names"), f"{exc}"
     yield from _there(pipeline, facts)
     yield from _together(pipeline, facts)
+    yield from _search(pipeline)
     yield from _without_effect(pipeline, facts)
     yield from _start(pipeline, facts)
     yield from _class_weights(pipeline)
@@ -179,6 +181,24 @@ def _together(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:
             f"the ONNX file of {pipeline.network.name} has TensorRT's operators ({operators}): Triton needs an engine"
         )
         yield ("stages", "build_engine"), f"{text}. Leave build_engine in, or say release: false"
+
+
+def _search(pipeline: TaoPipeline) -> Iterator[Fault]:
+    """The search for a size: it retrains, and chooses the threshold itself."""
+    stages, key = pipeline.stages, ("stages", "prune", "search")
+    params = stages.prune
+    if params is None or params.search is None:
+        return
+    if stages.retrain is None:
+        yield key, "each size is judged after a short retraining; take retrain: false out, or search"
+    if params.search.ratio > params.max_kept:
+        yield (*key, "ratio"), f"more than max_kept ({params.max_kept:g}) counts as not pruned; lower it"
+    if "prune" in pipeline.resources.stages:
+        text = "where prune searches it trains, and has what resources.stages.retrain says; say it there"
+        yield ("resources", "stages", "prune"), text
+    for block in ("prune", "train"):
+        if "prune.threshold" in getattr(stages, block).set:  # both are in the spec that it reads
+            yield ("stages", block, "set", "prune.threshold"), "the search chooses the threshold; leave one of them out"
 
 
 def _without_effect(pipeline: TaoPipeline, facts: Network) -> Iterator[Fault]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def climbs(chain: TaoChain, plain: Stage, onnx: str, judged: str) -> Stage:
     more = any(rung.images == CALIBRATE_MORE for rung in parts)
     # The last rung's precision is not the pipeline's, which preflight would say of it; it differs in nothing else.
     checked = [rung for rung in parts if not rung.skipped and rung.chain.precision_of_spec == chain.precision_of_spec]
-    gate, secrets = chain.p.gates.quality, plain.secrets
+    gate = chain.p.gates.quality
     spec = {
         "metric": gate.metric,
         "split": "val",
@@ -105,20 +105,45 @@ def climbs(chain: TaoChain, plain: Stage, onnx: str, judged: str) -> Stage:
         "limits": {"max_drop": gate.max_drop_quantized, "max_drop_class": gate.max_drop_class, "floor": gate.floor},
     }
 
+    def told() -> dict[str, Any]:
+        return {**spec, "rungs": [_rung(rung, plain.name, onnx) for rung in parts]}
+
+    inputs = (*plain.inputs, *((CALIBRATE_MORE,) if more else ()))
+    stages = tuple(s for rung in checked for s in _stages(rung, plain.name, onnx))
+    return trying(replace(plain, inputs=inputs), "ladder", told, (plain.name,), before, stages)
+
+
+def trying(
+    plain: Stage,
+    kind: str,
+    told: Callable[[], Mapping[str, Any]],
+    own: Sequence[str],
+    before: str,
+    like: Sequence[Stage],
+) -> Stage:
+    """The stage `plain` as one whose command is `refit.tao.climb`.
+
+    Args:
+        kind: of what is tried; <kind>.json says what, and is told what came of it.
+        told: makes it.
+        own: the stages that it runs itself, of which only the runner inside knows.
+        before: the stage with the figures that its models are held against.
+        like: stages whose commands are like those that it runs, for preflight to look at.
+    """
+
     def files() -> Mapping[str, str]:
-        told = [_rung(rung, plain.name, onnx) for rung in parts]
         return {
             PROGRAM: _SOURCE.read_text(encoding="utf-8"),
-            "ladder.json": _kept(json.dumps({**spec, "rungs": told}, indent=1), plain.name),
+            f"{kind}.json": kept(json.dumps(told(), indent=1), *own),
         }
 
     return replace(
         plain,
-        argv=("{python}", f"{{specs}}/{PROGRAM}", "{runner}", "{specs}/ladder.json", _before(before), "{out}"),
-        files=Climbed(files, tuple(s for rung in checked for s in _stages(rung, plain.name, onnx))),
-        outputs=(*plain.outputs, Output("ladder", "ladder.json", "json")),
-        inputs=tuple(dict.fromkeys((*plain.inputs, *((CALIBRATE_MORE,) if more else ()), before))),
-        env={**plain.env, **{f"REFIT_SECRET_{name}": f"{{secret:{name}}}" for name in secrets}},
+        argv=("{python}", f"{{specs}}/{PROGRAM}", "{runner}", f"{{specs}}/{kind}.json", _before(before), "{out}"),
+        files=Climbed(files, tuple(like)),
+        outputs=(*plain.outputs, Output(kind, f"{kind}.json", "json")),
+        inputs=tuple(dict.fromkeys((*plain.inputs, before))),
+        env={**plain.env, **{f"REFIT_SECRET_{name}": f"{{secret:{name}}}" for name in plain.secrets}},
         status="status.json",
         success={"status": "SUCCESS"},
         metrics=None,
@@ -129,7 +154,7 @@ def climbs(chain: TaoChain, plain: Stage, onnx: str, judged: str) -> Stage:
 
 
 class Climbed(Lazy):
-    """The files of a stage that climbs; `stages` are what a rung's commands would be, for preflight to look at."""
+    """The files of a stage that tries; `stages` are what its commands would be, for preflight to look at."""
 
     def __init__(self, make: Any, stages: tuple[Stage, ...]) -> None:
         super().__init__(make)
@@ -150,16 +175,16 @@ def _stages(rung: Rung, name: str, onnx: str) -> tuple[Stage, Stage]:
 def _rung(rung: Rung, name: str, onnx: str) -> dict[str, Any]:
     if rung.skipped:
         return {"name": rung.name, "how": rung.how, "skipped": rung.skipped}
-    requests = [_request(stage, rung) for stage in _stages(rung, name, onnx)]
-    return {"name": rung.name, "how": rung.how, "requests": requests}
-
-
-def _request(stage: Stage, rung: Rung) -> dict[str, Any]:
-    """For the runner inside of the pod. What was not finished begins anew: a cache that is there would be used."""
 
     def told(text: str) -> str:
         return text.replace("{input:calibrate}", f"{{input:{rung.images}}}")
 
+    requests = [request(stage, told) for stage in _stages(rung, name, onnx)]
+    return {"name": rung.name, "how": rung.how, "requests": requests}
+
+
+def request(stage: Stage, told: Callable[[str], str] = str) -> dict[str, Any]:
+    """For the runner inside of the pod. What was not finished begins anew: a cache that is there would be used."""
     return {
         "name": stage.name,
         "action": stage.action,
@@ -177,7 +202,8 @@ def _request(stage: Stage, rung: Rung) -> dict[str, Any]:
     }
 
 
-def _kept(text: str, own: str) -> str:
+def kept(text: str, *own: str) -> str:
     """JSON in which the tokens that are meant for the runner inside are not seen by the one outside."""
-    inner = rf"\{{(?=(?:out|specs|python|stage|secret:[^{{}}]+|input:{re.escape(own)}(?:\.[^{{}}]*)?)\}})"
+    names = "|".join(map(re.escape, own))
+    inner = rf"\{{(?=(?:out|specs|python|stage|secret:[^{{}}]+|input:(?:{names})(?:\.[^{{}}]*)?)\}})"
     return re.sub(inner, r"\\u007b", text)
