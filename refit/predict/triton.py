@@ -23,7 +23,7 @@ from refit.predict.specs import TritonInferenceSpec
 from refit.triton.client import TritonClient
 from refit.triton.errors import InferenceFailed, ModelNotServed, TritonError, TritonUnavailable
 
-BATCH = 8
+BATCH = 4  # what a client got most images a second with, of 4 and 8 (benchmarks/results/predict.json)
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 _TRIES = 5  # of a request that the server answers with an error of its own
 
