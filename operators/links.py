@@ -18,10 +18,14 @@ def _address(dag_id: str, run_id: str) -> str:
     return f"{base}/refit/report/{quote(dag_id, safe='')}/{quote(run_id, safe='')}"
 
 
+def _data(dag_id: str, run_id: str) -> str:
+    return f"{_address(dag_id, run_id)}?data=true"
+
+
 def reports(dag_id: str, run_id: str) -> str:
     """Both reports of a run, in Markdown."""
-    address = _address(dag_id, run_id)
-    return f"[Report of this run]({address}) · [what changed in the data]({address}?data=true)"
+    report, data = _address(dag_id, run_id), _data(dag_id, run_id)
+    return f"[Report of this run]({report}) · [what changed in the data]({data})"
 
 
 class RunReport(BaseOperatorLink):
@@ -39,4 +43,4 @@ class DataReport(BaseOperatorLink):
     name = "Data report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        return f"{_address(ti_key.dag_id, ti_key.run_id)}?data=true"
+        return _data(ti_key.dag_id, ti_key.run_id)

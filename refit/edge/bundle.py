@@ -9,7 +9,6 @@ edge.json                all manifests and the archives' hashes; part of a relea
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from refit.edge.specs import Bundled, BundleSpec, Kind
 from refit.edge.tensors import Tensor, Tensors
 from refit.files import link_or_copy, sha256, whole, write_json
 from refit.postprocess import ModelInfo
+from refit.runner import folder_files
 from refit.status import StatusWriter
 
 MANIFEST, SUMMARY = "manifest.json", "edge.json"
@@ -58,11 +58,10 @@ def run(spec: BundleSpec, out: Path, status: StatusWriter) -> None:
 def zipped(folder: Path, archive: Path) -> None:
     """Pack a folder below its own name; names in order, no times, so that equal content gives equal bytes."""
     with whole(archive) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as packed:
-        for path in _files(folder):
-            name = f"{archive.stem}/{path.relative_to(folder).as_posix()}"
-            entry = zipfile.ZipInfo(name, _EPOCH)
+        for name in folder_files(str(folder)):
+            entry = zipfile.ZipInfo(f"{archive.stem}/{name}", _EPOCH)
             entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-            packed.writestr(entry, path.read_bytes())
+            packed.writestr(entry, (folder / name).read_bytes())
 
 
 def _manifest(
@@ -91,7 +90,7 @@ def _manifest(
         },
         "data": results["dataset"]["fingerprint"],
         "notes": [*bundled.notes, *tensors.notes],
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
+        "files": {name: sha256(folder / name) for name in folder_files(str(folder))},
     }
 
 
@@ -117,15 +116,10 @@ def _take(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(source, target)
     elif source.is_dir():
-        for path in _files(source):
-            _take(path, target / path.relative_to(source))
+        for name in folder_files(str(source)):
+            _take(source / name, target / name)
     else:
         raise BadSpec(f"{source}: no such file; the stage that makes it has not run, or it was moved")
-
-
-def _files(folder: Path) -> list[Path]:
-    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import Any, Dict, Iterator, List, Optional, Type
+from typing import Any, Dict, Iterator, List, Optional
 
 CLASS = "AP50/"
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"  # in NVIDIA's TensorRT images, and in what stands on them
@@ -70,10 +70,6 @@ class Trials:
         if not isinstance(self.value, (int, float)) or not math.isfinite(self.value):
             raise ValueError("the model before has no figure {} to be held against".format(spec["metric"]))
         self.classes = by_class(metrics)
-
-    def go(self) -> int:
-        """The exit code."""
-        raise NotImplementedError
 
     def say(self, status: str, message: str) -> None:
         """A line on standard output and in status.json, in TAO's form (docs/contracts.md, "Stage commands")."""
@@ -165,6 +161,7 @@ class Climb(Trials):
         return tried
 
     def go(self) -> int:
+        """The exit code."""
         self.say("STARTED", "Trying {}.".format(", ".join(rung["name"] for rung in self.spec["rungs"])))
         tries = []  # type: List[Json]
         winner = None  # type: Optional[Json]
@@ -257,6 +254,7 @@ class Search(Trials):
             yield (low + min((t["kept"] for t in self.tries if t["passed"]), default=1.0)) / 2
 
     def go(self) -> int:
+        """The exit code."""
         spec = self.spec
         self.say("STARTED", "Searching for a model of {:.1%} of the parameters.".format(spec["ratio"]))
         for share in self.shares():
@@ -341,7 +339,7 @@ def main(arguments: List[str]) -> int:
     runner, path, before, out = arguments
     try:
         spec = read(path)
-        kind: Type[Trials] = Climb if "rungs" in spec else Search
+        kind = Climb if "rungs" in spec else Search
         return kind(runner, spec, read(before), out).go()
     except Stopped:
         return CANCELLED

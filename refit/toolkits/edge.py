@@ -61,8 +61,8 @@ class Exported:
 
 def environments(edge: Edge | None) -> tuple[str, ...]:
     """Those of ENVIRONMENTS that a pipeline with this block needs."""
-    kinds = set(edge.kinds) if edge is not None else set()
-    return tuple(e for e in ENVIRONMENTS if kinds & ({"tfjs"} if e == "tfjs" else set(CONVERTED)))
+    kinds = [kind for kind in CONVERTED if edge is not None and kind in edge.kinds]
+    return tuple(dict.fromkeys(e for kind in kinds for e in ("tensorflow", _environment(kind))))
 
 
 def stages(chain: Chain, edge: Edge, exported: Exported) -> Iterator[Stage]:

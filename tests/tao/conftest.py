@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.refit.runner_helpers import REPOSITORY
+from tests.refit.runner_helpers import REPOSITORY, Bench
 from tests.tao.standin.__main__ import IMAGES
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with Bench(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +80,6 @@ class Run:
 
     def text(self, stage: str, file: str) -> str:
         return (Path(self.stages[stage]["paths"]["stage"]) / file).read_text()
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Bench(tmp_path) as made:
-        yield made
 
 
 def planned(network: str, more: str = "", after: str = "") -> str:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,6 @@ gates: {{smoke: false, quality: {{max_drop_quantized: {drop}, max_drop_class: nu
 resources: {{default: {{gpus: 1}}}}
 """
 SECRETS = {"REFIT_SECRET_TAO_KEY": "a-key-of-tests"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Bench(tmp_path) as made:
-        yield made
 
 
 def climbed(bench: Bench, programs: Path, shapes: Path, drop: float, **env: str) -> tuple[Run, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +77,6 @@ def downloaded(request: dict[str, Any]) -> None:
     (folder / "result.json").write_text(
         json.dumps({"outcome": "succeeded", "key": request["key"], "outputs": found, "metrics": {}})
     )
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Bench(tmp_path) as made:
-        yield made
 
 
 def test_the_examples_validate_without_a_warning(capsys: pytest.CaptureFixture[str]) -> None:

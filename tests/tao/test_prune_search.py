@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,6 @@ gates: {{smoke: false}}
 resources: {{default: {{gpus: 1}}}}
 """
 SECRETS = {"REFIT_SECRET_TAO_KEY": "a-key-of-tests"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Bench(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

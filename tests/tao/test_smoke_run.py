@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,6 @@ stages:
 resources: {{default: {{gpus: 1}}}}
 """
 NETWORKS = ("detectnet_v2", "rtdetr")  # a whole chain is some 20 processes; the others pass as well
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with Bench(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize("network", NETWORKS)
