@@ -6,13 +6,14 @@
 #   make screenshots [ARGS=...]     the pictures of docs/images anew, of what `make run` serves now
 #   make e2e [ARGS="-k name"]       on a Kubernetes cluster
 #   make chaos [ARGS="-k name"]     on one that may be broken (docs/chaos.md)
+#   make judges                     what others' programs say of Refit's files (CONTRIBUTING.md)
 #
 # Ports: AIRFLOW_PORT, TRITON_HTTP_PORT, TRITON_GRPC_PORT, TRITON_METRICS_PORT. Everything made lies below REFIT_HOME
 # (default .refit).
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup run test e2e chaos lint format lock clean dags docs screenshots
+.PHONY: help setup run test e2e chaos judges lint format lock clean dags docs screenshots
 
 export PYTHONPATH := $(CURDIR)
 REFIT_HOME ?= $(CURDIR)/.refit
@@ -23,7 +24,7 @@ ENVS := $(REFIT_ENVS)
 SETUP := sh bin/setup
 
 help:
-	@sed -n '3,11s/^# *//p' Makefile
+	@sed -n '3,12s/^# *//p' Makefile
 
 setup:
 	@$(SETUP)
@@ -48,11 +49,19 @@ e2e:
 	  echo "e2e: skipped: there is no ../shared/cluster; set KUBECONFIG to a cluster for tests, and REFIT_E2E=1"; exit 0; \
 	fi; \
 	$(SETUP) --quiet --tests airflow tools helm cluster && \
+	$(ENVS)/tools/bin/python -m tests.cluster && export REFIT_IMAGES=present && \
 	exec $(ENVS)/tools/bin/python -m refit.embedded.suite -o faulthandler_timeout=1200 $(E2E) $(ARGS)
 
 # The same cluster and Airflow, broken piece by piece; what was seen is written to $(REFIT_HOME)/chaos.md.
 chaos:
 	@$(MAKE) --no-print-directory e2e E2E=tests/chaos
+
+# What `make test` skips for its size, or for want of checkouts: MLflow, OpenSSF's verifier, NVIDIA's own code.
+judges:
+	@: "$${REFIT_NVIDIA_SOURCES:?names no folder with checkouts of NVIDIA's sources (CONTRIBUTING.md)}"
+	@$(SETUP) --quiet --tests tools cpu oracle judges
+	@$(ENVS)/tools/bin/python -m refit.embedded.suite tests/publish/test_track.py tests/triton/test_signing.py \
+	  tests/tao tests/engine tests/migrate tests/postprocess tests/data/test_prepare_nvidia.py $(ARGS)
 
 # The lint needs what it judges: types of the cpu environment, nothing of the others.
 lint:

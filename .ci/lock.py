@@ -31,6 +31,7 @@ LOCKS = {
     "tests/helm/requirements.in": "tests/helm/requirements.txt",
     "tests/remote/requirements.in": "tests/remote/requirements.txt",
     "tests/tao/oracle/requirements.in": "tests/tao/oracle/requirements.txt",
+    "tests/judges/requirements.in": "tests/judges/requirements.txt",
 }
 PYTHONS = {"tests/helm/requirements.in": "3.12"}  # all others: 3.11
 # Locks that another must agree with: it is installed into them, or checks code that runs there.

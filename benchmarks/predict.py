@@ -121,10 +121,10 @@ def client(url: str, images: Path, threads: int, batch: int, info: InputInfo) ->
     return sum(done) / (time.perf_counter() - begin)
 
 
-def refit(url: str, images: Path, threads: int, batch: int, out: Path) -> tuple[float, int]:
+def refit(url: str, images: Path, out: Path, **sizes: int) -> tuple[float, int]:
     """Images a second of `refit predict` from the listing to the last file, and the objects that it found."""
     shutil.rmtree(out, ignore_errors=True)
-    spec = TritonInferenceSpec(images=str(images), model="bench", url=url, batch=batch, in_flight=threads)
+    spec = TritonInferenceSpec(images=str(images), model="bench", url=url, **sizes)
     begin = time.perf_counter()
     stage.run(spec, out, StatusWriter(out))
     seconds = time.perf_counter() - begin
@@ -156,10 +156,10 @@ def main() -> None:
                 begin = time.process_time()
                 alone = client(server.url, images, *best, info)
                 middle = time.process_time()
-                ours, objects = refit(server.url, images, *best, root / "out")
+                ours, objects = refit(server.url, images, root / "out", in_flight=best[0], batch=best[1])
                 cpu["client"] += middle - begin
                 cpu["refit"] += time.process_time() - middle
-                default, _ = refit(server.url, images, 4, 8, root / "out")
+                default, _ = refit(server.url, images, root / "out")
                 rows.append({"client": alone, "refit": ours, "refit_defaults": default})
     figures = {k: round(statistics.median(r[k] for r in rows), 1) for k in rows[0]}
     report.write(

@@ -38,7 +38,9 @@ def ask(task_id: str, context: Context, question: Mapping[str, Any]) -> None:
     default = {"approve": ApprovalOperator.APPROVE, "reject": ApprovalOperator.REJECT}[question["on_timeout"]]
     ti = context["ti"]
     told = f"\n\n{links.reports(ti.dag_id, ti.run_id)}" if question.get("report") else ""
-    note = Param("", type="string", maxLength=500, title="Note", description="for the ledger", source="task")
+    # A text that may not be null is one that Airflow's form insists on: it would let nobody answer without a note.
+    told_why = {"title": "Note", "description": "for the ledger, if you like", "source": "task"}
+    note = Param(None, type=["null", "string"], maxLength=500, **told_why)
     operator = ApprovalOperator(
         task_id=task_id,
         subject=question["subject"],

@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 AUTOMATIC = ("scheduled", "asset_triggered", "backfill")  # run types that nobody asked for by hand
 VARIABLE = "variable"
 TAKEN = "refit_taken_"  # + pipeline: the Airflow Variable
+LOOK_SECONDS = 60.0  # after which a look is said to hang
+LOOKS = ThreadPoolExecutor(64, "refit-look")  # of their own: those that hang shall not hold up all other triggers
 JITTER = 0.1  # share of the poll interval, so that a thousand triggers do not list at the same moment
 
 
@@ -171,6 +174,7 @@ class DatasetArrivalTrigger(BaseEventTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.inbox = Inbox(path, record, marker, settle_seconds, manifest, new_labels, connection, dvc_remote)
         self.poll_seconds, self.automatic, self.repeat, self.deadline = poll_seconds, automatic, repeat, deadline
+        self._looking: asyncio.Future[Look] | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return f"{__name__}.{type(self).__name__}", {
@@ -187,8 +191,7 @@ class DatasetArrivalTrigger(BaseEventTrigger):
         while True:
             step = Step.WAIT
             try:
-                # Not asyncio.to_thread: a Variable is asked for through the triggerer's own event loop.
-                seen = await sync_to_async(look, thread_sensitive=False)(self.inbox, seen)
+                seen = await self._look(seen)
                 step, reason = decide(seen, automatic=self.automatic)
             except (OSError, StageError) as exc:
                 reason = _unread(exc)
@@ -209,6 +212,23 @@ class DatasetArrivalTrigger(BaseEventTrigger):
                 yield _event(Step.TIMEOUT, reason, listing)
                 return
             await asyncio.sleep(self.poll_seconds * random.uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - no secret
+
+    async def _look(self, before: Look | None) -> Look:
+        """A look, in a thread. Raises as `look` does, and StageError where it takes long: the next call waits for that
+        same look, so that a mount that hangs holds one thread and not another at each poll."""
+        if self._looking is None:
+            # Not asyncio.to_thread: a Variable is asked for through the triggerer's own event loop.
+            asked = sync_to_async(look, thread_sensitive=False, executor=LOOKS)
+            self._looking = asyncio.ensure_future(asked(self.inbox, before))
+        done, _ = await asyncio.wait({self._looking}, timeout=LOOK_SECONDS)
+        if not done:
+            raise StageError("gives no answer; does its mount, or its server, hang? Still waiting for it")
+        ended, self._looking = self._looking, None
+        return ended.result()
+
+    async def cleanup(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
 
 
 def _event(step: Step, reason: str, listing: arrival.Listing | None) -> TriggerEvent:

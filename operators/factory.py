@@ -34,6 +34,7 @@ from operators.stage import BadFileOperator, PodTask, load
 from refit.config import ConfigError, Settings
 
 if TYPE_CHECKING:  # imported when a file is read: a task process does without pydantic's models
+    from refit.cluster import Profile
     from refit.pipeline import Pipeline
     from refit.plan import Node
     from refit.specs import Problem
@@ -108,6 +109,7 @@ def make(settings: Settings | None = None, only: str | None = None) -> list[Made
         reason = f"the folder of pipeline files cannot be read: {exc.strerror}; set REFIT_PIPELINES"
         return [Made(None, (Problem(str(exc.filename), 0, "", reason),))]
     found: dict[str, Path] = {}
+    released: dict[tuple[str, str, str], str] = {}
     out = []
     for file in files:
         name = pipelines.peek_name(file)
@@ -118,11 +120,12 @@ def make(settings: Settings | None = None, only: str | None = None) -> list[Made
             out.append(Made(None, (Problem(inputs.shown(file, settings), 1, "", reason),)))
         else:
             found[name] = file
-            out.append(_make(name, file, settings))
+            out.append(_make(name, file, settings, released))
     return out
 
 
-def _make(name: str, file: Path, settings: Settings) -> Made:
+def _make(name: str, file: Path, settings: Settings, released: dict[tuple[str, str, str], str]) -> Made:
+    """`released`: what the files before this one release from pods, for `_alone`."""
     from refit import cluster
     from refit import pipeline as pipelines
     from refit import plan as plans
@@ -132,7 +135,8 @@ def _make(name: str, file: Path, settings: Settings) -> Made:
     try:
         pipeline = pipelines.load(file, shown)
         if pipeline.runtime != "local":
-            cluster.of_pipeline(pipeline, settings)  # a stage that wants what the cluster has not would wait for ever
+            # A stage that wants what the cluster has not would wait for ever.
+            _alone(pipeline, cluster.of_pipeline(pipeline, settings), shown, released)
         return Made(pipeline_dag(pipeline, shown, plans.skeleton(pipeline), settings))
     except SpecError as exc:
         found = tuple(exc.problems)
@@ -140,6 +144,22 @@ def _make(name: str, file: Path, settings: Settings) -> Made:
         found = (Problem(shown, 1, "", f"cannot be made into a DAG: {type(exc).__name__}: {exc}"),)
     # A name that cannot be a pipeline's never had a run that would need the stand-in.
     return Made(bad_file_dag(name, found) if pipelines.NAME.match(name) else None, found)
+
+
+def _alone(pipeline: Pipeline, profile: Profile, shown: str, released: dict[tuple[str, str, str], str]) -> None:
+    """Raises SpecError where an earlier file releases the same model from pods: these see no ledger but their own
+    pipeline's, so that each would find the other's release to be somebody's meddling, and take it back."""
+    from refit.specs import Problem, SpecError
+    from refit.toolkits.chain import served_by
+
+    if pipeline.release is None:
+        return
+    target, _ = served_by(pipeline.release, profile)
+    model = str(pipeline.release.model or pipeline.name)
+    other = released.setdefault((str(pipeline.profile), target.repository, model), shown)
+    if other != shown:
+        text = f"{other} releases {model!r} into {target.repository} too; in a cluster a model is one pipeline's"
+        raise SpecError([Problem(shown, 1, "release.model", text)])
 
 
 def pipeline_dag(pipeline: Pipeline, file: str, nodes: Sequence[Node], settings: Settings) -> DAG:
@@ -322,19 +342,19 @@ def clusters() -> list[tuple[str | None, str]]:
     except (ConfigError, OSError):
         return []  # `make` tells
     for file in files:
-        if inputs.peek(file, "runtime") == "kubernetes":
+        if inputs.runtime(file) == "kubernetes":
             with contextlib.suppress(SpecError):
-                profile = cluster.load(inputs.peek(file, "cluster") or "kubernetes", settings)
+                profile = cluster.load(inputs.profile(file), settings)
                 if isinstance(profile, cluster.KubernetesProfile):
                     found.add((profile.connection, profile.namespace))
     return sorted(found, key=str)
 
 
 def _peek_runtime(pipeline: str, settings: Settings) -> str:
-    """The runtime that a pipeline file names, also where the file is not valid (any more)."""
+    """The runtime of a pipeline, also where its file is not valid (any more)."""
     for ending in (".yaml", ".yml"):
         file = settings.pipelines / (pipeline + ending)
         if file.exists():
-            found = inputs.peek(file, "runtime")
+            found = inputs.runtime(file)
             return found if found in STAGE_OPERATORS else "local"
     return "local"

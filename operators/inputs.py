@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
@@ -15,6 +17,10 @@ from refit.config import ConfigError, Settings
 
 if TYPE_CHECKING:
     from refit.pipeline import Pipeline
+
+
+_MOST_DEEP = 100  # levels, as in refit.specs; libyaml's time grows with their square
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class BadInput(AirflowFailException):
@@ -38,13 +44,45 @@ def pipeline_file(pipeline: str, where: Settings) -> Path:
 
 
 def peek(file: Path, key: str) -> str:
-    """The plain word that stands at a key of a file's top level, or "": also of a file that is not valid (any more)."""
+    """The word that stands at a key of a file's top level, or "": also of a file that is not valid (any more)."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    match = re.search(rf"^{key}:\s*[\"']?([A-Za-z0-9._-]+)", text, re.MULTILINE)
+    with contextlib.suppress(yaml.YAMLError):
+        word = dict(_words(text)).get(key, "")
+        return "" if word in ("null", "~") else word
+    match = re.search(rf"^{key}:[ \t]*[\"']?([A-Za-z0-9._-]+)", text, re.MULTILINE)
     return match[1] if match else ""
+
+
+def _words(text: str) -> Iterator[tuple[str, str]]:
+    """The keys of a file's top level that have one word. By events: what else it holds is not built, however deep."""
+    deep, name = 0, None
+    for event in yaml.parse(text, _LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            deep += 1
+            if deep > _MOST_DEEP or (deep == 1 and not isinstance(event, yaml.MappingStartEvent)):
+                return
+        elif isinstance(event, yaml.CollectionEndEvent):
+            deep -= 1
+            name = None
+        elif deep == 1 and isinstance(event, yaml.ScalarEvent):
+            if name is not None:
+                yield name, event.value
+            name = event.value if name is None else None
+        elif deep == 1:  # an alias
+            name = None
+
+
+def runtime(file: Path) -> str:
+    """Where the stages of a pipeline file run: what it names, else its toolkit's default."""
+    return peek(file, "runtime") or ("kubernetes" if peek(file, "toolkit") == "tao" else "local")
+
+
+def profile(file: Path) -> str:
+    """The cluster profile of a pipeline file whose stages run in pods."""
+    return peek(file, "cluster") or "kubernetes"
 
 
 def shown(file: Path, where: Settings) -> str:
@@ -78,7 +116,7 @@ def connection(name: str) -> str | None:
         found = Connection.get(name)
     except AirflowNotFoundException:
         return None
-    return json.dumps({key: getattr(found, key) for key in ("conn_type", "login", "password", "host", "extra")})
+    return json.dumps({key: getattr(found, key) for key in ("conn_type", "login", "password", "host", "port", "extra")})
 
 
 def conf_of(context: Mapping[str, Any]) -> dict[str, Any]:

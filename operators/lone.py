@@ -1,7 +1,7 @@
 """Tasks outside a pipeline's runs: one request of the runner for one pipeline, in no plan, where its stages run.
 
-Base of `operators.release`, `operators.reconcile` and `operators.predict`. The first two take no slot of Refit's pools:
-whoever mends something at night must not wait behind a training.
+Base of `operators.release`, `operators.reconcile` and `operators.predict`. Whoever mends something at night must not
+wait behind a training: the first takes no slot of Refit's pools, the second has one of its own.
 """
 
 from __future__ import annotations

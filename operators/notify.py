@@ -135,7 +135,8 @@ def _wanted(pipeline: str) -> list[Notify]:
 def approval(pipeline: str, question: Mapping[str, Any]) -> list[Notifier]:
     """Who is told that a release waits, for Airflow's human-in-the-loop operator."""
     mine = [t for t in _wanted(pipeline) if "approval" in t.when]
-    return [Notifier("approval", pipeline, mine, reason=str(question["subject"]))] if mine else []
+    body = re.sub(r"\\(.)|[*`]", r"\1", str(question.get("body", "")))  # its Markdown as text
+    return [Notifier("approval", pipeline, mine, reason=f"{question['subject']}\n{body}".strip())] if mine else []
 
 
 def champion_variable(pipeline: str) -> str:
@@ -173,9 +174,7 @@ def deliver(todo: Sequence[tuple[Notify, Message]]) -> None:
         except Exception as exc:  # of many libraries
             if over.is_set():
                 return  # that has been said
-            # The text of a library's error may hold the address, which for Slack and many webhooks is the secret.
-            reason = str(exc) if isinstance(exc, NotSent) else type(exc).__name__
-            log.error("not told by %s (connection %s): %s", target.to, target.connection, reason)
+            log.error("not told by %s (connection %s): %s", target.to, target.connection, _reason(exc))
 
     over = threading.Event()
     threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in todo]
@@ -192,6 +191,23 @@ def deliver(todo: Sequence[tuple[Notify, Message]]) -> None:
 
 class NotSent(Exception):
     """A message that was not sent; the text is ours and holds no secret."""
+
+
+_KINDS = {
+    "Timeout": "no answer in time",
+    "Connect": "nobody takes a connection there: is its host known, and does it listen?",
+    "NotFound": "Airflow has no such connection",
+}
+
+
+def _reason(exc: Exception) -> str:
+    """What went wrong, by the kind of a library's error: its text may hold the address, which for Slack and many
+    webhooks is the secret."""
+    if isinstance(exc, NotSent):
+        return str(exc)
+    kind = type(exc).__name__
+    told = next((words for part, words in _KINDS.items() if part in kind), "")
+    return f"{told} ({kind})" if told else kind
 
 
 def _webhook(target: Notify, what: Message) -> None:

@@ -6,19 +6,21 @@ triggerer has taken the trigger up yet: within the first second or so, and for a
 deadline. So a watcher in the triggerer looks once a minute, with one request for each namespace; what it finds starts
 a run of this DAG, whose log tells what was deleted and why.
 
-Only a pod whose task this Airflow knows, and knows to have ended, is an orphan. One that is not known may be another
-Airflow's.
+Only a pod whose task this Airflow knows to have ended is an orphan, or one that this Airflow has made for a run that
+was deleted since. Another one that is not known may be another Airflow's; so each has a mark of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator
+from airflow.sdk import DAG, Asset, AssetWatcher, BaseOperator, Variable
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
@@ -30,8 +32,12 @@ if TYPE_CHECKING:
 
 DAG_ID = "refit_orphans"
 TASK = LABEL + "task"  # annotation of a stage's pod: JSON, see `note`
-ENDED = frozenset({"success", "failed", "skipped", "removed", "upstream_failed"})
+DELETED = "deleted with its run"
+ENDED = frozenset({"success", "failed", "skipped", "removed", "upstream_failed", DELETED})
+MARK = "refit_airflow"  # the Airflow Variable by which this Airflow knows its pods from another's in one namespace
 LOOK_SECONDS = 60.0
+ANSWER_SECONDS = 60.0  # after which Airflow's answer is not waited for any more
+LOOKS = ThreadPoolExecutor(4, "refit-orphans")  # of their own: those that hang shall not hold up all other triggers
 
 States = Mapping[str, Mapping[str, Any]]  # run id -> task id -> state
 Place = tuple[str | None, str]  # Airflow's connection (None: the cluster's own account), namespace
@@ -50,13 +56,24 @@ class Orphan:
 def note(dag_id: str, run_id: str, task_id: str, map_index: int | None, keep: bool) -> str:
     """The annotation by which a pod's task is found: labels hold shortened names only. `keep`: stays when it ended."""
     mapped = map_index is not None and map_index >= 0
-    return json.dumps(
-        {"dag": dag_id, "run": run_id, "task": f"{task_id}_{map_index}" if mapped else task_id, "keep": keep}
-    )
+    task = f"{task_id}_{map_index}" if mapped else task_id
+    return json.dumps({"dag": dag_id, "run": run_id, "task": task, "keep": keep, "airflow": _own_mark()})
 
 
-def orphans(pods: Iterable[Mapping[str, Any]], states: Callable[[str, Sequence[str]], States]) -> list[Orphan]:
-    """The pods of a listing whose task has ended; `states` answers for a DAG and some of its runs.
+def _own_mark() -> str:
+    """This Airflow's, made where it has none. Of two that are made at once the later stays: a pod with the other is
+    taken for another Airflow's."""
+    if (known := Variable.get(MARK, default=None)) is None:
+        known = uuid.uuid4().hex
+        Variable.set(MARK, known, description="Refit: by this its pods are known from those of another Airflow")
+    return str(known)
+
+
+def orphans(
+    pods: Iterable[Mapping[str, Any]], states: Callable[[str, Sequence[str]], States], mark: str | None
+) -> list[Orphan]:
+    """The pods of a listing whose task has ended; `states` answers for a DAG and some of its runs, `mark` is that of
+    this Airflow.
 
     A pod that is being deleted already is none, nor an ended one that was to be kept.
     """
@@ -75,9 +92,15 @@ def orphans(pods: Iterable[Mapping[str, Any]], states: Callable[[str, Sequence[s
         known = states(dag_id, sorted({about["run"] for _, about in those}))
         for meta, about in those:
             state = known.get(about["run"], {}).get(about["task"])
+            if about["run"] not in known and mark is not None and about.get("airflow") == mark:
+                state = DELETED
             if state in ENDED:
                 found.append(Orphan(meta["uid"], meta["name"], f"{dag_id} {about['run']} {about['task']}", str(state)))
     return found
+
+
+def _look(pods: Iterable[Mapping[str, Any]]) -> list[Orphan]:
+    return orphans(pods, _states, Variable.get(MARK, default=None))
 
 
 def _states(dag_id: str, runs: Sequence[str]) -> States:
@@ -107,7 +130,11 @@ class OrphanTrigger(BaseEventTrigger):
             for conn_id, namespace in self.places:
                 try:
                     pods = await self._list(conn_id, str(namespace))
-                    found += await sync_to_async(orphans, thread_sensitive=False)(pods, _states)
+                    # Not asyncio.to_thread: states are asked for through the triggerer's own event loop.
+                    asked = sync_to_async(_look, thread_sensitive=False, executor=LOOKS)
+                    found += await asyncio.wait_for(asked(pods), ANSWER_SECONDS)
+                except TimeoutError:
+                    self.log.warning("namespace %s: no answer of the cluster, or of Airflow; looking later", namespace)
                 except Exception as exc:  # of the cluster's API or of Airflow's: both may be away for a while
                     self.log.warning("namespace %s: %s: %s; looking again later", namespace, type(exc).__name__, exc)
             looks = {o.uid: looks.get(o.uid, 0) + 1 for o in found}
@@ -146,7 +173,7 @@ class DeleteOrphansOperator(BaseOperator):
             client = KubernetesHook(conn_id=conn_id).core_v1_client
             listed = client.list_namespaced_pod(str(namespace), label_selector=LABEL + "stage")
             pods = client.api_client.sanitize_for_serialization(listed)["items"]
-            for orphan in orphans(pods, _states):
+            for orphan in _look(pods):
                 self.log.warning(
                     "deleting pod %s/%s: its task is %s (%s)", namespace, orphan.name, orphan.state, orphan.task
                 )
@@ -167,7 +194,7 @@ def dag(places: Sequence[Place], seconds: float = LOOK_SECONDS) -> DAG:
     watcher = AssetWatcher(name=DAG_ID, trigger=OrphanTrigger(watched, seconds))
     with own_dag(
         DAG_ID,
-        description="Deletes pods of stages that a person ended while no triggerer followed them",
+        description="Deletes pods of stages that were ended, or deleted, while no triggerer followed them",
         schedule=[Asset(name=DAG_ID, uri="refit://pods/orphans", watchers=[watcher])],
         retries=3,
     ) as made:

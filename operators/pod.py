@@ -10,9 +10,10 @@ worker died, creating and deleting it, on_kill. What is ours: the pod's body (`r
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +28,7 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from operators import approval, inputs, lineage, names, notify, orphans, pools
-from operators.failures import raise_failure
+from operators.failures import StageFailure, raise_failure
 from operators.links import DataReport, RunReport
 from operators.pod_trigger import StageTrigger
 from operators.stage import compact, finish_bind
@@ -36,6 +37,7 @@ from refit.outcome import Outcome, Result
 from refit.runtime import pod as pods
 from refit.runtime.podstatus import BUSY, Do, Pod, Verdict, count, has_ended, judge, refused, result_of
 from refit.specs import SpecError
+from refit.triton.proven import unproven
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -88,7 +90,7 @@ class TaoStageOperator(KubernetesPodOperator):
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
         """The cluster and the stage; asked at each start and each return of the task."""
         summary = context["ti"].xcom_pull(task_ids=self.bind)
-        if not isinstance(summary, Mapping) or "pods" not in summary:
+        if not isinstance(summary, Mapping) or not isinstance(summary.get("pods"), str):
             raise inputs.BadInput(
                 f"task {self.bind} of this run has left no plan for pods; clear {self.bind} together with what follows"
             )
@@ -142,12 +144,14 @@ class TaoStageOperator(KubernetesPodOperator):
                 env += [{"name": name, "value": value} for name, value in approval.answer(context).items()]
         return self._as_pod(manifest, context)
 
-    def _as_pod(self, manifest: dict[str, Any], context: Context | None) -> k8s.V1Pod:
+    def _as_pod(self, manifest: dict[str, Any], context: Context | None, *, asks: bool = False) -> k8s.V1Pod:
+        """`asks`: it only asks for the stage's result, so the task must not find it again as the stage's own."""
         manifest["metadata"]["name"] += f"-{uuid.uuid4().hex[:8]}"
         pod = PodGenerator.deserialize_model_dict(manifest)
-        pod.metadata.labels.update(self._get_ti_pod_labels(context))
+        if not asks:
+            pod.metadata.labels.update(self._get_ti_pod_labels(context))
         if context is not None:
-            ti, keep = context["ti"], self.on_finish_action.value != "delete_pod"
+            ti, keep = context["ti"], self.on_finish_action.value != "delete_pod" and not asks
             about = orphans.note(ti.dag_id, context["run_id"], ti.task_id, ti.map_index, keep)
             pod.metadata.annotations = {**(pod.metadata.annotations or {}), orphans.TASK: about}
         pod_mutation_hook(pod)
@@ -171,8 +175,7 @@ class TaoStageOperator(KubernetesPodOperator):
         """Servers that run now and that a good release has not loaded and verified: they came while it was at work."""
         if not result.succeeded or self.pod_stage.action != pods.RELEASE:
             return []
-        proven = result.summary.get("servers")
-        return [s for s in self._servers() if s not in proven] if isinstance(proven, list) else []
+        return unproven(self._servers(), result.summary.get("servers"))
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
         """The pod that an earlier start of this task has left, running or ended, else a new one.
@@ -333,15 +336,14 @@ class TaoStageOperator(KubernetesPodOperator):
         stage = self.pod_stage
         failure = Verdict(Do.FAIL, lost.row, lost.reason, lost.outcome)
         if stage.plan is not None:
-            planned = [name for name, _ in context["ti"].xcom_pull(task_ids=self.bind)["pods"]["stages"]]
-            index = planned.index(stage.name) + 1
+            index = pods.place(context["ti"].xcom_pull(task_ids=self.bind)["pods"], stage.name)
             folder = str(PurePosixPath(stage.plan).parent / stage_folder(index, stage.name))
         elif stage.request is not None:
             folder = str(stage.request["paths"]["stage"])
         else:
             return failure
         self.log.warning("%s; looking into %s", lost.reason, folder)
-        pod = self._as_pod(pods.read_back_pod(stage, folder, self.profile), None)
+        pod = self._as_pod(pods.read_back_pod(stage, folder, self.profile), context, asks=True)
         name, namespace = pod.metadata.name, pod.metadata.namespace
         try:
             self.pod_manager.create_pod(pod=pod)
@@ -445,7 +447,11 @@ class BindPodOperator(TaoStageOperator):
 
 
 class PublishPodOperator(TaoStageOperator):
-    """Publishes a run in a pod that sees the pipeline's workspace; see `operators.publish.PublishOperator`."""
+    """Publishes a run in a pod that sees the pipeline's workspace; see `operators.publish.PublishOperator`.
+
+    A run never fails because it could not be published, also where the cluster refuses the pod, and who wants to know
+    of a run's end is told of it either way.
+    """
 
     def __init__(self, *, pipeline: str, **kwargs: Any) -> None:
         super().__init__(stage=names.PUBLISH, **kwargs)
@@ -454,17 +460,38 @@ class PublishPodOperator(TaoStageOperator):
     def planned(self, context: Mapping[str, Any]) -> tuple[cluster.KubernetesProfile, pods.PodStage]:
         from operators.publish import request
 
-        file = inputs.pipeline_file(self.pipeline, inputs.settings())
-        profile = kubernetes_profile(inputs.peek(file, "cluster") or "kubernetes")
+        bound = context["ti"].xcom_pull(task_ids=self.bind)
+        named = bound.get("cluster") if isinstance(bound, Mapping) else None
+        if named is None:  # bind has not come so far
+            named = inputs.profile(inputs.pipeline_file(self.pipeline, inputs.settings()))
+        profile = kubernetes_profile(str(named))
         nonce = f"{context['ti'].id}"  # the same for each return of this try
         asked = request(context, self.pipeline, cluster.settings_in_pod(profile), nonce=nonce)
         return profile, pods.PodStage.of(asked)
 
-    def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
-        """A run never fails because it could not be published."""
-        if not result.succeeded:
+    def execute(self, context: Context) -> None:
+        with self._skipped(context):
+            super().execute(context)
+
+    def start_again(self, context: Context, since: float, event: Any = None) -> None:
+        with self._skipped(context):
+            super().start_again(context, since, event)
+
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
+        with self._skipped(context):
+            super().trigger_reentry(context, event)
+
+    @contextlib.contextmanager
+    def _skipped(self, context: Context) -> Iterator[None]:
+        try:
+            yield
+        except (StageFailure, inputs.BadInput, ApiException, HTTPError) as exc:
             notify.ended(self.pipeline, context, None)
-            raise AirflowSkipException(f"no report was published: {result.outcome}: {result.reason}")
+            raise AirflowSkipException(f"no report was published: {exc}") from None
+
+    def finish(self, context: Context, result: Result, made: Mapping[str, int]) -> None:
+        if not result.succeeded:
+            raise_failure(self.stage, result)
         context["ti"].xcom_push(key="return_value", value=dict(result.summary))
         notify.remember(self.pipeline, result.summary)
         notify.ended(self.pipeline, context, result.summary.get("told"))

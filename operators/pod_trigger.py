@@ -12,7 +12,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -27,7 +27,8 @@ from refit.runtime.podstatus import Do, Patience, Pod, has_ended, is_running, se
 
 IN_CLUSTER = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 RETRY_SECONDS = 30.0  # at most, between two tries to reach an API server that does not answer
-LOG_BYTES = 256 * 1024  # of one look at a log; a stage that writes more is cut in the task's log, not in its log.txt
+LOG_BYTES = 256 * 1024  # of one look at a log; what a stage writes beyond it is left out of the task's log
+TAIL_LINES = 200  # its end, which is shown after what was left out
 QUICK_SECONDS = 8.0  # a new pod is looked at more often, so that a short stage costs no long wait
 
 
@@ -135,7 +136,8 @@ class StageTrigger(KubernetesPodTrigger):
             return dict(json.loads(await body(answer)))
 
     async def _show_log(self, shown: LogLines) -> None:
-        async def read(api: CoreV1Api) -> str:
+        async def read(**part: int) -> bytes:
+            api = await Connection.of(self.kubernetes_conn_id).api()
             answer = await api.read_namespaced_pod_log(
                 self.pod_name,
                 self.pod_namespace,
@@ -143,13 +145,13 @@ class StageTrigger(KubernetesPodTrigger):
                 timestamps=True,
                 limit_bytes=LOG_BYTES,
                 _preload_content=False,
-                **shown.since(),
+                **part,
             )
             async with answer:
-                return (await body(answer)).decode("utf-8", "replace")
+                return await body(answer)
 
         try:
-            shown.take(await asyncio.wait_for(read(await Connection.of(self.kubernetes_conn_id).api()), 30))
+            await asyncio.wait_for(shown.look(read), 30)
         except Exception as exc:  # a log that cannot be read now is read at the next look
             self.log.debug("the pod's log cannot be read: %s", exc)
 
@@ -174,12 +176,30 @@ class LogLines:
         last = seconds(_micros(self.after)) if self.after else None
         return {} if last is None else {"since_seconds": max(1, int(time.time() - last) + 5)}
 
-    def take(self, text: str) -> None:
-        for line in text.splitlines():
-            stamp, _, rest = line.partition(" ")
+    async def look(self, read: Callable[..., Awaitable[bytes]]) -> None:
+        """Show what `read` finds anew. Of more than LOG_BYTES it gives the beginning, and would again and again: so the
+        end is asked for as well."""
+        found = await read(**self.since())
+        if len(found) < LOG_BYTES:
+            self._take(_lines(found))
+            return
+        self._take(_lines(found)[:-1])  # the last is cut
+        end = _lines(await read(tail_lines=TAIL_LINES))
+        if end and end[0][0] > self.after:
+            self._show("... lines are left out here; log.txt in the stage's folder has all ...")
+        self._take(end)
+
+    def _take(self, lines: Iterable[tuple[str, str]]) -> None:
+        for stamp, text in lines:
             if stamp > self.after:  # RFC 3339 in UTC with nanoseconds: sorts as text
                 self.after = stamp
-                self._show(rest)
+                self._show(text)
+
+
+def _lines(log: bytes) -> list[tuple[str, str]]:
+    """The time stamp and the text of each line; a line may hold a carriage return."""
+    lines = (line.partition(" ") for line in log.decode("utf-8", "replace").split("\n"))
+    return [(stamp, text) for stamp, _, text in lines]
 
 
 def _micros(stamp: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 LOCAL = "refit_local"
 GPU = "refit_gpu"
 PODS = "refit_pods"
+LOOKS = "refit_looks"
+LOOK_SLOTS = 16  # pipelines whose servers are compared with the ledger at once
 POD_SLOTS = 128  # pods without a GPU at once; what they really get is the cluster's business
 
 
@@ -36,13 +38,24 @@ def required(local_slots: int | None = None, gpus: int | None = None) -> list[Po
     """The pools to create.
 
     local_slots: stages that may run on this machine at once; default: one per 4 CPUs, because a stage's own threads
-    fill about as many. gpus: GPUs that pods may hold at once; default: REFIT_GPUS, else 1. Deferred tasks count in the
-    pools of pods, because a stage's task is deferred while its pod runs.
+    fill about as many. gpus: GPUs that pods may hold at once; default: REFIT_GPUS, else `gpu.total` of the cluster
+    profiles. Deferred tasks count in the pools of pods, because a stage's task is deferred while its pod runs.
     """
     slots = local_slots or max(1, (os.cpu_count() or 1) // 4)
-    gpus = int(os.environ.get("REFIT_GPUS") or 1) if gpus is None else gpus
+    gpus = int(os.environ.get("REFIT_GPUS") or _gpus()) if gpus is None else gpus
     return [
         Pool(LOCAL, slots, "Refit: stages that run on this machine at once"),
         Pool(GPU, max(1, gpus), "Refit: GPUs that stage pods may hold at once", include_deferred=True),
         Pool(PODS, POD_SLOTS, "Refit: stage pods without a GPU at once", include_deferred=True),
+        Pool(LOOKS, LOOK_SLOTS, "Refit: hourly looks at what serves at once", include_deferred=True),
     ]
+
+
+def _gpus() -> int:
+    """The most that a cluster profile has: a task that wants more slots than its pool has would wait for ever."""
+    from refit import cluster
+    from refit.config import Settings
+
+    where = Settings.from_env()
+    profiles = [cluster.load(name, where) for name in cluster.names(where, "kubernetes")]
+    return max((p.gpu.total for p in profiles if isinstance(p, cluster.KubernetesProfile)), default=0)

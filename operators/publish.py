@@ -5,7 +5,6 @@ Takes no slot of Refit's pools: a report must not wait behind another pipeline's
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -41,11 +40,13 @@ class PublishOperator(ProcessOperator):
         self.pipeline = pipeline
 
     def execute(self, context: Context) -> dict[str, Any]:
-        where = inputs.settings()
-        asked = request(context, self.pipeline, where, nonce=uuid.uuid4().hex)
         try:
+            where = inputs.settings()
+            asked = request(context, self.pipeline, where, nonce=uuid.uuid4().hex)
             login = login_of(connection_of(asked))
             summary = dict(self._run(PUBLISH, asked["environment"], where, login, request=asked).summary)
+        except AirflowSkipException:  # nothing came: nothing to tell
+            raise
         except AirflowException as exc:
             notify.ended(self.pipeline, context, None)
             raise AirflowSkipException(f"no report was published: {exc}") from None
@@ -61,8 +62,11 @@ def request(context: Mapping[str, Any], pipeline: str, where: Settings, *, nonce
     states: Mapping[str, str | None] = found.get(run_id, {})
     if states.get(names.BIND) == "skipped":
         raise AirflowSkipException("nothing new came, so there is nothing to publish")
-    failed = [task.rpartition(".")[2] for task, state in states.items() if state == "failed"]
+    failed = {task.rpartition(".")[2]: "" for task, state in sorted(states.items()) if state == "failed"}
     tracking = None
-    with contextlib.suppress(inputs.BadInput):  # a faulty file is told by the file's own DAG
+    try:
         tracking = inputs.read(pipeline, {}, inputs.settings()).tracking
+        inputs.read(pipeline, context["dag_run"].conf or {}, inputs.settings())
+    except inputs.BadInput as exc:  # the first task has refused it and has left no result that could say so
+        failed = {task: str(exc) if task == names.ARRIVAL else "" for task in failed}
     return publish_request(pipeline, where, run_id, failed=failed, tracking=tracking, nonce=nonce)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG, Param
 from airflow.sdk.exceptions import AirflowSkipException
 
-from operators import inputs, lone
+from operators import inputs, lone, pools
 from operators.own import of_pipelines, own_dag
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def dag(pipelines: list[str]) -> DAG:
         },
     ) as made:
         for name in filter(NAME.match, pipelines):  # another name is no pipeline's, and may be no task's
-            ReconcileOperator(task_id=name, of=name)
+            ReconcileOperator(task_id=name, of=name, pool=pools.LOOKS)
     return made
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit, urlunsplit
 
 from airflow.api_fastapi.app import API_ROOT_PATH, get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
@@ -24,8 +25,10 @@ from airflow.models.taskinstance import TaskInstance
 from airflow.plugins_manager import AirflowPlugin
 from airflow.utils.state import TaskInstanceState
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from sqlalchemy import select
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from operators import names
 from operators.links import DataReport, RunReport
@@ -127,13 +130,28 @@ def known(access: Access) -> Mapping[str, Any]:
     return {name: indexes.get(name, {}) for name in access.readable() & (indexes.keys() | access.present())}
 
 
-@app.exception_handler(HTTPException)
-async def told(request: Request, exc: HTTPException) -> Response:
-    """A page for people, JSON for programs."""
-    if exc.status_code == 404 and "text/html" in request.headers.get("accept", ""):
-        root = str(request.scope.get("root_path", "")) or PREFIX
-        return html(message("Not there", str(exc.detail), Viewer(root, root.removesuffix(PREFIX))), 404)
-    return JSONResponse({"detail": exc.detail}, exc.status_code, headers=exc.headers)
+TITLES = {401: "Log in first", 404: "Not there", 422: "Not understood"}
+
+
+@app.exception_handler(StarletteHTTPException)
+async def told(request: Request, exc: StarletteHTTPException) -> Response:
+    """A page for people, JSON for programs; also of addresses that no route has."""
+    title = TITLES.get(exc.status_code)
+    if title is None or "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"detail": exc.detail}, exc.status_code, headers=exc.headers)
+    root = str(request.scope.get("root_path", "")) or PREFIX
+    viewer = Viewer(root, root.removesuffix(PREFIX))
+    if exc.status_code == 401:  # a link in a message, opened a day later
+        wanted = urlsplit(str(request.url))
+        login = viewer.login(urlunsplit(("", "", *wanted[2:])))
+        return html(message(title, "This page is for those who may log in to Airflow.", viewer, login), 401)
+    return html(message(title, str(exc.detail), viewer), exc.status_code)
+
+
+@app.exception_handler(RequestValidationError)
+async def misread(request: Request, exc: RequestValidationError) -> Response:
+    wrong = "; ".join(f"{fault['loc'][-1]}: {fault['msg']} (it is {fault['input']!r})" for fault in exc.errors())
+    return await told(request, StarletteHTTPException(422, wrong))
 
 
 @app.get("/models")
@@ -166,7 +184,7 @@ def one_model(pipeline: str, access: Allowed, run: str = "") -> Response:
     wanted = run or str(shown.get("run") or "")
     report = store.report(pipeline, wanted)
     if run and report is None:
-        raise HTTPException(404, f"run {run!r} of {pipeline} has no report (any more)")
+        raise _no_report(pipeline, run)
     viewer = access.viewer(pipeline)
     return html(model.write(pipeline, index, wanted, report, store.progress(pipeline), going, viewer))
 
@@ -179,7 +197,7 @@ def two_models(pipeline: str, access: Allowed, request: Request) -> Response:
         raise HTTPException(404, "choose two runs to compare: ?run=ONE&run=OTHER")
     a, b = (store.report(pipeline, run) for run in runs)
     if a is None or b is None:
-        raise HTTPException(404, f"run {runs[0 if a is None else 1]!r} of {pipeline} has no report (any more)")
+        raise _no_report(pipeline, runs[0 if a is None else 1])
     first, second = sorted((a, b), key=lambda r: str(r.get("started") or ""))
     return html(model.compare(pipeline, first, second, access.viewer()))
 
@@ -251,6 +269,11 @@ def static(name: str) -> Response:
         raise HTTPException(404, "no such file")
     data, kind = STATIC[name]
     return Response(data, media_type=kind, headers={**HEADERS, "Cache-Control": _MONTH})
+
+
+def _no_report(pipeline: str, run: str) -> HTTPException:
+    mend = f"remove the run's folder below published/{pipeline}/runs, then: refit publish {pipeline}"
+    return HTTPException(404, f"run {run!r} of {pipeline} has no report (any more), or it is damaged: then {mend}")
 
 
 def _index(pipeline: str, access: Access) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gzip
+import hashlib
 import lzma
 import stat
 import tarfile
@@ -19,6 +20,7 @@ from typing import IO, Any, cast
 _CHUNK = 1 << 20
 _MOST_HEADER = 16 << 20
 _MOST_NAME = 255  # bytes of a file's name in the file systems of Linux
+_MOST_PATH = 1024  # bytes of a path, as of S3's keys
 
 # What the zipfile module raises in the middle of a damaged archive, or of one by a method that it does not know.
 DAMAGED = (
@@ -71,16 +73,23 @@ class _Entry:
     open: Callable[[], IO[bytes] | None]
 
 
-def unpack(archive: Path, folder: Path, limits: Limits, names: Names | None = None) -> int:
+def unpack(
+    archive: Path,
+    folder: Path,
+    limits: Limits,
+    names: Names | None = None,
+    digests: dict[str, str] | None = None,
+) -> int:
     """Unpack a zip or tar (also compressed by gzip) below `folder`; gives the number of files.
 
-    `names` is kept by the caller where several archives make one data set. Nothing is written
-    outside of `folder`, through a link, or over a file. Raises Unsafe and Damaged; then what was unpacked is of no use.
+    `names` is kept by the caller where several archives make one data set, and so are `digests`: of each file's bytes,
+    by its path. Nothing is written outside of `folder`, through a link, or over a file. Raises Unsafe and Damaged; then
+    what was unpacked is of no use.
     """
     with open(archive, "rb") as f:
         head = f.read(4)
     size = archive.stat().st_size
-    out = _Unpacker(folder, limits, size, {} if names is None else names)
+    out = _Unpacker(folder, limits, size, {} if names is None else names, {} if digests is None else digests)
     try:
         if head.startswith(b"PK"):
             with zipfile.ZipFile(archive) as z:
@@ -103,8 +112,8 @@ def unpack(archive: Path, folder: Path, limits: Limits, names: Names | None = No
 
 
 class _Unpacker:
-    def __init__(self, folder: Path, limits: Limits, size: int, names: Names) -> None:
-        self._folder, self._limits, self._names = folder, limits, names
+    def __init__(self, folder: Path, limits: Limits, size: int, names: Names, digests: dict[str, str]) -> None:
+        self._folder, self._limits, self._names, self._digests = folder, limits, names, digests
         self._room = min(limits.bytes, limits.free + size * limits.ratio)
         self.count = 0
 
@@ -123,10 +132,11 @@ class _Unpacker:
                 raise Unsafe(f"{entry.name!r} is no file")
             target.parent.mkdir(parents=True, exist_ok=True)
             with source, open(target, "xb") as f:
-                self._copy(source, f)
+                self._digests[str(path)] = self._copy(source, f)
             self.count += 1
 
-    def _copy(self, source: IO[bytes], target: IO[bytes]) -> None:
+    def _copy(self, source: IO[bytes], target: IO[bytes]) -> str:
+        digest = hashlib.blake2b(digest_size=16)
         while chunk := source.read(_CHUNK):
             self._room -= len(chunk)
             if self._room < 0:
@@ -135,6 +145,8 @@ class _Unpacker:
                     "own size (a bomb?)"
                 )
             target.write(chunk)
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def _new(self, path: PurePosixPath, folder: bool) -> None:
         """Refuse a name that is there twice, also where capitals or the form of accents do not count."""
@@ -150,7 +162,9 @@ def _path(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
     if _leaves(name) or not path.parts:
         raise Unsafe(f"it holds {name!r}, which leads out of it")
-    if not name.isprintable() or any(len(part.encode("utf-8", "replace")) > _MOST_NAME for part in path.parts):
+    size = len(name.encode("utf-8", "replace"))
+    part = max(len(part.encode("utf-8", "replace")) for part in path.parts)
+    if not name.isprintable() or size > _MOST_PATH or part > _MOST_NAME:
         raise Unsafe(f"it holds {name[:200]!r}, which cannot be a file's name")
     return path
 
@@ -161,6 +175,8 @@ def _zip_entries(z: zipfile.ZipFile) -> Iterator[_Entry]:
             raise Unsafe(f"it holds {info.filename!r}, which leads out of it or is no file")
         if info.flag_bits & 1:
             raise Unsafe("it is protected by a password")
+        if "\0" in info.orig_filename:  # there `filename` ends: the file would come out under another name
+            raise Unsafe(f"it holds {info.orig_filename[:200]!r}, which cannot be a file's name")
         yield _Entry(info.filename, info.is_dir(), functools.partial(z.open, info))
 
 

@@ -40,7 +40,7 @@ from refit.status import StatusWriter
 from refit.toolkits import edge
 from refit.toolkits.approval import APPROVE
 from refit.toolkits.base import Stage
-from refit.toolkits.chain import WATCH
+from refit.toolkits.chain import WATCH, served_by
 from refit.version import version
 
 if TYPE_CHECKING:
@@ -138,19 +138,12 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
         with contextlib.suppress(OSError):  # only people look at it
             place.announce(workspace, plan)
     files.write_json(out / "bind.json", {"plan": str(path), "run": todo, "reused": plan["reused"]})
-    summary = {
-        "plan": str(path),
-        "skip": [s["name"] for s in plan["stages"] if dry or s["name"] not in todo],
-        "fingerprint": plan["fingerprint"],
-        "images": sum(dataset["splits"].values()),
-        **({"changes": dict(data.changes)} if data.changes else {}),
-        "report": f"{out.parent.name}/{out.name}/{REPORT}",
-        **({plans.DRY_RUN: True} if dry else {}),
-    }
-    if isinstance(profile, cluster.KubernetesProfile):
-        model = plan["stages"][0]["model"]
-        summary |= {"pods": pod.pack(plan["stages"]), "cluster": pipeline.profile, "model": model}
-    files.write_json(out / "summary.json", summary)
+    told: dict[str, Any] = {"images": sum(dataset["splits"].values())}
+    if data.changes:
+        told["changes"] = dict(data.changes)
+    told["report"] = f"{out.parent.name}/{out.name}/{REPORT}"
+    in_pods = isinstance(profile, cluster.KubernetesProfile)
+    files.write_json(out / "summary.json", summary(plan, path, told, pipeline.profile if in_pods else None))
     print(f"report on the data: {out / REPORT}")
     message = f"{len(todo)} stages to run, {len(plan['reused'])} reused"
     if dry:
@@ -161,7 +154,30 @@ def bind(spec: BindSpec, out: Path, status: StatusWriter) -> None:
     if warnings:
         print(f"warnings about the data: {len(warnings)}, all in {out / ISSUES}")
         message += f"; warnings about the data: {len(warnings)}"
-    status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": summary["images"]})
+    status.success(message, kpi={"stages": len(todo), "reused": len(plan["reused"]), "images": told["images"]})
+
+
+def summary(plan: Mapping[str, Any], path: Path, told: Mapping[str, Any], in_cluster: str | None) -> dict[str, Any]:
+    """What Airflow knows of a run: the plan, which stages to skip, what is `told` of the data, and where the stages run
+    in a cluster, their pods. Raises BadSpec where a pod's answer has no room for it."""
+    dry = bool(plan.get(plans.DRY_RUN))
+    todo = () if dry else [s["name"] for s in plans.tasks(plan)]
+    made = {
+        "plan": str(path),
+        "skip": [s["name"] for s in plan["stages"] if s["name"] not in todo],
+        "fingerprint": plan["fingerprint"],
+        **told,
+        **({plans.DRY_RUN: True} if dry else {}),
+    }
+    if in_cluster is not None:
+        made |= {"pods": pod.pack(plan["stages"]), "cluster": in_cluster, "model": plan["stages"][0]["model"]}
+    size = len(runner.encode(made))
+    if size > runner.SUMMARY_BYTES:
+        raise BadSpec(
+            f"what Airflow must know of this run's {len(plan['stages'])} stages has {size:,} bytes, and a pod's answer "
+            f"holds {runner.SUMMARY_BYTES:,}; name fewer stages in resources.stages, or give them the same"
+        )
+    return made
 
 
 def _warnings(found: Iterable[Fault]) -> list[str]:
@@ -170,7 +186,9 @@ def _warnings(found: Iterable[Fault]) -> list[str]:
 
 
 def _begun(pipeline: Any, settings: Settings, workspace: Path, status: StatusWriter) -> Mapping[str, Taken]:
-    """What the trainings begin with, where the pipeline says so (`start_from`)."""
+    """What the trainings begin with, where the pipeline says so (`start_from`); a teacher is looked at."""
+    if distill := getattr(pipeline.stages, "distill", None):
+        _look_at_teacher(workspace / distill.teacher)
     if not any(starts.given(pipeline.stages)):
         return {}
     from refit.start import take
@@ -178,6 +196,14 @@ def _begun(pipeline: Any, settings: Settings, workspace: Path, status: StatusWri
     name = pipeline.dataset.connection
     login = Connection.read(name, os.environ.get(plans.CONNECTION, "")) if name is not None else None
     return take.Starts(pipeline, settings, workspace, login, status).take()
+
+
+def _look_at_teacher(path: Path) -> None:
+    """Raises BadData for a checkpoint that holds code: TAO's loader would run it. One that is not there, TAO names."""
+    if path.is_file():
+        from refit.start import foreign
+
+        foreign.examine_pretrained(path, f"stages.distill.teacher: {path}")
 
 
 def _planned(pipeline: Any, profile: cluster.Profile, bound: plans.Bound, begun: Mapping[str, Taken]) -> dict[str, Any]:
@@ -575,11 +601,13 @@ def _finder(workspace: Path, pipeline: Any, profile: cluster.Profile, *, reuse: 
             return None
         folder = good_result(workspace, key) if reuse else None
         if folder is not None and stage.action == "release":
+            from refit.triton.ledger import Ledger
             from refit.triton.serving import still_serving
 
             release = pipeline.release
-            target = release.triton or profile.triton
-            if not still_serving(folder / "out" / "release.json", url=target.url):
+            target, _ = served_by(release, profile)
+            signed_in = Ledger(workspace / "releases") if release.signing else None
+            if not still_serving(folder / "out" / "release.json", url=target.url, signed_in=signed_in):
                 return None
         return folder
 
@@ -597,7 +625,7 @@ def _champion(pipeline: Any, profile: cluster.Profile, workspace: Path) -> Path 
     record = ledger.serving(pipeline.release.model or str(pipeline.name))
     if record is None or not ledger.model(record.version).is_dir():
         return None
-    if is_other(record, (pipeline.release.triton or profile.triton).url):
+    if is_other(record, served_by(pipeline.release, profile)[0].url):
         print(
             f"warning: Triton does not serve version {record.version} as it was released, with which the new model is "
             "compared: somebody changed it, or it is going down or coming up; `refit reconcile` says what differs"
@@ -612,12 +640,16 @@ def _champion(pipeline: Any, profile: cluster.Profile, workspace: Path) -> Path 
 
 
 def good_result(workspace: Path, key: str) -> Path | None:
-    """The folder of an earlier good result for a key, every artefact's sha256 checked; None where there is none."""
+    """The folder of an earlier good result for a key, the sha256 of result.json and of every artefact checked; None
+    where there is none."""
     pointer = workspace / "keys" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        folder = Path(json.loads(pointer.read_text(encoding="utf-8"))["stage_dir"])
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if result["outcome"] == "succeeded" and result["key"] == key:
+        known = json.loads(pointer.read_text(encoding="utf-8"))
+        folder = Path(known["stage_dir"])
+        data = (folder / "result.json").read_bytes()
+        result = json.loads(data)
+        whole = hashlib.sha256(data).hexdigest() == known["result_sha256"]
+        if whole and result["outcome"] == "succeeded" and result["key"] == key:
             return folder if not runner.is_whole(str(folder / "out"), result["outputs"]) else None
     return None
 

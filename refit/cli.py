@@ -1,4 +1,4 @@
-"""The command line.
+"""Retrains object detectors and releases them to Triton, from a shell.
 
 `refit validate | plan | pod | run | predict | status | shell | dataset | ngc list | import | releases | rollback |
 reconcile | verify | reproduce | publish | gc | doctor | schema`
@@ -64,8 +64,8 @@ class CliError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
     try:
+        args = _parser().parse_args(argv)
         return int(args.call(args, Settings.from_env()))
     except SpecError as exc:
         for problem in exc.problems:
@@ -122,10 +122,14 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _elsewhere(pipeline: Any, settings: Settings) -> str:
-    """Why an Airflow of this machine with the settings of this shell would refuse the source."""
+    """Why an Airflow of this machine with the settings of this shell would find no data, or refuse the source."""
+    if pipeline.runtime != "local":
+        return ""
+    source = pipeline.dataset.source
+    if os.path.isabs(source) and not os.path.exists(source):  # a relative one is often an inbox that is still empty
+        return f"dataset.source: {source} is not there (yet)"
     try:
-        if pipeline.runtime == "local":
-            settings.source(pipeline.dataset.source)
+        settings.source(source)
     except ConfigError as exc:
         return str(exc)
     return ""

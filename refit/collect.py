@@ -1,7 +1,8 @@
 """`refit gc`: takes away what no kept run, no release and no reused result needs (docs/operating.md, "Old runs").
 
 Kept are the newest runs, young ones, those that are going on, those of versions that a release could serve, and
-whatever the plan of a kept run names: results of other runs, snapshots. The rest goes in an order that a kill at any
+whatever the plan of a kept run names: results of other runs, snapshots. What batch inference, roll backs and looks at
+the servers left goes by its age alone. All that goes does so in an order that a kill at any
 moment leaves whole: what is a folder is first renamed into `.trash` of the same volume and only then deleted, a key
 goes before the result that it points to, an image after the snapshots that link to it.
 
@@ -65,7 +66,7 @@ class Rules:
 class Item:
     """What goes together: one folder, or many files of a kind. `bytes` are those that become free."""
 
-    kind: str  # run, stage, attempt, checkpoint, snapshot, object, incoming, weights, key, trash
+    kind: str  # run, aside, stage, attempt, checkpoint, snapshot, object, incoming, weights, key, trash
     name: str
     paths: tuple[Path, ...]
     bytes: int
@@ -169,10 +170,13 @@ def _quiet(run: Path) -> Iterator[bool]:
     with contextlib.ExitStack() as held:
         quiet = True
         for path in run.glob(".*.lock"):
-            descriptor = os.open(path, os.O_RDWR)
+            try:
+                descriptor, how = os.open(path, os.O_RDWR), fcntl.LOCK_EX
+            except PermissionError:  # made by a pod of another user, with an older Refit; a runner's own is exclusive
+                descriptor, how = os.open(path, os.O_RDONLY), fcntl.LOCK_SH
             held.callback(os.close, descriptor)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             except OSError:
                 quiet = False
         yield quiet
@@ -223,6 +227,7 @@ class _Choice:
             self._add("trash", folder.name, [folder], "left by a `refit gc` that was stopped")
         for run in reversed(runs):
             self._choose_of(run, now - touched[run])
+        self._choose_asides()
         self._choose_snapshots()
         self._choose_incoming()
         self._choose_weights()
@@ -304,6 +309,13 @@ class _Choice:
                 self._add(
                     "checkpoint", f"{run.name}/{folder.name}", _surplus(folder), "the stage gave another one as result"
                 )
+
+    def _choose_asides(self) -> None:
+        """Folders of predict, rollback and reconcile: the last leaves one an hour."""
+        for folder in report.asides(self.pipeline):
+            age = self.now - _touched(folder)
+            if age > max(self.rules.keep_days * DAY, RECENT) and not _is_running(folder):
+                self._add("aside", folder.name, [folder], f"{age / DAY:.0f} days old")
 
     # -- data --
 
@@ -424,13 +436,14 @@ def _may_serve(record: Record) -> bool:
 
 def _take_away(found: Collection, trash: Path) -> None:
     """Rename the chosen folders into the trash, remove single files. A run that has come to life stays."""
-    order = ("key", "run", "stage", "attempt", "checkpoint", "snapshot", "object", "incoming", "weights", "trash")
+    order = ["key", "run", "aside", "stage", "attempt", "checkpoint", "snapshot", "object", "incoming"]
+    order += ["weights", "trash"]
     trash.mkdir(parents=True)
     alive = False
     for item in sorted(found.items, key=lambda item: order.index(item.kind)):
-        if item.kind in ("run", "stage", "attempt"):
+        if item.kind in ("run", "aside", "stage", "attempt"):
             path = item.paths[0]
-            with _quiet(path if item.kind == "run" else path.parent) as quiet:
+            with _quiet(path if item.kind in ("run", "aside") else path.parent) as quiet:
                 if quiet:
                     _into(trash, path)
                     continue

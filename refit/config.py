@@ -8,6 +8,7 @@
 | REFIT_WORKSPACE | <home>/workspace | datasets, runs, releases |
 | REFIT_PIPELINES | <repository>/specs/pipelines | the pipeline files |
 | REFIT_CLUSTERS | <repository>/specs/clusters | the cluster profiles |
+| REFIT_SPECS | none | folders of spec files that pipeline files may name beside their own folder's, separated by ":" |
 | REFIT_DATA_ROOTS | <home>/data | folders below which data may lie, separated by ":" |
 | REFIT_ALLOWED_HOSTS | none | hosts allowed for remote data though private or plain http (refit/hosts.py) |
 | REFIT_CA_FILE | the system's | certificates (PEM) of an own authority, trusted for remote data beside the system's |
@@ -39,6 +40,7 @@ class Settings:
     pipelines: Path
     clusters: Path
     data_roots: tuple[Path, ...]
+    spec_roots: tuple[Path, ...] = ()
     triton_url: str | None = None
     model_repository: Path | None = None
     allowed_hosts: Allowed = NOTHING
@@ -73,6 +75,7 @@ class Settings:
             pipelines=path("REFIT_PIPELINES", repository / "specs" / "pipelines"),
             clusters=path("REFIT_CLUSTERS", repository / "specs" / "clusters"),
             data_roots=tuple(Path(os.path.abspath(r)) for r in roots),
+            spec_roots=tuple(Path(os.path.abspath(r)) for r in (e.get("REFIT_SPECS") or "").split(":") if r),
             triton_url=e.get("REFIT_TRITON_URL") or None,
             model_repository=Path(os.path.abspath(models)) if models else None,
             allowed_hosts=allowed,
@@ -132,6 +135,8 @@ class Settings:
             out["REFIT_MODEL_REPOSITORY"] = str(self.model_repository)
         if self.allowed_hosts.entries:
             out["REFIT_ALLOWED_HOSTS"] = str(self.allowed_hosts)
+        if self.spec_roots:
+            out["REFIT_SPECS"] = ":".join(map(str, self.spec_roots))
         if self.ca_file:
             out["REFIT_CA_FILE"] = str(self.ca_file)
         return out

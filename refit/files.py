@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EXDEV, errno.ENOTSUP, err
 @contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file that appears at `path`, synced, when the block has ended well; the folder must exist."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")  # a process's number is 1 in every pod
     try:
         with open(aside, "wb") as f:
             yield f

@@ -43,13 +43,14 @@ class Allowed:
 
     @staticmethod
     def _named(url: str, entries: Iterable[str]) -> bool:
-        parts = urlsplit(url)
-        port = parts.port or _PORTS.get(parts.scheme)
-        for entry in entries:
-            known = urlsplit(entry if "://" in entry else f"https://{entry}")
-            if known.hostname == parts.hostname and known.port in (None, port):
-                return True
-        return False
+        return any(names(entry, url) for entry in entries)
+
+
+def names(entry: str, url: str) -> bool:
+    """Whether HOST, HOST:PORT or a URL of it is the server of `url`. Raises ValueError for a port that is none."""
+    known, parts = urlsplit(entry if "://" in entry else f"https://{entry}"), urlsplit(url)
+    port = parts.port or _PORTS.get(parts.scheme)
+    return known.hostname == parts.hostname and known.port in (None, port)
 
 
 NOTHING = Allowed()

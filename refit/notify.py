@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from refit.specs import Spec
 
 Event = Literal["success", "failure", "approval", "drift", "stale"]
+_RELEASES = ("release", "watch")  # their reasons say what serves
 REASON, ADVICE, DRIFTS = 400, 300, 3  # what travels in a stage's result, which holds 2 KiB
 
 
@@ -110,11 +111,12 @@ def message(event: Event, pipeline: str, run: str, told: Mapping[str, Any], link
         lines.append(reason or "no reason was left; the log of the task says why")
         if told.get("advice"):
             lines.append(f"What to do: {told['advice']}")
-        lines.append("What served before goes on serving.")
+        if stage not in (None, *_RELEASES):
+            lines.append("What served before goes on serving.")
     elif event == "approval":
         title = f"{pipeline}: a release waits for approval"
-        lines += [line for line in (reason,) if line]
-        lines.append("What to do: answer it under Required Actions of the run.")
+        lines += (reason or "").splitlines()
+        lines.append("What to do: answer it on the model's page, or under Required Actions of the run.")
     elif event == "stale":
         champion = told["champion"]
         title = f"{pipeline}: what serves is {told['days']:.0f} days old"

@@ -65,8 +65,8 @@ TABLE: Mapping[Outcome, Row] = {
     Outcome.BAD_DATA: Row(False, "Correct or take out the data that the reason names and start again."),
     Outcome.REJECTED: Row(
         False,
-        "The stage did its work and a gate refused the result: look at its figures, then improve data or training, or"
-        " correct the gate's limit.",
+        "The stage did its work and a gate or a person refused the result: look at its figures, then improve data or"
+        " training, or correct the gate's limit.",
     ),
     Outcome.OUT_OF_MEMORY: Row(
         False, "Give the stage more memory, or use a smaller batch, smaller images or fewer loader workers."
@@ -190,12 +190,3 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "log_tail": (list,),
 }
-
-
-class StageFailed(Exception):
-    """A stage that did not succeed; `result` says how and why."""
-
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        text = f"{result.name}: {result.outcome}: {result.reason}"
-        super().__init__(f"{text} {result.advice}".rstrip())

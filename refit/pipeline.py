@@ -6,7 +6,9 @@ The blocks `network` and `stages` belong to the toolkit (`refit.toolkits`), all 
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, PrivateA
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from refit.config import Settings
 from refit.data.settings import Dataset
 from refit.notify import Notify
 from refit.publish.place import FOLDER as PUBLISHED
@@ -57,6 +60,7 @@ class OffOr:
 
 
 Policy = Literal["fail", "warn", "ask"]
+_MOST_SPEC = 1 << 20  # bytes of a spec file
 POLICY = "warn: the verdict is shown, the run goes on; ask: it goes on, and a person decides before the release"
 
 
@@ -65,7 +69,10 @@ class QualityGate(Spec):
 
     metric: Literal["mAP50", "mAP"] = Field("mAP50", description="mAP@0.5, or the mean over IoU .5 to .95")
     floor: float | None = Field(
-        None, ge=0, le=1, description="the least that the trained and the INT8 model must reach"
+        None,
+        ge=0,
+        le=1,
+        description="the least that the trained and the INT8 model must reach; null: more than nothing",
     )
     max_drop_pruned: float = Field(0.02, ge=0, le=1, description="most that pruning and retraining may lose")
     max_drop_quantized: float = Field(
@@ -239,6 +246,16 @@ class Release(Spec):
     triton: TritonTarget | None = Field(None, description="null: the cluster profile's")
 
 
+class Predict(Spec):
+    """Batch inference with a version of the model, by the DAG refit_predict."""
+
+    connections: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,200}$")]] = Field(
+        default_factory=list,
+        description="Airflow's connections with logins of buckets of images, beside dataset's and release.triton's",
+    )
+    memory_gib: float = Field(2, gt=0, le=1024, description="of its pod; drawn pictures of 20 megapixels want 4")
+
+
 class Resources(Spec):
     gpus: int = Field(0, ge=0, le=64)
     cpus: float = Field(2, gt=0, le=1024)
@@ -283,6 +300,7 @@ class Pipeline(Spec):
         Release(), description="false: the run ends with the model, nothing is deployed"
     )
     resources: ResourceBlock = ResourceBlock()
+    predict: Predict = Predict()
     notify: list[Notify] = Field(
         default_factory=list, description="who is told of its runs, beside those that the cluster profile names"
     )
@@ -366,14 +384,31 @@ def attachments(doc: Document, folder: Path) -> dict[str, str]:
         if not isinstance(name, str):
             continue
         try:
-            found[name] = (folder / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-            near = near_file(folder / name)
-            problems.append(doc.problem(("stages", stage, "spec"), f"{name} cannot be read: {reason}{near}"))
+            found[name] = _own_file(folder, name)
+        except (OSError, ValueError) as exc:
+            reason = f"{exc.strerror}{near_file(folder / name)}" if isinstance(exc, OSError) else str(exc)
+            problems.append(doc.problem(("stages", stage, "spec"), f"{name} cannot be read: {reason}"))
     if problems:
         raise SpecError(problems)
     return found
+
+
+def _own_file(folder: Path, name: str) -> str:
+    """The text of a file that lies, links followed, below a pipeline file's folder or one of REFIT_SPECS: whoever
+    writes pipeline files sees of Airflow's machines no other. Raises OSError, and ValueError that says why."""
+    path = Path(os.path.realpath(folder / name))
+    roots = (folder, *Settings.from_env().spec_roots)
+    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise ValueError("it lies outside of the pipeline file's folder; put it there, or its folder into REFIT_SPECS")
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("it is no file")
+    if about.st_size > _MOST_SPEC:
+        raise ValueError(f"it has {about.st_size >> 20:,} MiB, a spec at most {_MOST_SPEC >> 20}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text") from None
 
 
 # An entry of YAML or protobuf text whose name says that its value is a key, and that has one.

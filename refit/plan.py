@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from refit import toolkits
 from refit.cluster import Profile
 from refit.config import Settings
-from refit.data.source import secret_name
+from refit.data.source import parse, same_server, secret_name
 from refit.pipeline import Pipeline, Resources, attachments, peek_name, plain_keys
 from refit.publish import place
 from refit.specs import Document, SpecError, did_you_mean, parse_yaml
@@ -120,6 +120,8 @@ def params(pipeline: Pipeline) -> list[ParamField]:
 def overrides(pipeline: Pipeline, conf: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
     """Split a run's conf into pipeline overrides by dotted path and the run's own switches (RUN_PARAMS).
 
+    Another server than the file's, as `dataset.source`, is asked without the file's login.
+
     Raises ConfError for a key that this pipeline's form does not have. Values are judged by the pipeline's model.
     """
     known = {f.key: f for f in params(pipeline)}
@@ -138,6 +140,11 @@ def overrides(pipeline: Pipeline, conf: Mapping[str, Any]) -> tuple[dict[str, An
             switches[key] = value
         else:
             raise ConfError(f"{key} is {value!r}; use true or false")
+    source = changed.get("dataset.source")
+    if isinstance(source, str) and pipeline.dataset.connection is not None:
+        with contextlib.suppress(ValueError):  # told by the model
+            if not same_server(parse(source), parse(pipeline.dataset.source)):
+                changed["dataset.connection"] = None
     return changed, switches
 
 
@@ -278,7 +285,7 @@ def bind_request(
         "exit_codes": {"2": "bad_spec", "3": "bad_data"},
         "resources": {"gpus": 0, "gpu_type": None, "cpus": wanted.cpus, "memory_gib": wanted.memory_gib},
         "publish": None,
-        "progress": str(place.progress(workspace, BIND)),
+        "progress": str(place.progress(workspace, stage_name(action, share))),
     }
 
 

@@ -19,6 +19,7 @@ from refit.command import BadSpec
 from refit.config import Settings
 from refit.files import link_or_copy, sha256, write_json, write_text
 from refit.runtime import report
+from refit.runtime.local import REPOSITORY
 from refit.start import spec as starts
 
 CARD, DATA, SCRIPT = "card.json", "data", "run.sh"
@@ -84,7 +85,8 @@ def reproduce(card: Mapping[str, Any], home: Path, to: Path, made_by: Mapping[st
     for key, value in conf.items():
         command += ["--param", f"{key}={json.dumps(value)}"]
     head = f"# Makes version {card['version']} of {card['model']} again, and releases nothing."
-    write_text(to / SCRIPT, f'#!/bin/sh\n{head}\ncd "$(dirname "$0")" && exec {shlex.join(command)} "$@"\n')
+    path = f'PATH="$PATH":{shlex.quote(str(REPOSITORY / "bin"))}'  # of a checkout, whose refit need not be in the PATH
+    write_text(to / SCRIPT, f'#!/bin/sh\n{head}\n{path}\ncd "$(dirname "$0")" && exec {shlex.join(command)} "$@"\n')
     (to / SCRIPT).chmod(0o755)
     write_json(to / CARD, dict(card))
     return Reproduction(file, command, [*_begun(card, home), *_differs(card.get("made_by", {}), made_by)])

@@ -60,8 +60,8 @@ ADVICE = {
     "succeeded": "",
     "bad_spec": "Correct the value that the reason names and start again; the same retry would fail the same way.",
     "bad_data": "Correct or take out the data that the reason names and start again.",
-    "rejected": "The stage did its work and a gate refused the result: look at its figures, then improve data or"
-    " training, or correct the gate's limit.",
+    "rejected": "The stage did its work and a gate or a person refused the result: look at its figures, then improve"
+    " data or training, or correct the gate's limit.",
     "out_of_memory": "Give the stage more memory, or use a smaller batch, smaller images or fewer loader workers.",
     "no_space": "Free space on the volume or make it larger, then start again: the stage goes on from what it saved.",
     "stalled": "A retry goes on from the last checkpoint. If the stage is only slow, allow it more stall_seconds.",
@@ -154,7 +154,7 @@ def read_json(path: str) -> Optional[Json]:
 def write_file(path: str, data: bytes) -> None:
     """Make a file appear complete or not at all: written aside, synced, renamed. Raises OSError."""
     folder, name = os.path.split(path)
-    aside = os.path.join(folder, ".%s.tmp-%d" % (name, os.getpid()))
+    aside = os.path.join(folder, ".%s.tmp-%s" % (name, os.urandom(6).hex()))  # a process's number is 1 in every pod
     try:
         with open(aside, "wb") as file:
             file.write(data)
@@ -476,12 +476,57 @@ def password(address: str) -> Optional[str]:
         return None
 
 
+# What an error may name of an Airflow connection, or of a service account's key. All else in one is taken for secret.
+PUBLIC = {"account_name", "client_email", "client_id", "conn_type", "endpoint_url", "gcs_base_url", "host", "login"}
+PUBLIC |= {"project_id", "region_name", "schema", "tenant_id", "token_uri", "type", "universe_domain"}
+
+
+def inner_secrets(value: str) -> Iterator[str]:
+    """The secrets inside one that is an Airflow connection, as JSON or a URI: a library's error prints its password or
+    key, and never the whole."""
+    try:
+        if value.lstrip().startswith("{"):
+            row = json.loads(value)
+        elif "://" in value:
+            parts = urllib.parse.urlsplit(value)
+            row = dict(urllib.parse.parse_qsl(parts.query))
+            row["login"], row["password"] = [urllib.parse.unquote(x or "") for x in (parts.username, parts.password)]
+            yield parts.password or ""
+        else:
+            return
+    except (ValueError, RecursionError):
+        return
+    login, word = row.get("login"), row.get("password")
+    if isinstance(login, str) and isinstance(word, str) and word:
+        yield word
+        yield "%s:%s" % (login, word)  # in base64 it is HTTP's own form
+    for text in leaves(row):
+        for part in [text, *re.split(r"[\s&?=]", text)]:  # a header or a signed link's query has several
+            if len(part) >= 2 * MIN_SECRET:
+                yield part
+                yield urllib.parse.unquote(part)
+
+
+def leaves(value: Any, key: str = "") -> Iterator[str]:
+    """The texts in a JSON value that are not PUBLIC, also those of JSON inside a text (a connection's `extra`)."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, key)
+    elif isinstance(value, str) and value.lstrip().startswith("{"):
+        yield from inner_secrets(value)
+    elif isinstance(value, str) and key not in PUBLIC:
+        yield value
+
+
 class Scrubber:
     """Blots out the values of all REFIT_SECRET_* variables and the password in a proxy's address, also where one is
     split over two reads.
 
     A value is known in the forms it is likely to be printed in: as it is, as JSON text, percent-encoded, in base64,
-    and line by line where it has several (a private key).
+    and line by line where it has several (a private key). Of a connection what is secret in it is known as well.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -493,6 +538,7 @@ class Scrubber:
         self.weak = sorted(name for name, value in self.values.items() if 0 < len(value.strip()) < MIN_SECRET)
         proxies = [value for name, value in environment.items() if name.lower().endswith("_proxy")]
         hidden = list(self.values.values()) + list(filter(None, map(password, proxies)))
+        hidden += [inner for value in self.values.values() for inner in inner_secrets(value)]
         patterns = {form for value in hidden for form in self._forms(value)}
         self.patterns = sorted(patterns, key=len, reverse=True)
         self.held = b""
@@ -1218,6 +1264,7 @@ class Progress:
         self.loss_factor = field(watch, "loss_factor", NUMBER, None, "request: watch.")
         self.zero_metric = field(watch, "zero_metric", str, None, "request: watch.")
         self.zero_evaluations = field(watch, "zero_evaluations", int, 5, "request: watch.")
+        self.least_epochs = field(watch, "epochs", int, 0, "request: watch.")
         self.metrics: Dict[str, float] = {}
         self.seen: Set[str] = set()  # names of the metrics that this start gave
         self.last: Dict[str, Any] = {}
@@ -1226,7 +1273,8 @@ class Progress:
         self.failure = ""
         self.trouble = ""
         self.eta: Optional[float] = None  # seconds
-        self._before = 0  # the last epoch of earlier starts
+        self._before: Optional[int] = None  # the last epoch of earlier starts
+        self._most_before = 0
         self._smallest = math.inf
         self._bad_losses = 0
         self._evaluations = 0
@@ -1235,8 +1283,27 @@ class Progress:
 
     def add_old(self, record: Json) -> None:
         """A line from before this start."""
-        self._before = max(self._before, one_based(record)[0] or 0)
+        epoch, most = one_based(record)
+        if epoch is not None:
+            self._before = max(self._before or 0, epoch)
+            self._most_before = most or self._most_before
         self.epochs.add(record, self._figures(record))
+
+    def untrained(self) -> str:
+        """Why a training that went on from something and says success has trained nothing; "" where it has.
+
+        This start told of no epoch, and those before it had not come to the last. One less is enough: a kill may come
+        between a checkpoint and its line, and DetectNet_v2's last line says how many epochs were done before it.
+        """
+        most = max(self.least_epochs, self._most_before)
+        if not self.least_epochs or "epoch" in self.last or (self._before is not None and self._before >= most - 1):
+            return ""
+        had = (
+            "no start before it told of one"
+            if self._before is None
+            else "it had come to epoch %d of %d" % (self._before, most)
+        )
+        return "the training trained nothing: it went on from what it found, and tells of no epoch; %s" % had
 
     def add_line(self, text: str) -> None:
         """A line of the command's output."""
@@ -1726,7 +1793,7 @@ class Folder:
         """
         os.makedirs(self.stage.folder, exist_ok=True)
         parent, name = os.path.split(self.stage.folder)
-        self.lock = os.open(os.path.join(parent, ".%s.lock" % name), os.O_RDWR | os.O_CREAT, 0o644)
+        self.lock = os.open(os.path.join(parent, ".%s.lock" % name), os.O_RDWR | os.O_CREAT, 0o664)
         asked_at, killed = 0.0, False
         began = time.monotonic()
         while not self._try_lock():
@@ -1811,7 +1878,7 @@ class Folder:
         used = os.path.isdir(self.stage.out) and bool(os.listdir(self.stage.out))
         checkpoint = self.stage.checkpoint() if self.stage.told else ""
         goes_on = bool(checkpoint) if self.stage.told else self.stage.resume
-        if not same or ended in ("succeeded", "diverged") or not goes_on:
+        if not same or ended in ("succeeded", "diverged", "rejected") or not goes_on:
             if used or before:
                 self._move_aside()
         else:
@@ -1894,6 +1961,7 @@ HOST_MEMORY = re.compile(
 EXCEPTION = re.compile(r"^[\w.]*(?:Error|Exception)\b: \S")
 EPILOGUE = re.compile(r"Execution status: |HYDRA_FULL_ERROR|[Tt]elemetry|\[Error\]: ")  # of TAO's entry points
 EXCESS_ADVICE = {"kept": "Prune with a larger threshold (prune.threshold), or leave the stages prune and retrain out."}
+UNTRAINED_ADVICE = "Clear the stage: what it found is put aside, and it trains from the beginning."
 NO_SPACE = re.compile(r"No space left on device|\bENOSPC\b|Disk quota exceeded")
 
 
@@ -2199,6 +2267,12 @@ class Run:
             if self.stage.success.denied:
                 reason += "; in its log: %s" % (self._last_words() or "nothing else")
             raise self._evidence(code, reason, "") or Fault("toolkit_error", one_line(reason))
+        untrained = self.progress.untrained() if self.folder.resumed else ""
+        if untrained:
+            raise Fault("rejected", untrained, UNTRAINED_ADVICE)
+        too_large = self._summary()[1]
+        if too_large:
+            raise Fault("toolkit_error", too_large)
         for metric in self.stage.metrics:
             excess = metric.too_much(self.progress.metrics)
             if excess:
@@ -2302,7 +2376,7 @@ class Run:
             "seconds": round(time.monotonic() - self.began, 3),
             "peak_memory_bytes": self.command.peak,
             "metrics": self.progress.metrics,
-            "summary": self._summary(),
+            "summary": self._summary()[0],
             "outputs": outputs,
             "progress": self.progress.last,
             "log_tail": list(self.output.tail)[-TAIL_LINES:],
@@ -2332,20 +2406,18 @@ class Run:
         except (OSError, ValueError):
             self.stage.progress = None
 
-    def _summary(self) -> Json:
+    def _summary(self) -> Tuple[Json, str]:
+        """What the stage says in short, and why it cannot travel: who needs it must not learn that by its absence."""
         if not self.stage.summary:
-            return {}
+            return {}, ""
         summary = read_json(os.path.join(self.stage.out, native(self.stage.summary))) or {}
         try:
             size = len(encode(summary))
         except ValueError:  # NaN and the like; made null later
             size = len(json.dumps(summary))
         if size > SUMMARY_BYTES:
-            self.output.say(
-                "refit: %s has %d bytes, %d are allowed: left out" % (self.stage.summary, size, SUMMARY_BYTES)
-            )
-            return {}
-        return summary
+            return {}, "%s has %d bytes, %d are allowed" % (self.stage.summary, size, SUMMARY_BYTES)
+        return summary, ""
 
     def _publish(self, result: Json, data: Optional[bytes]) -> None:
         """Point to a good result by its key, so that later runs can reuse it. The result stands without it too."""

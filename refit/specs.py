@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Key = tuple[str | int, ...]
 M = TypeVar("M", bound=BaseModel)
+_MOST_DEEP = 100  # PyYAML calls itself for each level, in C: 200,000 brackets end the process
+_MOST_REPEATED = 10_000  # values that aliases may stand for: a few lines of them can mean 8 ** 9
 
 
 class Spec(BaseModel):
@@ -86,11 +88,13 @@ def dotted(key: Key) -> str:
 def parse_yaml(text: str, file: str) -> Document:
     """Parse one YAML document whose root is a mapping.
 
-    Raises SpecError for a syntax error, a duplicate key, a root that is not a mapping, or an alias cycle.
+    Raises SpecError for a syntax error, a duplicate key, a root that is not a mapping, an alias cycle, aliases that
+    stand for too much, or what is nested too deeply.
     """
     loader = _Loader(text)
     try:
         try:
+            _look_at_depth(text, file)
             node = loader.get_single_node()
         except yaml.MarkedYAMLError as exc:
             mark = exc.problem_mark or exc.context_mark
@@ -106,7 +110,7 @@ def parse_yaml(text: str, file: str) -> Document:
         if not isinstance(node, yaml.MappingNode):
             raise SpecError([Problem(file, node.start_mark.line + 1, "", "must be a mapping of keys to values")])
         lines: dict[Key, int] = {}
-        problems = list(_index(node, (), lines, file, set()))
+        problems = list(_index(node, (), lines, file, set(), set()))
         if problems:
             raise SpecError(problems)
         try:
@@ -121,8 +125,29 @@ def parse_yaml(text: str, file: str) -> Document:
     return Document(file, text, data, lines)
 
 
-def _index(node: Any, at: Key, lines: dict[Key, int], file: str, open_: set[int]) -> Iterator[Problem]:
-    """Record the line of each key below a node; yield duplicate keys, keys that are no strings, and cycles."""
+def _look_at_depth(text: str, file: str) -> None:
+    deep = 0
+    for event in yaml.parse(text, _Loader):
+        deep += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if deep > _MOST_DEEP:
+            raise SpecError([_too_deep(file, event.start_mark.line + 1)])
+
+
+def _too_deep(file: str, line: int) -> Problem:
+    return Problem(file, line, "", f"nested more than {_MOST_DEEP} levels deep; no spec is")
+
+
+def _index(
+    node: Any, at: Key, lines: dict[Key, int], file: str, open_: set[int], seen_nodes: set[int]
+) -> Iterator[Problem]:
+    """Record the line of each key below a node; yield duplicate keys, keys that are no strings, and cycles. Raises
+    SpecError for too many keys below nodes that were seen before, and where aliases lead too deep."""
+    seen_nodes.add(id(node))
+    if len(at) > _MOST_DEEP:
+        raise SpecError([_too_deep(file, node.start_mark.line + 1)])
+    if len(lines) > len(seen_nodes) + _MOST_REPEATED:
+        told = f"aliases stand for more than {_MOST_REPEATED:,} values from here on; write out what is meant"
+        raise SpecError([Problem(file, node.start_mark.line + 1, dotted(at), told)])
     if id(node) in open_:
         yield Problem(file, node.start_mark.line + 1, dotted(at), "an alias that contains itself")
         return
@@ -138,11 +163,11 @@ def _index(node: Any, at: Key, lines: dict[Key, int], file: str, open_: set[int]
                 yield Problem(file, line, dotted((*at, name)), f"given twice; first on line {seen[name]}")
             seen[name] = line
             lines[(*at, name)] = line
-            yield from _index(value, (*at, name), lines, file, open_)
+            yield from _index(value, (*at, name), lines, file, open_, seen_nodes)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
             lines[(*at, i)] = value.start_mark.line + 1
-            yield from _index(value, (*at, i), lines, file, open_)
+            yield from _index(value, (*at, i), lines, file, open_, seen_nodes)
     open_.discard(id(node))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,7 +28,8 @@ from pydantic import Field
 from refit.specs import Spec
 
 TIMEOUT = 10.0  # of each answer
-SECONDS = 60.0  # for all of them
+SECONDS = 60.0  # for all of them to begin
+LONGEST = 600.0  # whatever it does: one that sends a byte now and then keeps every TIMEOUT
 MOST_VALUE = 500  # characters of a param, MLflow 2's own limit
 MOST_METRICS = 1000  # of one call, MLflow's limit
 ALIAS = "champion"
@@ -66,14 +68,22 @@ def track(
         published: the folder of the run's report.
         login: an Airflow connection as text, where `wanted` names one.
     """
-    if wanted.mlflow is None:
-        return []
-    try:
-        return _Run(_Server(wanted.mlflow, login), report, workspace, published).write()
-    except NotTracked as exc:
-        return [str(exc)]
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
-        return [f"MLflow at {wanted.mlflow.url}: {type(exc).__name__}"]
+    mlflow, notes = wanted.mlflow, list[str]()
+    if mlflow is None:
+        return notes
+
+    def write() -> None:
+        try:
+            notes.extend(_Run(_Server(mlflow, login), report, workspace, published).write())
+        except NotTracked as exc:
+            notes.append(str(exc))
+        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
+            notes.append(f"MLflow at {mlflow.url}: {type(exc).__name__}")
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    thread.join(LONGEST)
+    return [*notes, f"MLflow at {mlflow.url}: takes too long"] if thread.is_alive() else notes
 
 
 class _Server:
@@ -86,6 +96,7 @@ class _Server:
         if wanted.connection is not None:
             try:
                 who = Connection.read(wanted.connection, login or "")
+                who.only_to(wanted.url)
             except BadSpec as exc:
                 raise NotTracked(str(exc)) from None
             pair = base64.b64encode(f"{who.login}:{who.password}".encode()).decode()

@@ -52,21 +52,35 @@ class Camera:
         dark: bool = False,
         ready: str = "true",
         click: Sequence[str] = (),
+        of: str = "",
     ) -> None:
-        """`ready`: JavaScript that says that all is drawn; `click`: buttons that are pressed before, by their text."""
+        """`ready`: JavaScript that says that all is drawn; `click`: buttons that are pressed before, by text or label;
+        `of`: the element that is the picture, else all that the window shows."""
         self.page.size(*size)
         self.page.scheme("dark" if dark else "light")
         self.page.open(self.url + path)
         for text in click:
-            button = f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{text}')"
-            self.page.until(f"!!{button}")
-            self.page.js(f"{button}.click()")
+            self._press(text)
         self.page.until(ready)
         time.sleep(1.5)  # Airflow's UI fades things in
         kind = "jpeg" if name.endswith(".jpg") else "png"
-        made = self.page.call("Page.captureScreenshot", format=kind, **({"quality": 80} if kind == "jpeg" else {}))
+        more: dict[str, Any] = {"quality": 80} if kind == "jpeg" else {}
+        if of:
+            more["clip"] = {**self.page.js(f"{of}.getBoundingClientRect().toJSON()"), "scale": 1}
+        made = self.page.call("Page.captureScreenshot", format=kind, **more)
         (HERE / name).write_bytes(base64.b64decode(made["data"]))
         print(f"{name}: {(HERE / name).stat().st_size // 1024} KiB")
+
+    def _press(self, text: str) -> None:
+        """By the mouse: sections of Airflow's form take no notice of a script's click."""
+        named = f"b.textContent.trim() === '{text}' || b.ariaLabel === '{text}'"
+        button = f"[...document.querySelectorAll('button')].find(b => {named})"
+        self.page.until(f"!!{button}")
+        time.sleep(1.5)  # it may still move
+        box = self.page.js(f"{button}.getBoundingClientRect().toJSON()")
+        at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        for event in ("mousePressed", "mouseReleased"):
+            self.page.call("Input.dispatchMouseEvent", type=event, button="left", clickCount=1, **at)
 
 
 def main() -> None:
@@ -89,9 +103,11 @@ def main() -> None:
         camera.shoot("report.jpg", f"/refit/report/retrain_{args.failed}/{bad[-1]}?data=true", (960, 1200))
         camera.shoot("model-failed.png", f"/refit/models/{args.failed}?run={bad[-1]}#this-run")
         camera.shoot("compare.png", f"{model}/compare?run={good[0]}&run={good[-1]}")
-        camera.shoot("grid.png", dag, ready="document.body.innerText.includes('Stages')")
-        accordion = "document.querySelectorAll('[data-scope=accordion] button').length > 4"
-        camera.shoot("trigger.png", dag, (1280, 1100), click=("Trigger", "Prune and retrain"), ready=accordion)
+        opened = "document.body.innerText.includes('Export ONNX')"
+        camera.shoot("grid.png", dag, ready=opened, click=("Expand all task groups",))
+        form = "document.querySelector('[data-scope=accordion]').closest('[role=dialog]')"
+        opened = "document.querySelector('[id^=element_retrain]').checkVisibility()"
+        camera.shoot("trigger.png", dag, (1000, 1400), click=("Trigger", "Prune and retrain"), ready=opened, of=form)
         assert not page.errors, page.errors
 
 

@@ -181,11 +181,6 @@ class Split(Sequence[Record]):
         return (self[i] for i in range(len(self)))
 
 
-def read_split(folder: str | Path, split: str) -> Split:
-    """The records of a split of a records folder. Raises BadData."""
-    return Dataset.load(folder).split(split)
-
-
 def write_split(
     folder: Path, split: str, records: Iterable[Record], classes: Sequence[str], shards: int = 1
 ) -> SplitInfo:

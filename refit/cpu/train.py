@@ -11,6 +11,7 @@ training, stopped or finished, with other parameters: `epochs` counts its epochs
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -20,9 +21,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from refit.command import BadSpec
+from refit.command import BadSpec, Rejected
 from refit.cpu import begin, checkpoint
 from refit.cpu.checkpoint import Model
 from refit.cpu.evaluate import find
@@ -54,6 +56,7 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
         BadSpec: the network, the start model and the data do not fit together.
         BadData: nothing to learn from, or an image that cannot be decoded.
         Diverged: the loss is no longer a number.
+        Rejected: the weights are those with which it began.
     """
     threads = spec.threads or workers()
     torch.set_num_threads(threads)
@@ -74,6 +77,7 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
     in_epoch = steps(len(images), size)
     learner = Learner(model.network, spec, grid, model.info.input.scale, in_epoch, reduced)
     identity = _identity(spec, dataset)
+    first = copy.deepcopy(learner.average.state_dict())
     done, history = _resume(out / CHECKPOINT, spec, identity, dataset.classes, learner, status)
     learner.step = done * in_epoch
 
@@ -89,6 +93,12 @@ def run(spec: TrainSpec, out: Path, status: StatusWriter) -> None:
             if epoch % spec.evaluate_every == 0 or epoch == spec.epochs:
                 _validate(status, board, Model(learner.average, model.info), dataset, epoch)
     learner.check()
+    if _same(first, learner.average.state_dict()):
+        raise Rejected(
+            f"nothing was trained: no weight differs from those with which it began, after {spec.epochs} epochs of "
+            f"which {CHECKPOINT} says that {done} were done before this start; clear the stage: the checkpoint is put "
+            "aside, and it trains from the beginning"
+        )
     size_bytes = checkpoint.save_model(out / MODEL, Model(learner.average, model.info))
     parameters = count_parameters(learner.average)
     status.success(
@@ -131,6 +141,10 @@ def _identity(spec: TrainSpec, dataset: Dataset) -> str:
         "torch": torch.__version__,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items() if value.is_floating_point())
 
 
 def _resume(

@@ -61,9 +61,10 @@ class Listing:
     ETag or what stands for it): equal signatures, equal data.
     `activity` covers hidden and partial files and ctimes as well: while it changes, someone is writing.
     `seen_at` is this listing's time, `stable_since` that of the first listing with the same activity (both seconds of
-    the Unix clock); `newest_mtime` is that of the newest data file (0.0: none), `marker_mtime` that of the marker.
-    `manifest` is the one that was read, `lacks` why it does not hold. `came` is when the last data file came to its
-    place, `labels` when each label file did, where the rule counts them (seconds of the clock of whoever stores them).
+    the Unix clock). `came` is when the last data file came to its place (0.0: there is none), `marker_came` when the
+    marker did, `labels` when each label file did, where the rule counts them (seconds of the clock of whoever stores
+    them): not their mtimes, which a copy may bring along.
+    `manifest` is the one that was read, `lacks` why it does not hold.
     """
 
     exists: bool
@@ -71,13 +72,12 @@ class Listing:
     activity: str
     files: int
     bytes: int
-    newest_mtime: float
     seen_at: float
     stable_since: float
-    marker_mtime: float | None
+    came: float
+    marker_came: float | None = None
     manifest: Manifest | None = None
     lacks: str = ""
-    came: float = 0.0
     labels: tuple[float, ...] = ()
 
 
@@ -146,13 +146,12 @@ def survey(
         activity=activity,
         files=len(data),
         bytes=sum(f.size for f in data),
-        newest_mtime=max((f.mtime_ns for f in data), default=0) / 1e9,
         seen_at=now,
         stable_since=previous.stable_since if previous is not None and same and previous.stable_since <= now else now,
-        marker_mtime=next((f.mtime_ns / 1e9 for f in everything if f.path == rule.marker), None),
+        came=max((f.ctime_ns for f in data), default=0) / 1e9,
+        marker_came=next((f.ctime_ns / 1e9 for f in everything if f.path == rule.marker), None),
         manifest=manifest,
         lacks=lacks,
-        came=max((f.ctime_ns for f in data), default=0) / 1e9,
         labels=tuple(f.ctime_ns / 1e9 for f in data if f.path.lower().endswith(LABELS)) if rule.new_labels else (),
     )
 
@@ -218,9 +217,9 @@ def is_complete(current: Listing, previous: Listing | None, rule: Rule) -> Readi
     if current.manifest is not None and current.files <= len(current.manifest.files):
         return Readiness(True, f"{current.files} files, all that {rule.manifest} names")
     if rule.marker is not None:
-        if current.marker_mtime is None:
+        if current.marker_came is None:
             return Readiness(False, f"waiting for the marker {rule.marker}; {current.files} files so far")
-        if current.marker_mtime >= current.newest_mtime:
+        if current.marker_came >= current.came:
             return Readiness(True, f"{current.files} files, marker {rule.marker}")
     if rule.settle_seconds <= 0:
         return Readiness(True, f"{current.files} files")

@@ -27,15 +27,18 @@ MIN_SIDE = 0.01  # pixels; a thinner box would vanish as float32
 class Classes:
     """Which labels are learnt as which class.
 
-    `names` None takes every label as a class of its own name (`refit dataset check` without a pipeline).
+    `names` None takes every label as a class of its own name (`refit dataset check` without a pipeline). `asked` are
+    the labels that it was asked of.
     """
 
     names: Sequence[str] | None = None
     class_map: Mapping[str, str | None] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
     _advice: dict[str, str] = field(default_factory=dict)
 
     def of(self, label: str) -> str | None:
         """The class of a label, None where class_map leaves it out. Raises KeyError for an unknown one."""
+        self.asked.add(label)
         if label in self.class_map:
             return self.class_map[label]
         if self.names is None or label in self.names:
@@ -60,8 +63,8 @@ def plain(found: Columns, sizes: NDArray[np.float64], classes: Classes) -> tuple
     `sizes` [n, 2] are the images' widths and heights. An image of which nothing is known to be wrong may still be
     missing here: then it takes longer.
     """
-    learnt: dict[str, str] = {}
-    for label in set(found.labels):
+    learnt = {"": ""}
+    for label in set(found.labels) - {""}:
         try:
             learnt[label] = classes.of(label) or ""
         except KeyError:

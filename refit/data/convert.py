@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from refit.data.codes import Severity
 from refit.data.examine import Examination, Progress, changed, examine, unchanged
 from refit.data.faults import BadData, Fault, fault, graded
 from refit.data.formats import WRITERS
-from refit.data.formats.base import Changed, Record, own_lists, read_whole
+from refit.data.formats.base import Changed, Record, own_lists, read_whole, tags_besides
 from refit.data.model import Box
 from refit.data.tree import scan
 from refit.files import link_or_copy, sync_folder
+from refit.specs import did_you_mean
 
 SNAPSHOT = "snapshot"
+_SHOWN = 20  # names of classes in a message
+_KEEP_TAGS = frozenset({"supervisely"})  # formats with a place for an image's tags
 
 
 @dataclass(slots=True)
@@ -75,7 +78,8 @@ def from_snapshot(path: Path) -> Source:
 
 def _record(row: Mapping[str, Any]) -> Record:
     objects = [Box.from_json(o) for o in row["objects"]]
-    return Record(row["file"], row["width"], row["height"], row["sha256"], row["split"], objects)
+    tags = tags_besides(row.get("tags", ()))
+    return Record(row["file"], row["width"], row["height"], row["sha256"], row["split"], objects, tags)
 
 
 def from_folder(
@@ -107,15 +111,29 @@ def from_folder(
         progress=progress,
     )
     parts = _parts(examined, lists, severity or {})
+    examined.faults = [*_unmatched(class_map, examined), *examined.faults]
     if examined.failed():
         raise BadData(str(path), examined.faults)
     seen = Counter(o.cls for s in examined.samples for o in s.objects)
     named = [class_map.get(name, name) for name in examined.names]
     classes = list(dict.fromkeys([*(n for n in named if n is not None), *sorted(seen)]))
-    records = [Record(s.name, s.width, s.height, s.sha256, parts.get(s.file), s.objects) for s in examined.samples]
+    records = [
+        Record(s.name, s.width, s.height, s.sha256, parts.get(s.file), s.objects, tags_besides(s.tags))
+        for s in examined.samples
+    ]
     paths = {s.name: path / s.source for s in examined.samples if s.source in examined.tree.files}
     inside = {s.name: s.source for s in examined.samples if s.source not in examined.tree.files}
     return Source(examined.format, records, classes, paths, examined.faults, examined, inside)
+
+
+def _unmatched(class_map: Mapping[str, str | None], examined: Examination) -> Iterator[Fault]:
+    """A fault for each name to be mapped that the data set does not have: a typo would go unnoticed."""
+    known = sorted({*examined.labels, *examined.names})
+    here = ", ".join(known[:_SHOWN]) + f" and {len(known) - _SHOWN} more" * (len(known) > _SHOWN)
+    for old in [name for name in class_map if name not in known]:
+        message = f"nothing is called {old!r}, which is to be mapped; here are {here or 'no classes'}"
+        advice = f"correct the name, or leave it out{did_you_mean(old, known)}"
+        yield fault("unknown_class", "", message, value=old, advice=advice)
 
 
 def _parts(
@@ -150,6 +168,8 @@ def write(source: Source, out: Path, to: str, *, copy: bool = False, progress: P
         with snapshot.no_space(out.parent):
             staging.mkdir()
             not_held = writer.write(staging, source.records, source.classes, lambda r: _bytes(source, r))
+            if to not in _KEEP_TAGS:
+                not_held += Counter(tags=sum(bool(r.tags) for r in source.records))
             if writer.image_dir is not None:
                 _images(source, staging / writer.image_dir, copy, progress)
             sync_folder(staging)

@@ -51,6 +51,7 @@ class Found:
     faults: list[Fault] = field(default_factory=list)
     declared: int = 0
     traces: Traces = field(default_factory=Traces)  # of each sample
+    labels: set[str] = field(default_factory=set)  # all that objects are called
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class Examination:
     declared: int = 0
     names: tuple[str, ...] = ()  # the classes that the format itself lists, in its order; () where it lists none
     recalled: bytearray = field(default_factory=bytearray)  # 1 at the place of each file that was not opened
+    labels: set[str] = field(default_factory=set)  # all that objects of the opened files are called, unknown ones too
 
     def balanced(self) -> bool:
         """objects in = objects out + objects reported."""
@@ -106,11 +108,13 @@ def _batch(columns: list[tuple[Any, ...]], *others: Any) -> _Batch:
 
 
 class _Plain(NamedTuple):
-    """An image of which nothing is to be said but its objects: their classes, and `Box.numbers` of all."""
+    """An image of which nothing is to be said but its objects: their classes, and `Box.numbers` of all; and of its
+    labels what `Columns.faults` says."""
 
     header: Header
     classes: list[str]
     boxes: memoryview
+    faults: Sequence[Fault]  # of its labels, that do not name the file yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class _Look:
 
     def __call__(self, batch: _Batch) -> Found:
         found = Found()
+        self.classes.asked.clear()
         read = [self._labels(item, size) for item, size in zip(batch.items, batch.label_bytes, strict=True)]
         pictures = [
             None
@@ -142,6 +147,7 @@ class _Look:
                 _take(found, item, data, picture, self.classes)
             if len(found.samples) > len(found.traces.places):
                 found.traces.add(place, found.declared - declared, found.faults[faults:])
+        found.labels |= self.classes.asked
         return found
 
     def _labels(self, item: Item, size: int) -> Labels | bytes:
@@ -172,12 +178,14 @@ class _Look:
             return {}
         columns = many(texts)
         sizes = np.array([(header.width, header.height) for header in headers], np.float64)
+        columns.pixels(sizes)
         good, called = checks.plain(columns, sizes, self.classes)
         boxes, found, first = memoryview(columns.boxes.tobytes()), {}, 0
-        for at, header, is_good, count in zip(places, headers, good, columns.counts, strict=True):
+        for number, (at, header, is_good, count) in enumerate(zip(places, headers, good, columns.counts, strict=True)):
             last = first + max(count, 0)
             if is_good:
-                found[at] = _Plain(header, called[first:last], boxes[_OF_BOX * first : _OF_BOX * last])
+                its = boxes[_OF_BOX * first : _OF_BOX * last]
+                found[at] = _Plain(header, called[first:last], its, columns.faults.get(number, ()))
             first = last
         return found
 
@@ -330,6 +338,7 @@ def judge(
         found.declared,
         looked.names,
         looked.recalled,
+        looked.found.labels,
     )
     out.faults += graded(checks.whole(out.samples, out.faults, out.declared, classes, max_bad_labels), severity)
     out.faults += graded(doubts.of_all(out.samples), severity)
@@ -405,6 +414,7 @@ class _Pending:
         self.items += len(items)
         self._found.faults += part.faults
         self._found.declared += part.declared
+        self._found.labels |= part.labels
         if self.memory is None:
             self._found.samples.extend(part.samples)
         else:
@@ -449,8 +459,9 @@ def _scan(source: Path, spread: Spread = map) -> Tree:
     try:
         return scan(source, spread)
     except (FileNotFoundError, NotADirectoryError):
-        what = "is no folder" if os.path.exists(source) else "does not exist"
-        raise BadData(str(source), [fault("source_missing", "", f"the folder {what}")]) from None
+        is_file = os.path.exists(source)
+        what = "it is a file, and a folder is needed; unpack an archive first" if is_file else "there is no such folder"
+        raise BadData(str(source), [fault("source_missing", "", what)]) from None
     except OSError as exc:
         raise BadData(str(source), [fault("source_missing", "", f"cannot be listed: {exc.strerror}")]) from None
 
@@ -495,14 +506,15 @@ def _nothing_to_say(item: Item, picture: _Picture) -> bool:
 
 
 def _take_plain(out: Found, item: Item, picture: _Picture, plain: _Plain) -> None:
-    """`_take` where nothing is to be said."""
-    header, classes, boxes = plain
+    """`_take` where nothing is to be said of image and objects."""
+    header, classes, boxes, faults = plain
     image = item.image or ""
     digest = digest_of(flat(item.name), picture.sha256, header.width, header.height, classes, boxes)
     size = (picture.bytes, header.width, header.height)
     kind = (item.part, item.tags, ())
     sha256 = bytes.fromhex(picture.sha256)
-    out.declared += len(classes)
+    out.declared += len(classes) + sum(f.objects for f in faults)
+    out.faults += [replace(f, file=item.label) for f in faults]
     out.samples.add(image, len(image) - len(item.name), sha256, digest, picture.look, size, kind, classes, boxes)
 
 

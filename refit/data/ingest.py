@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -388,7 +389,7 @@ def _reported(exc: BadData, datasets: Path) -> BadData:
     report = datasets / "refused" / f"{digest}.jsonl"
     with snapshot.no_space(datasets):
         os.makedirs(report.parent, exist_ok=True)
-        aside = report.with_name(f".{report.name}.tmp-{os.getpid()}")
+        aside = report.with_name(f".{report.name}.tmp-{uuid.uuid4().hex}")
         try:
             snapshot.write_lines(aside, rows)
             os.replace(aside, report)

@@ -10,8 +10,8 @@ changed less than two seconds before it was listed is not remembered, because a 
 What stays unseen is a change below the file system (a failing disk, a server that makes up times). So it serves the
 sources of runs alone: `refit dataset check` opens every file.
 
-A file that was fetched is the same when its path, size and ETag are, as the source told them (`tags`): it gets new
-times whenever it is linked into the next arrival or into a snapshot.
+A file that was fetched or unpacked is the same when its path, size and tag are (`tags`: a source's ETag, or the digest
+that unpacking gave): it gets new times whenever it is linked into the next arrival or into a snapshot.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,12 +86,23 @@ def pixel(value: float) -> float:
 
 
 class Columns(NamedTuple):
-    """The objects of many label files: how many each has, -1 where there is something to say of the file and it must
-    be parsed by itself; the label of each object, and its numbers as a box (`Box.numbers`), one after another."""
+    """The objects of many label files: how many each has, -1 where the file must be parsed by itself; the label of each
+    object, "" where its file must be parsed by itself, too, and its numbers as a box (`Box.numbers`), one after
+    another. `faults` are of files by their number, and do not name them yet; what they took is not among the objects.
+    """
 
     counts: list[int]
     labels: list[str]
     boxes: NDArray[np.float64]  # [n, NUMBERS]
+    relative: bool = False  # as in `Labels`
+    faults: Mapping[int, Sequence[Fault]] = MappingProxyType({})
+
+    def pixels(self, sizes: NDArray[np.float64]) -> None:
+        """Turn shares into pixels; `sizes` [files, 2] are the images' widths and heights."""
+        if self.relative:
+            of_each = np.tile(np.repeat(sizes, np.maximum(self.counts, 0), axis=0), 2)
+            values = (self.boxes[:, :4] * of_each).ravel().tolist()
+            self.boxes[:, :4] = np.reshape(list(map(pixel, values)), (-1, 4))
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def _dvc(source: Path) -> str:
     try:
         outs = yaml.safe_load(_text(source.with_name(f"{source.name}.dvc")))["outs"]
         return next((str(out["md5"]) for out in outs if out["path"] == source.name), "")
-    except (yaml.YAMLError, KeyError, TypeError):
+    except (yaml.YAMLError, KeyError, TypeError, RecursionError):
         return ""
 
 

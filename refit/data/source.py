@@ -126,6 +126,13 @@ def _web(text: str, login: bool, single: bool) -> Source:
     return Source(Kind.WEB, text, single=single)
 
 
+def same_server(one: Source, other: Source) -> bool:
+    """Whether a login for the one may go to the other: the same kind of store (and account), or the same web server."""
+    if one.kind is Kind.WEB is other.kind:
+        return urlsplit(one.text)[:2] == urlsplit(other.text)[:2]
+    return (one.kind, one.account) == (other.kind, other.account)
+
+
 def secret_name(connection: str) -> str:
     """The secret that holds a connection where Airflow's own store is not at hand: by the name, and in the form (URI or
     JSON), of the variable in which Airflow itself looks for it."""

@@ -46,7 +46,16 @@ class Edge(Spec):
         return tuple(kind for kind in KINDS if getattr(self, kind))
 
 
-KINDS: tuple[Kind, ...] = ("onnx", "tflite", "coral", "saved_model", "frozen_graph", "tfjs", "deepstream")
+TITLES: Mapping[Kind, str] = {
+    "onnx": "ONNX",
+    "tflite": "TFLite",
+    "coral": "uint8 TFLite for Coral",
+    "saved_model": "SavedModel",
+    "frozen_graph": "frozen graph",
+    "tfjs": "TF.js",
+    "deepstream": "DeepStream folder",
+}
+KINDS: tuple[Kind, ...] = tuple(TITLES)
 
 
 class EdgeSpec(Spec):

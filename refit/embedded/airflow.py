@@ -56,7 +56,8 @@ def configuration(place: Embedded) -> dict[str, dict[str, str | int | float | bo
             "secret_key": secret(home / "secrets" / "api-key"),
         },
         "api_auth": {"jwt_secret": secret(home / "secrets" / "jwt-secret")},
-        "database": {"sql_alchemy_conn": f"sqlite:///{home / 'airflow.db'}"},
+        # Seconds that one process waits while another writes; after 5 by default a scheduler on a busy disk has ended
+        "database": {"sql_alchemy_conn": f"sqlite:///{home / 'airflow.db'}?timeout=60"},
         "logging": {
             "base_log_folder": str(home / "logs"),
             "dag_processor_child_process_log_directory": str(home / "logs" / "dag_processor"),
@@ -137,7 +138,7 @@ def prepare(place: Embedded) -> None:
 
 
 def pools(place: Embedded) -> list[dict[str, object]]:
-    """What `operators.pools` asks for, as bodies of the REST API. The question imports no Airflow: 30 ms.
+    """What `operators.pools` asks for, as bodies of the REST API. The question imports no Airflow.
 
     Raises:
         AirflowError: operators.pools cannot be asked.

@@ -251,6 +251,8 @@ class Session:
         else:
             self._explain()
         say(f"\n{self._login()}\n  this run: {self.place.airflow_url}/dags/{self.dag}/runs/{self.run_id}")
+        say(f"  its model: {self.place.airflow_url}/dags/{self.dag}/plugin/model")
+        say(f"  Triton: {self.place.refit.triton_url}")
 
     def _duration(self) -> str:
         run = self.airflow.run(self.dag, self.run_id)

@@ -60,6 +60,8 @@ ENVIRONMENTS: dict[str, Environment] = {
     "oracle": Environment("tests/tao/oracle/requirements.txt", ("hydra", "google.protobuf"), 0.05, tested=False),
     # The S3 API that tests/remote asks.
     "s3": Environment("tests/remote/requirements.txt", ("moto.server", "trustme"), 0.1, tested=False),
+    # Others' programs that judge what Refit writes (`make judges`).
+    "judges": Environment("tests/judges/requirements.txt", ("mlflow", "model_signing"), 0.9, tested=False),
     # Converters of edge bundles (docs/edge.md), for pipelines that ask for them.
     "tensorflow": Environment(
         "images/tensorflow/requirements.txt", ("tensorflow", "onnx2tf", "ai_edge_litert.interpreter"), 1.9
@@ -324,7 +326,7 @@ def advice(output: str) -> str:
         return f"this machine lacks {missing.group(1)}: install the package that has it (`apt-file search` finds it)"
     if "No space left" in output:
         return "the disk is full: make room, or set REFIT_HOME (and UV_CACHE_DIR) to a larger disk"
-    if re.search(r"certificate|UnknownIssuer", output):
+    if re.search(r"certificate verify failed|invalid peer certificate|UnknownIssuer", output):
         return "a certificate is not trusted: name your authority's file with SSL_CERT_FILE or pip's `cert`"
     if re.search(r"dns error|error sending request|[Cc]onnection (refused|reset)|timed out|Failed to fetch", output):
         return (

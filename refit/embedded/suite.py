@@ -42,15 +42,17 @@ GROUPS = {
     REST: Group("tools"),
     "serving": Group("tools", ("triton", "prove", "predict", "planted")),
     "tao": Group("tools", ("tao", "engine", "ngc")),
+    "airflow": Group("airflow", ("operators", "dags", "plugins", "pods")),
     "cpu": Group("cpu", ("cpu", "postprocess")),
     "embedded": Group("tools", ("embedded",)),
-    "airflow": Group("airflow", ("operators", "dags", "plugins", "pods")),
     "helm": Group("helm", ("helm", "e2e", "chaos"), instead="tools"),
 }
+ORDER = list(GROUPS)
 AT_ONCE = 2 if (os.cpu_count() or 1) < 4 else len(GROUPS)
 STOP_SECONDS = 20
 if os.environ.get("REFIT_E2E") == "1":
-    AT_ONCE = 1  # they share one cluster and its few GPUs
+    ORDER = ["helm", *(name for name in GROUPS if name != "helm")]  # the longest on a cluster, where it waits for pods
+    AT_ONCE = 2  # they share one cluster and its few GPUs
     STOP_SECONDS = 200  # until Airflow, the chart's release and the namespace are gone
 HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
 NOTHING_COLLECTED = 5  # pytest's exit code
@@ -183,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> int:
     settings = Settings.from_env()
     paths, options = divide(settings.repository / "tests", list(sys.argv[1:] if words is None else words))
     folder = settings.home / "tests"
-    waiting = [Part(name, paths[name], options, settings, folder) for name in GROUPS if name in paths]
+    waiting = [Part(name, paths[name], options, settings, folder) for name in ORDER if name in paths]
     catch_signals(_interrupt)
     running: list[Part] = []
     total = Count()

@@ -37,12 +37,12 @@ def figures(step: Step) -> str:
     if step.state == "retrying":
         return f"attempt {step.attempt} failed"
     if step.state != "running":
-        return {"off": "switched off", "blocked": "not run"}.get(step.state, "")
+        return {"off": "not needed in this run", "blocked": "not run"}.get(step.state, "")
     words = []
     if step.unit == "epoch":
         words.append(f"epoch {step.done}/{step.total}")
     elif step.total:
-        words.append(f"{step.done} of {step.total}")
+        words.append(step.message)  # "Reading images: 40 of 100"
     if step.eta is not None:  # before the figures: a narrow terminal cuts the end
         words.append(f"{clock(step.eta)} left")
     if step.loss is not None:

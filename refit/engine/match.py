@@ -56,11 +56,6 @@ class Containers(Spec):
         """The container with a Triton version."""
         return next((c for c in self.containers if c.triton == version), None)
 
-    def of_deploy(self, image: str) -> Container | None:
-        """What a deploy image stands on, by its tag."""
-        month = self.deploy.get(image.rpartition(":")[2])
-        return next((c for c in self.containers if c.month == month), None)
-
 
 def load(repository: Path) -> Containers:
     """The table of a Refit checkout or image. Raises SpecError."""

@@ -13,6 +13,7 @@ Everything is copied, so that the folder can be taken away.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,10 +26,14 @@ from refit.files import sha256, write_json, write_text
 from refit.postprocess import ModelInfo, ModelInfoError
 from refit.postprocess.info import FILE_NAME
 from refit.status import StatusWriter
-from refit.triton.config import read_signature
+from refit.triton.config import count_weights, read_signature
 from refit.triton.errors import ArtefactError
 
 ONNX, REFERENCE = "model.onnx", "reference.npz"
+# The weights of an export are those of its checkpoint but for batch norms that are folded (about 1 % less) and
+# constants such as anchors (EfficientDet-D0: about 5 % of the parameters more). So the model before pruning is
+# recognized where at most 80 % of it was left, by 95 % of its parameters.
+CLEARLY_PRUNED, WHOLE = 0.8, 0.95
 
 
 def run(spec: PackageSpec, out: Path, status: StatusWriter) -> None:
@@ -39,6 +44,7 @@ def run(spec: PackageSpec, out: Path, status: StatusWriter) -> None:
     except (ModelInfoError, RecordError) as exc:
         raise BadData(str(exc)) from None
     _check(engines, spec)
+    notes = [] if spec.onnx is None or spec.pruned is None else _check_size(spec.onnx, spec.pruned)
     write_text(out / FILE_NAME, info.text())
     write_text(out / deepstream.LABELS, "".join(f"{name}\n" for name in info.classes))
     for source, name in ((spec.onnx, ONNX), (spec.reference, REFERENCE)):
@@ -53,7 +59,6 @@ def run(spec: PackageSpec, out: Path, status: StatusWriter) -> None:
         if record.calibration is not None:
             _copy(plan.with_name(CACHE), out / f"cal{end}.bin")
         records.append(named)
-    notes = []
     if spec.deepstream is not None:
         try:
             _bundles(spec.deepstream, info, records, spec.precision, out)
@@ -61,7 +66,7 @@ def run(spec: PackageSpec, out: Path, status: StatusWriter) -> None:
             if "deepstream" in spec.model_fields_set:
                 raise BadSpec(f"deepstream: {exc}; or leave the bundle out (deepstream: null)") from None
             notes.append(f"no DeepStream bundle: {exc}")  # nobody asked for it
-            print(notes[0])
+            print(notes[-1])
     files = sorted(str(p.relative_to(out)) for p in _made(out))
     write_json(
         out / "package.json", {"schema": 1, "files": {name: sha256(out / name) for name in files}, "notes": notes}
@@ -88,6 +93,34 @@ def _check(engines: list[tuple[Path, EngineRecord]], spec: PackageSpec) -> None:
     versions = {record.tensorrt for _, record in engines}
     if len(versions) > 1:
         raise BadSpec(f"engines: built with TensorRT {' and '.join(sorted(versions))}; one Triton has one of them")
+
+
+def _check_size(onnx: Path, pruned: Path) -> list[str]:
+    """Hold the number of weights against what the pruning told of its own.
+
+    Returns:
+        A note where that cannot tell the pruned model from the one before.
+
+    Raises:
+        BadData: it is an export of the model before pruning.
+    """
+    try:
+        told = json.loads(pruned.read_text(encoding="utf-8"))["metrics"]
+        weights = count_weights(onnx)
+    except (OSError, ValueError, KeyError) as exc:
+        raise BadData(f"{pruned}: is no result of a pruning ({exc!r})") from None
+    except ArtefactError as exc:
+        raise BadData(str(exc)) from None
+    left, kept = told.get("parameters"), told.get("kept")
+    if not left or not kept or kept > CLEARLY_PRUNED:
+        return ["too little is known of the pruning, or too little was pruned, to know the pruned model by its size"]
+    if weights >= WHOLE * left / kept:
+        raise BadData(
+            f"{onnx}: has {weights:,} weights, as the model before pruning ({left / kept:,.0f} parameters), of which "
+            f"prune left {left:,.0f}: what was exported or retrained is not the pruned model. Look at the model's path "
+            "in the specs of retrain and export, as they were written to specs/ of their folders"
+        )
+    return []
 
 
 def _bundles(

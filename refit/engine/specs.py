@@ -124,6 +124,7 @@ class PackageSpec(Spec):
     model: Path = Field(description="model.json")
     onnx: Path | None = Field(None, description="null: plans only")
     engines: list[Path] = Field(default_factory=list, description="folders with engine.json, one for each GPU type")
+    pruned: Path | None = Field(None, description="result.json of the pruning that onnx went through; null: of none")
     reference: Path | None = Field(None, description="reference.npz")
     precision: Precision = Field("fp32", description="of the ONNX file, where there is no plan")
     deepstream: DeepStreamSpec | None = Field(DeepStreamSpec(), description="null: no DeepStream bundle")

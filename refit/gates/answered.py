@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from refit.command import BadData, StageError
-from refit.files import write_json
+from refit.files import write_json, write_text
 from refit.gates import bootstrap
 from refit.gates.alternatives import by_info
 from refit.postprocess import Detections, Frame, ModelInfo, ModelInfoError, OutputError, Postprocess
@@ -52,29 +52,18 @@ def run(spec: AnsweredSpec, out: Path, status: StatusWriter) -> None:
     """
     try:
         case = _Case(spec, Answers.read(spec.answers), _truth(spec))
-        mine = case.score(SERVED, ways.CLIENT, ModelInfo.read(spec.asked / FILE_NAME))
-        theirs = case.score(CHAMPION, CHAMPION, ModelInfo.read(spec.asked / CHAMPION_INFO))
+        mine = case.score(SERVED, ways.CLIENT, FILE_NAME, out / CHALLENGER)
+        if isinstance(mine, str):
+            raise StageError(f"the challenger: {mine}")
+        theirs = case.score(CHAMPION, CHAMPION, CHAMPION_INFO, out)
     except (AnswersError, ModelInfoError) as exc:
         raise StageError(str(exc)) from None
-    if isinstance(mine, str):
-        raise StageError(f"the challenger: {mine}")
-    case.write(out / CHALLENGER, mine)
-    told = f"mAP50 {mine.map50:.4f} of the challenger on {len(case.truth['images'])} pictures"
+    told = f"mAP50 {mine:.4f} of the challenger on {len(case.truth['images'])} pictures"
     if isinstance(theirs, str):
         write_json(out / "results.json", {"schema": 1, "missing": theirs})
         status.success(f"{told}; the version that serves: {theirs}")
         return
-    case.write(out, theirs)
-    status.success(f"{told}, {theirs.map50:.4f} of the version that serves.", {"mAP50": round(theirs.map50, 6)})
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """mAP@0.5 and AP@0.5 of each class that occurs; detections as a COCO results file."""
-
-    map50: float
-    ap50: Mapping[str, float]
-    found: list[dict[str, Any]]
+    status.success(f"{told}, {theirs:.4f} of the version that serves.", {"mAP50": round(theirs, 6)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +72,10 @@ class _Case:
     answers: Answers
     truth: Mapping[str, Any]
 
-    def score(self, role: str, way: str, info: ModelInfo) -> _Scored | str:
-        """The reason where there are no figures. Raises ModelInfoError."""
+    def score(self, role: str, way: str, described: str, folder: Path) -> float | str:
+        """Write the figures of a model into a folder; gives its mAP50, or the reason why it has none. One model is
+        done with before the next: the detections of a large set take hundreds of megabytes. Raises ModelInfoError."""
+        info = ModelInfo.read(self.spec.asked / described)
         if role in self.answers.unloaded:
             return f"Triton {self.answers.triton} cannot load it: {self.answers.unloaded[role]}"
         spec = self.spec
@@ -107,19 +98,21 @@ class _Case:
         if np.isnan(total[0]):
             raise BadData(f"{spec.asked}: no object to find in the evaluation set; label some images in it")
         ap50 = {name: round(float(v[0]), 6) for name, v in classes.items() if not np.isnan(v[0])}
-        return _Scored(float(total[0]), ap50, found)
+        self._write(folder, round(float(total[0]), 6), ap50, found)
+        return float(total[0])
 
-    def write(self, folder: Path, scored: _Scored) -> None:
+    def _write(self, folder: Path, map50: float, ap50: Mapping[str, float], found: list[dict[str, Any]]) -> None:
         limits = self.spec.model_dump(exclude={"asked", "answers"})
         results = {
             "schema": 1,
-            "metrics": {"mAP50": round(scored.map50, 6)},
-            "per_class": {name: {"AP50": value} for name, value in scored.ap50.items()},
+            "metrics": {"mAP50": map50},
+            "per_class": {name: {"AP50": value} for name, value in ap50.items()},
             "thresholds": {**limits, "min_box_px": min(self.spec.min_width, self.spec.min_height)},
             "tools": {"triton": self.answers.triton},
         }
         folder.mkdir(exist_ok=True)
-        write_json(folder / "detections.json", scored.found)
+        rows = ",\n".join(map(json.dumps, found))  # not indented: there are many
+        write_text(folder / "detections.json", f"[{rows}]\n")
         write_json(folder / "ground_truth.json", self.truth)
         write_json(folder / "results.json", results)
 

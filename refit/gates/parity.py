@@ -91,6 +91,8 @@ class Case:
         low = Postprocess(min(spec.score_threshold, self.threshold / 2), spec.nms_iou, spec.max_detections)
         self.info = replace(info, postprocess=low)
         self.truth = _json(spec.proof / "truth.json")
+        if not self.truth["annotations"]:
+            raise GateError(f"{spec.proof}: no object in the pictures that were asked about; label some of their split")
         self.size = {i["id"]: (int(i["width"]), int(i["height"])) for i in self.truth["images"]}
         self.every = list(range(len(self.size)))
         self.references = {name: self._reference(path) for name, path in spec.references.items()}

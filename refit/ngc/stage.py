@@ -20,6 +20,7 @@ from refit.ngc import store
 from refit.ngc.client import KEY, OFFLINE, Client, Missing, NgcError
 from refit.ngc.spec import DownloadSpec, Model, addresses
 from refit.ngc.store import Entry, Kept, Store
+from refit.start import foreign
 from refit.status import StatusWriter
 
 SCHEMA = 1
@@ -36,6 +37,8 @@ def run(spec: DownloadSpec, out: Path, status: StatusWriter) -> None:
     if spec.path:
         with no_space(out):
             row = _from_path(spec.path, spec.file or _ANY, folder)
+        place = row["source"] if row["source"].endswith(row["path"]) else f"{row['source']}: {row['path']}"
+        foreign.examine_pretrained(folder / row["file"], place)
     else:
         assert spec.model is not None
         assert spec.cache is not None

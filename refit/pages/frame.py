@@ -53,6 +53,10 @@ class Viewer:
         told = "&".join(f"{k}={quote(str(v), safe='')}" for k, v in query.items() if v not in (None, ""))
         return f"{path}?{told}" if told else path
 
+    def login(self, path: str) -> str:
+        """Where Airflow asks who one is, and then goes on to `path`."""
+        return f"{self.airflow}/api/v2/auth/login?next={quote(path, safe='')}"
+
     def dag(self, dag: str, run: str | None = None) -> str:
         """The address in Airflow's UI."""
         path = f"{self.airflow}/dags/{quote(dag, safe='')}"
@@ -91,9 +95,10 @@ def page(title: str, viewer: Viewer, *body: object, crumbs: Sequence[tuple[str, 
     return f"<!DOCTYPE html>\n{tag('html', head, content, lang='en')}\n"
 
 
-def message(title: str, told: str, viewer: Viewer) -> str:
+def message(title: str, told: str, viewer: Viewer, login: str = "") -> str:
     """A page that says one thing: what is not there, and where to go on."""
-    body = tag("main", tag("section", tag("h1", title), tag("p", told)))
+    way = tag("p", in_airflow("Log in", login)) if login else ""
+    body = tag("main", tag("section", tag("h1", title), tag("p", told), way))
     return page(title, viewer, body, crumbs=[("Models", viewer.page("models"))])
 
 

@@ -146,7 +146,7 @@ def _champion(name: str, champion: Json, viewer: Viewer) -> Markup:
         ("Name in Triton", text_of(champion.get("model"))),
         ("Data set", data),
         ("Made by", tag("a", run, href=viewer.page("models", name, run=run))),
-        ("Approved by", text_of(champion.get("approved_by"))),
+        ("Approved by", ": ".join(filter(None, (text_of(champion.get(k)) for k in ("approved_by", "approval_note"))))),
         ("sha256", tag("code", text_of(champion.get("sha256")))),
     ]
     return join(
@@ -286,7 +286,7 @@ def _detail(name: str, report: Json | None, run: str, viewer: Viewer) -> Section
     place = ("data", data.removeprefix("data/")) if data.startswith("data/") else ("runs", run, data)
     data_report = viewer.page("published", name, *place) if data else None
     whole = viewer.page("published", name, "runs", run, "report.html")
-    parts = dict(reports.sections(report, href, data_report))
+    parts = dict(reports.sections(report, href, data_report, lambda other: viewer.page("models", name, run=other)))
     title = join("Run ", tag("code", text_of(report.get("run_id"))), " ", state_badge(report))
     links = join(
         tag("a", "The whole report", href=whole),
@@ -318,14 +318,9 @@ def compare(name: str, a: Json, b: Json, viewer: Viewer) -> str:
     rows += [
         _figures("Parameters", first.get("parameters"), second.get("parameters"), 0, better=-1),
         _figures("Bytes", first.get("bytes"), second.get("bytes"), 0, better=-1),
-        _figures("ms an image", first.get("milliseconds"), second.get("milliseconds"), 2, better=-1),
-        _figures(
-            "Seconds of stages",
-            mapping(a.get("cost")).get("seconds"),
-            mapping(b.get("cost")).get("seconds"),
-            1,
-            better=0,
-        ),
+        _figures("ms alone", first.get("milliseconds_alone"), second.get("milliseconds_alone"), 2, better=-1),
+        _figures("ms in Triton", first.get("milliseconds"), second.get("milliseconds"), 2, better=-1),
+        *_costs(a, b),
         _texts("Data set", *(text_of(mapping(r.get("data")).get("fingerprint"))[:12] for r in (a, b))),
         _texts("Images", *(_images(r) for r in (a, b))),
         _texts("Evaluation set", *(text_of(mapping(r.get("data")).get("evaluation"))[:12] for r in (a, b))),
@@ -334,8 +329,10 @@ def compare(name: str, a: Json, b: Json, viewer: Viewer) -> str:
             for k in dict.fromkeys([*mapping(a.get("conf")), *mapping(b.get("conf"))])
         ),
     ]
+    bundles = _both_bundles(a, b)
     parts: Sections = [
         ("Figures", join(_caution(a, b), table(heads, [r for r in rows if r]))),
+        ("Edge bundles", table(heads, bundles) if bundles else None),
         ("Precision and recall", _both_curves(a, b)),
         ("Training", _both_trainings(a, b)),
         ("Pipeline file", _difference(a, b)),
@@ -380,6 +377,36 @@ def _texts(name: str, a: str, b: str) -> Markup:
 def _images(report: Json) -> str:
     splits = mapping(mapping(report.get("data")).get("splits"))
     return ", ".join(f"{integer(n):,} {text_of(k)}" for k, n in splits.items() if integer(n) is not None)
+
+
+def _costs(a: Json, b: Json) -> list[Markup]:
+    """What the stages took; neither more nor less is better: it depends on what was reused."""
+    old, new = (mapping(r.get("cost")) for r in (a, b))
+    paid, pays = mapping(old.get("money")), mapping(new.get("money"))
+    rows = [_figures("Seconds of stages", old.get("seconds"), new.get("seconds"), 1, better=0)]
+    if number(old.get("gpu_seconds")) or number(new.get("gpu_seconds")):
+        rows.append(_figures("Seconds of GPUs", old.get("gpu_seconds"), new.get("gpu_seconds"), 1, better=0))
+    currencies = {text_of(p.get("currency")) for p in (paid, pays) if p}
+    if len(currencies) == 1:
+        told = " ".join(["Cost", *currencies]).strip()
+        rows.append(_figures(told, paid.get("amount"), pays.get("amount"), 2, better=0))
+    else:
+        rows.append(_texts("Cost", money(paid), money(pays)))
+    return rows
+
+
+def _both_bundles(a: Json, b: Json) -> list[Markup]:
+    first, second = ({text_of(e.get("title")): e for e in items(r.get("edge"))} for r in (a, b))
+    rows = []
+    for title in dict.fromkeys([*first, *second]):
+        old, new = mapping(first.get(title)), mapping(second.get(title))
+        rows += [
+            _figures(f"{title}: mAP@0.5", old.get("mAP50"), new.get("mAP50")),
+            _figures(f"{title}: drop", old.get("drop"), new.get("drop"), 4, better=-1),
+            _figures(f"{title}: bytes", old.get("bytes"), new.get("bytes"), 0, better=-1),
+            _texts(f"{title}: verdict", text_of(old.get("verdict")), text_of(new.get("verdict"))),
+        ]
+    return [r for r in rows if r]
 
 
 def _both_curves(a: Json, b: Json) -> Markup | None:

@@ -86,13 +86,15 @@ function element(name, text) {
   return made;
 }
 
-// The little Markdown that Refit's questions are written in: a list, **bold**, `code`, \ before a sign. Never HTML.
+// The little Markdown that Refit's questions are written in: a list, **bold**, `code`, [links](/of this server), \ before
+// a sign. Never HTML.
 function written(markdown) {
   const list = document.createElement("ul");
   for (const line of markdown.split("\n").filter((l) => l.trim())) {
     const item = document.createElement("li");
-    for (const [, bold, code, plain] of line.replace(/^\s*-\s+/, "").matchAll(/\*\*(.+?)\*\*|`([^`]*)`|((?:\\.|[^*`\\]|[*`\\])+?(?=\*\*|`|$))/g)) {
+    for (const [, bold, code, name, path, plain] of line.replace(/^\s*-\s+/, "").matchAll(/\*\*(.+?)\*\*|`([^`]*)`|\[([^\]]+)\]\((\/[^/)][^)]*)\)|((?:\\.|[^*`\\]|[*`\\])+?(?=\*\*|`|\[[^\]]+\]\(\/|$))/g)) {
       if (bold !== undefined) item.append(element("b", bold));
+      else if (path !== undefined) item.append(Object.assign(element("a", name), { href: path }));
       else if (code !== undefined) item.append(element("code", code));
       else item.append(plain.replace(/\\(.)/g, "$1"));
     }
@@ -115,6 +117,10 @@ async function approvals() {
     const box = document.createElement("div");
     box.className = "lead approval";
     box.append(element("h2", detail.subject), written(detail.body || ""));
+    const note = Object.assign(element("input", ""), { maxLength: 500, placeholder: "Note for the ledger, if you like" });
+    note.setAttribute("aria-label", "Note");
+    note.disabled = place.dataset.may !== "1";
+    box.append(note);
     for (const option of detail.options) {
       const button = element("button", option);
       if (option === detail.options[0]) button.className = "main";
@@ -123,7 +129,7 @@ async function approvals() {
       button.addEventListener("click", async () => {
         const path = `/dags/${encodeURIComponent(ti.dag_id)}/dagRuns/${encodeURIComponent(ti.dag_run_id)}/taskInstances/${encodeURIComponent(ti.task_id)}/${ti.map_index}/hitlDetails`;
         try {
-          await call("PATCH", path, { chosen_options: [option], params_input: {} });
+          await call("PATCH", path, { chosen_options: [option], params_input: { note: note.value || null } });
           say(`Answered: ${option}.`);
         } catch (error) {
           say(`Not answered: ${error.message}`, true);

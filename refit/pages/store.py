@@ -1,18 +1,19 @@
 """What is published, read for the page: an index a pipeline, reports, pictures; how far the runs are that go on.
 
-Read-only, and nothing in there is believed: names from a URL are matched, never joined to a path unseen; links are not
-followed; a file that is missing, half written or of another shape is as one that is not there.
+Read-only, and nothing in there is believed: names from a URL are matched, never joined to a path unseen; no link is
+followed, of folders neither; a file that is missing, half written or of another shape is as one that is not there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,26 +61,39 @@ class Folder:
 
     def stamp(self, *parts: str) -> object:
         try:
-            about = os.stat(self.root.joinpath(*parts), follow_symlinks=False)
+            with self._opened(*parts) as handle:
+                about = os.fstat(handle)
         except (OSError, ValueError):
             return None
         return (about.st_mtime_ns, about.st_size, about.st_ino) if stat.S_ISREG(about.st_mode) else None
 
     def read(self, *parts: str) -> bytes | None:
         try:
-            handle = os.open(self.root.joinpath(*parts), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with self._opened(*parts) as handle, open(handle, "rb", closefd=False) as file:
+                about = os.fstat(handle)
+                whole = stat.S_ISREG(about.st_mode) and about.st_size <= _LARGEST
+                return file.read() if whole else None
         except (OSError, ValueError):
             return None
-        with open(handle, "rb") as file:
-            about = os.fstat(handle)
-            whole = stat.S_ISREG(about.st_mode) and about.st_size <= _LARGEST
-            return file.read() if whole else None
 
     def listing(self, *parts: str) -> list[str]:
         try:
-            return sorted(os.listdir(self.root.joinpath(*parts)))
+            with self._opened(*parts) as handle:
+                return sorted(os.listdir(handle))
         except OSError:
             return []
+
+    @contextlib.contextmanager
+    def _opened(self, *parts: str) -> Iterator[int]:
+        """What lies there, with no link followed on the way: any stage of a pipeline can make one to another's."""
+        handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for part in parts:
+                above, handle = handle, os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle)
+                os.close(above)
+            yield handle
+        finally:
+            os.close(handle)
 
 
 @dataclass

@@ -107,22 +107,6 @@ class Clustering:
     nms_iou_threshold: float = 0.3
     nms_confidence_threshold: float = 0.1
 
-    @staticmethod
-    def from_tao(config: Mapping[str, Any], source: str) -> Clustering:
-        """TAO's clustering_config, of a training or an inference spec, as TAO takes it; `source` is how errors call it.
-
-        In proto3 a 0 is the same as nothing; the whole number `dbscan_min_samples` is at least 1
-        (tao_deploy's cv/detectnet_v2/utils.py); nobody reads `neighborhood_size`.
-        """
-        given = {name: value for name, value in config.items() if value and name != "neighborhood_size"}
-        algorithm = given.pop("clustering_algorithm", 0)  # its name, or its number in the enum
-        names = get_args(get_type_hints(Clustering)["algorithm"])
-        known = dict(enumerate(names)) | {name.upper(): name for name in names}
-        if "dbscan_min_samples" in given:
-            given["dbscan_min_samples"] = max(int(given["dbscan_min_samples"]), 1)
-        clustering: Clustering = _read(Clustering, {**given, "algorithm": known.get(algorithm, algorithm)}, source, "")
-        return clustering
-
 
 @dataclass(frozen=True)
 class ModelInfo:

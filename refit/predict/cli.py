@@ -43,7 +43,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--draw", action="store_true", help="also pictures with the boxes drawn")
     parser.add_argument("--max-bad-images", type=float, default=0.0, metavar="SHARE", help="allowed; default 0")
-    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="requests to Triton at once; default 4")
+    parser.add_argument("--in-flight", type=int, default=8, metavar="N", help="requests to Triton at once; default 8")
     parser.add_argument("--batch", type=int, metavar="N", help="images in a request; default 4, or the model's fewer")
 
 

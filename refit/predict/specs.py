@@ -46,7 +46,7 @@ class TritonInferenceSpec(PredictSpec):
     url: Url
     version: int | None = Field(None, ge=1, description="null: the one that serves when the work begins")
     batch: int | None = Field(None, ge=1, le=1024, description="images in a request; null: 4, or the model's fewer")
-    in_flight: int = Field(4, ge=1, le=64, description="requests under way at once")
+    in_flight: int = Field(8, ge=1, le=64, description="requests under way at once")
     patience_seconds: float = Field(120, ge=0, le=86_400, description="for a Triton that is away or overloaded")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ class Answers:
     Attributes:
         triton: its version.
         unloaded: role of a model that it could not load ("served", "onnx") -> why.
-        outputs: (role, way, image) -> outputs by name, the batch of one first.
+        outputs: (role, way, image) -> outputs by name, the batch of one first. They are views of the file, read where
+            they are used: those of 5,000 pictures can be a gigabyte.
         errors: the same -> why there are none.
         milliseconds: of the answers to the client's way, by role: the median, as the client sees it.
     """
@@ -47,7 +49,7 @@ class Answers:
         """Read answers.json and answers.bin of a folder. Raises AnswersError."""
         try:
             index = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
-            data = memoryview((folder / "answers.bin").read_bytes())  # the outputs are views of it
+            data = _mapped(folder / "answers.bin")
             outputs, errors = {}, {}
             times: dict[str, list[float]] = {}
             for row in index["answers"]:
@@ -62,6 +64,12 @@ class Answers:
             return Answers(str(index["triton"]), unloaded, outputs, errors, medians)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise AnswersError(f"{folder}: cannot be read as answers of Triton ({exc!r}); run prove again") from None
+
+
+def _mapped(path: Path) -> memoryview:
+    with path.open("rb") as file:
+        empty = path.stat().st_size == 0  # no model was loaded
+        return memoryview(b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _array(output: Mapping[str, Any], data: memoryview) -> NDArray[Any]:

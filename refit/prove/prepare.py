@@ -130,13 +130,16 @@ def _model(repository: Path, config: ModelConfig, files: Mapping[str, Path]) -> 
 
 
 def _rows(spec: PrepareSpec) -> Sequence[Row]:
-    """Lines of annotations.jsonl, spread over the split."""
+    """Lines of annotations.jsonl, spread over the split; where not all are asked for, of pictures with objects alone,
+    since the others say little of a server and nothing of an mAP."""
     try:
         rows = [row for row in read_annotations(spec.snapshot) if row["split"] == spec.split]
     except (OSError, ValueError, KeyError) as exc:
         raise BadData(f"{spec.snapshot}: cannot be read as a snapshot: {exc}") from None
     if not rows:
         raise BadData(f"{spec.snapshot}: no picture in split {spec.split!r}; name another, or say gates.parity: false")
+    if spec.images is not None and spec.images < len(rows):
+        rows = [row for row in rows if row["objects"]] or rows
     rows.sort(key=lambda row: str(row["file"]))
     count = min(spec.images or len(rows), len(rows))
     return [rows[at * len(rows) // count] for at in range(count)]

@@ -11,31 +11,40 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from refit.edge.specs import TITLES
+from refit.gates.answered import CHALLENGER
 from refit.plan import BIND
 from refit.publish import place
 from refit.publish.detections import Detections, read_detections
 from refit.report.values import items, mapping
-from refit.runner import number, one_based
+from refit.runner import Metric, Progress, number, one_based
 from refit.runtime.report import current_plan, read_json
+from refit.start import spec as starts
+from refit.toolkits import edge
 
 Json = dict[str, Any]
-EVALUATE, GATE, RELEASE = "evaluate_", "gate", "release"
+EVALUATE, GATE, RELEASE, SCORE = "evaluate_", "gate", "release", "mAP50"
 MISSING = "it has left no result; its task's log says why"
+BEFORE = {"arrival": "Wait for complete data"}  # a task that is no stage
 
 
-def report(run: Path, *, run_id: str = "", failed: Iterable[str] = ()) -> tuple[Json, Detections | None]:
+def report(run: Path, *, run_id: str = "", failed: Mapping[str, str] | None = None) -> tuple[Json, Detections | None]:
     """The report of a run's folder, and what the last model that was evaluated has found.
 
     Args:
         run: `<workspace>/<pipeline>/runs/<run>`.
         run_id: Airflow's, for a run that has no plan.
-        failed: stages of which Airflow says that they failed; such a one may have left no result.
+        failed: tasks of which Airflow says that they failed, and why where that is known; such a one may have left no
+            result, and one before bind never does.
     """
     plan = current_plan(run) or {}
+    failed = failed or {}
     stages = [_bind(run), *_stages(plan)]
+    early = [name for name in failed if not plan and name != BIND]
+    stages[:0] = [_stage({"name": n, "title": BEFORE.get(n, n)}, run / n, None) for n in early]
     for stage in stages:
-        if stage["name"] in set(failed) and stage["state"] in ("waiting", "running"):
-            stage.update(state="failed", reason=stage["reason"] or MISSING)
+        if stage["name"] in failed and stage["state"] in ("waiting", "running"):
+            stage.update(state="failed", reason=stage["reason"] or failed[stage["name"]] or MISSING)
     state, culprit = _verdict(stages, bool(plan))
     moments = [s[key] for s in stages if s["state"] != "reused" for key in ("started", "ended") if s[key]]
     shown = _folders(stages)
@@ -57,6 +66,8 @@ def report(run: Path, *, run_id: str = "", failed: Iterable[str] = ()) -> tuple[
         "data": _data(run, plan),
         "gates": [_gate(s) for s in stages if s["action"] == GATE and s["summary"].get("verdict")],
         "models": _models(plan, stages),
+        "edge": _edge(stages),
+        "starts": _starts(plan, stages),
         "curves": [c for c in map(_curve, stages) if c],
         "evaluation": found.as_json() if found else None,
         "release": next((s["summary"] for s in stages if s["name"] == RELEASE and s["summary"]), None),
@@ -64,7 +75,7 @@ def report(run: Path, *, run_id: str = "", failed: Iterable[str] = ()) -> tuple[
         "stages": stages,
     }
     for stage in stages:
-        for key in ("folder", "summary", "inputs"):
+        for key in ("folder", "summary", "inputs", "wants"):
             del stage[key]
     return made, found
 
@@ -127,6 +138,7 @@ def _stage(request: Mapping[str, Any], folder: Path, key: str | None) -> Json:
         "log_tail": [] if good else list(result.get("log_tail") or ()),
         "summary": result.get("summary") or {},
         "inputs": list(request.get("inputs") or ()),
+        "wants": mapping(request.get("metrics")),
         "folder": str(folder),
     }
 
@@ -142,9 +154,12 @@ def _verdict(stages: Sequence[Json], planned: bool) -> tuple[str, Json | None]:
 
 
 def _folders(stages: Sequence[Json]) -> list[Path]:
-    """The folders of evaluations of the run's own models, the last first."""
+    """The folders of evaluations of the run's own models, the last first. Of those of TAO's, which tell figures only,
+    the one by which a Triton compared the model with the version that serves (`refit.gates.answered`)."""
     good = [s for s in stages if s["action"] == "evaluate" and s["state"] in ("succeeded", "reused")]
-    return [Path(s["folder"]) / "out" for s in reversed(good) if s["name"] != f"{EVALUATE}champion"]
+    outs = {s["name"]: Path(s["folder"]) / "out" for s in reversed(good) if s["name"] not in edge.EVALUATIONS}
+    champion = outs.pop(f"{EVALUATE}champion", None)
+    return [*outs.values(), *([champion / CHALLENGER] if champion else [])]
 
 
 # --- what they say ----------------------------------------------------------------------------------------------------
@@ -190,6 +205,8 @@ def _models(plan: Json, stages: Sequence[Json]) -> list[Json]:
             rows.append({"name": "pruned", "stage": stage["name"], **_size(stage)})
         if stage["action"] != "evaluate" or not stage["name"].startswith(EVALUATE) or "mAP50" not in metrics:
             continue
+        if stage["name"] in edge.EVALUATIONS:  # they stand in a table of their own: none of them is released
+            continue
         name = stage["name"].removeprefix(EVALUATE)
         source = next((by_name[i] for i in stage["inputs"] if i in by_name and "bytes" in _size(by_name[i])), None)
         if name == "pruned":  # evaluated without a retraining: one row for both
@@ -219,6 +236,37 @@ def _models(plan: Json, stages: Sequence[Json]) -> list[Json]:
     return rows
 
 
+def _edge(stages: Sequence[Json]) -> list[Json]:
+    """A row for each edge bundle: what was evaluated, and where its archive lies once all have passed their gates."""
+    by_name = {s["name"]: s for s in stages}
+    if edge.BUNDLE not in by_name:
+        return []
+    folder = Path(by_name[edge.BUNDLE]["folder"])
+    packed = mapping((read_json(folder / "out" / "edge.json") or {}).get("bundles"))
+    rows = []
+    for kind, title in TITLES.items():
+        bundle, gate = mapping(packed.get(kind)), by_name.get(f"gate_{kind}", {}).get("summary", {})
+        evaluated = by_name.get(f"{EVALUATE}{kind}", {}).get("metrics", {})
+        figures = mapping(bundle.get("figures")) or {**evaluated, "drop": mapping(gate.get("figures")).get("drop")}
+        if "mAP50" not in figures:
+            continue
+        archive = folder / "out" / Path(str(bundle["archive"])).name if "archive" in bundle else None
+        rows.append(
+            {
+                "kind": kind,
+                "title": title,
+                **{name: number(figures.get(name)) for name in ("mAP50", "mAP", "drop")},
+                "bytes": bundle.get("bytes"),
+                "sha256": bundle.get("sha256"),
+                "verdict": gate.get("verdict"),
+                "reason": gate.get("reason", ""),
+                "notes": bundle.get("notes", []),
+                "archive": str(archive.relative_to(folder.parents[3])) if archive else None,
+            }
+        )
+    return rows
+
+
 def _size(stage: Json) -> Json:
     metrics, model = stage["metrics"], stage["outputs"].get("model", {})
     size = number(metrics.get("bytes")) or model.get("bytes")
@@ -230,6 +278,27 @@ def _parameters(stage: Json, by_name: Mapping[str, Json]) -> Json:
     """The parameters of what a stage made its model of, for one that does not count: quantization changes none."""
     count = next((_size(by_name[i]).get("parameters") for i in stage["inputs"] if i in by_name), None)
     return {} if count is None else {"parameters": count}
+
+
+def _starts(plan: Json, stages: Sequence[Json]) -> list[Json]:
+    """What each training began with, where that was not chance: by `start_from`, or by `network.pretrained`."""
+    rows: list[Json] = [
+        {
+            "stage": block,
+            "given": start.get("given"),
+            "from": start.get("from"),
+            "run": start.get("run"),
+            "sha256": starts.digest(start.get("value")),
+        }
+        for block, start in mapping(plan.get("start_from")).items()
+    ]
+    fetched = next((s for s in stages if s["action"] == "pretrained" and s["summary"]), None)
+    if fetched:
+        said = fetched["summary"]
+        told = f"pretrained weights: {said.get('model') or said.get('file')}"
+        given = {"stage": "train", "given": "network.pretrained", "from": told}
+        rows.append({**given, "run": None, "sha256": said.get("sha256")})
+    return rows
 
 
 def _speeds(stage: Json) -> tuple[Json, Json]:
@@ -255,20 +324,30 @@ def _latency(*stages: Json | None) -> Json:
 
 
 def _curve(stage: Json) -> Json | None:
-    """The loss and the mAP of each epoch, from a training's status.json: the last word on an epoch counts."""
+    """The loss and the mAP of each epoch, from a training's status.json: the last word on an epoch counts.
+
+    Refit's own trainer says both on the line of the epoch. TAO's loggers say them on that line, before it or after it,
+    under the names that the request tells, and repeat them on later lines (`refit.runner.Epochs`).
+    """
     losses: dict[int, float] = {}
     scores: dict[int, float] = {}
+    wanted = [Metric(SCORE, entry, {}) for name, entry in stage["wants"].items() if name == SCORE]
+    evaluated = Progress({}, wanted, by_epoch=SCORE)
+    at, loss = None, None
     for record in _lines(Path(stage["folder"]) / "out" / "status.json"):
         epoch, _ = one_based(record)
-        if epoch is None:
-            continue
+        at = at if epoch is None else epoch
         kpi = mapping(record.get("kpi"))
-        loss = number(record.get("loss", kpi.get("loss", kpi.get("train_loss"))))
-        if loss is not None:
-            losses[epoch] = loss
-        score = next((number(kpi[k]) for k in ("val_mAP50", "mAP50", "val_mAP", "mAP") if k in kpi), None)
-        if score is not None:
+        kept = {**mapping(record.get("graphical")), **kpi}
+        now = number(record.get("loss", kept.get("loss", kept.get("train_loss"))))
+        if at is not None and now is not None and ("loss" in record or now != loss):
+            losses[at] = loss = now
+        evaluated.add_old(record)
+        score = None if wanted else next((number(kpi[k]) for k in ("val_mAP50", "val_mAP") if k in kpi), None)
+        if epoch is not None and score is not None:
             scores[epoch] = score
+    evaluated.epochs.end()
+    scores |= evaluated.epochs.by_epoch if wanted else {}
     if len(losses) < 2 and len(scores) < 2:
         return None
     return {

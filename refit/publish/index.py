@@ -27,8 +27,8 @@ def make(workspace: Path) -> Json:
     """The index of a pipeline by its folder in the workspace."""
     folder = place.of_pipeline(workspace)
     known = {r["run"]: r for r in _rows(read_json(folder / place.INDEX) or {})}
-    runs = [_known(known.get(p.parent.name), p) for p in (folder / "runs").glob(f"*/{place.REPORT_JSON}")]
-    rows = sorted((r for r in runs if r), key=lambda r: (r["started"] or "", r["run"]))
+    runs = [_known(known.get(p.parent.name), p) for p in (folder / "runs").glob(f"[!.]*/{place.REPORT_JSON}")]
+    rows = sorted((r for r in runs if r), key=lambda r: (r["started"] or r["published"], r["run"]))
     by_run, approved = {r["run"]: r for r in rows}, _approved(workspace)
     records, damaged = _records(workspace)
     releases = [_release(record, by_run, approved) for record in records]
@@ -107,28 +107,29 @@ def _records(workspace: Path) -> tuple[list[Record], list[int]]:
     return found, damaged
 
 
-def _approved(workspace: Path) -> dict[str, str]:
-    """Who approved the model of which run (refit/triton/approved.py); lines that cannot be read are left out."""
+def _approved(workspace: Path) -> dict[str, tuple[str, str]]:
+    """Who approved the model of which run, and their note (refit/triton/approved.py); lines that cannot be read are
+    left out."""
     found = {}
     with contextlib.suppress(OSError):
         for line in (workspace / "releases" / "decisions.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 said = json.loads(line)
                 if said["approved"] is True:
-                    found[str(said["run"])] = str(said["by"])
+                    found[str(said["run"])] = (str(said["by"]), str(said["note"]))
     return found
 
 
-def _release(record: Record, runs: Mapping[str, Json], approved: Mapping[str, str]) -> Json:
+def _release(record: Record, runs: Mapping[str, Json], approved: Mapping[str, tuple[str, str]]) -> Json:
     run = runs.get(record.run, {})
-    since = next((e.when for e in reversed(record.history) if e.state == record.state), None)
+    by, note = approved.get(record.run, (None, None))
     per_class = {k.removeprefix("AP50/"): v for k, v in record.metrics.items() if k.startswith("AP50/")}
     return {
         "model": record.model,
         "version": record.version,
         "state": record.state,
         "reason": record.reason,
-        "since": since,
+        "since": record.began.when if record.began else None,
         "run": record.run,
         "sha256": record.sha256,
         "bytes": record.bytes,
@@ -139,7 +140,8 @@ def _release(record: Record, runs: Mapping[str, Json], approved: Mapping[str, st
         "high": run.get("high"),
         "per_class": per_class or run.get("per_class") or {},
         "fingerprint": run.get("fingerprint"),
-        "approved_by": approved.get(record.run),
+        "approved_by": by,
+        "approval_note": note,
         "history": [{"state": e.state, "when": e.when, "reason": e.reason, "by": _who(e.by)} for e in record.history],
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from refit.files import write_json
 
-FOLDER = "published"
+FOLDER, PROGRESS = "published", "progress"
 INDEX = "index.json"
 REPORT, REPORT_JSON = "report.html", "report.json"
 SCHEMA = 1
@@ -29,7 +29,7 @@ def of_run(workspace: Path, run: str) -> Path:
 
 def progress(workspace: Path, stage: str) -> Path:
     """Where the runner of a stage says how far it is; the run's own note is `run.json`."""
-    return of_pipeline(workspace) / "progress" / f"{stage}.json"
+    return of_pipeline(workspace) / PROGRESS / f"{stage}.json"
 
 
 def announce(workspace: Path, plan: Mapping[str, Any]) -> None:

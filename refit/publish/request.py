@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from refit import plan
@@ -20,7 +20,7 @@ def publish_request(
     settings: Settings,
     run_id: str | None,
     *,
-    failed: Iterable[str] = (),
+    failed: Mapping[str, str] | None = None,
     tracking: Tracking | None = None,
     nonce: str,
 ) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def publish_request(
     Args:
         settings: the workspace as the stage sees it.
         run_id: of the run; None: only the index is made anew, as after a roll back.
-        failed: stages that failed by what Airflow knows.
+        failed: tasks that failed by what Airflow knows, each with its reason where that is known here.
         tracking: where else the run is written down.
         nonce: differs at each start: what was published before must not be taken for this.
     """
@@ -38,7 +38,7 @@ def publish_request(
         "workspace": str(workspace),
         "run": plan.run_folder(run_id) if run_id is not None else None,
         "run_id": run_id or "",
-        "failed": sorted(failed),
+        "failed": dict(failed or {}),
         "nonce": nonce,
         "tracking": tracking.model_dump() if tracking is not None else {},
     }

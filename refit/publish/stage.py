@@ -12,7 +12,9 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ KEEP = 200  # runs whose reports stay, and all that made a release
 _CAUGHT_UP = 20  # runs without a report that one call writes: a workspace from before there were reports
 _PICTURE = 640  # pixels of the longer side
 _QUALITY = 75
+_LEFT_OVER = re.compile(r"\..+\.(?:tmp|old)-[0-9a-f]+")  # of a writer that was killed: `_write`, `_swap`, refit.files
+_LEFT_SECONDS = 24 * 3600.0  # a file system without locks may have another writer at work, and so has progress/
 _SNAPSHOT = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,7 +48,9 @@ class PublishSpec(Spec):
     workspace: str = Field(description="the pipeline's folder in the workspace")
     run: str | None = Field(None, description="the run's folder name; null: the index, and what has no report yet")
     run_id: str = Field("", description="Airflow's id of the run")
-    failed: list[str] = Field(default_factory=list, description="stages that Airflow says have failed")
+    failed: dict[str, str] = Field(
+        default_factory=dict, description="tasks that Airflow says have failed: why, or empty"
+    )
     tracking: Tracking = Field(Tracking(), description="where else the run is written down")
     nonce: str = Field("", description="differs at each start, so that none is answered by an earlier one")
 
@@ -69,7 +75,9 @@ def publish(spec: PublishSpec, out: Path, status: StatusWriter) -> None:
     status.success(f"{len(done)} reports, and the index of {workspace.name}")
 
 
-def refresh(workspace: Path, run: str | None = None, *, run_id: str = "", failed: Sequence[str] = ()) -> list[str]:
+def refresh(
+    workspace: Path, run: str | None = None, *, run_id: str = "", failed: Mapping[str, str] | None = None
+) -> list[str]:
     """Write the report of `run` and of runs that have none, then the index; the runs that were written.
 
     A run whose files no report can be made of is left out, and told; that of `run` itself raises StageError.
@@ -77,6 +85,7 @@ def refresh(workspace: Path, run: str | None = None, *, run_id: str = "", failed
     folder = place.of_pipeline(workspace)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        _sweep(folder)
         names = [p.name for p in workspaces.runs(workspace) if _wants_report(p, workspace) and p.name != run]
         done = []
         for name in names[-_CAUGHT_UP:]:
@@ -120,7 +129,7 @@ def _wants_report(run: Path, workspace: Path) -> bool:
         return True
 
 
-def _write_named(workspace: Path, run: str, *, run_id: str = "", failed: Sequence[str] = ()) -> None:
+def _write_named(workspace: Path, run: str, *, run_id: str = "", failed: Mapping[str, str] | None = None) -> None:
     """As `_write`, for the run that is asked for. Raises StageError."""
     try:
         _write(workspace, run, run_id=run_id, failed=failed)
@@ -128,14 +137,13 @@ def _write_named(workspace: Path, run: str, *, run_id: str = "", failed: Sequenc
         raise StageError(f"no report can be made of {workspace / 'runs' / run}: {exc!r}") from exc
 
 
-def _write(workspace: Path, run: str, *, run_id: str = "", failed: Sequence[str] = ()) -> None:
+def _write(workspace: Path, run: str, *, run_id: str = "", failed: Mapping[str, str] | None = None) -> None:
     report, found = gather.report(workspace / "runs" / run, run_id=run_id, failed=failed)
     target = place.of_run(workspace, run)
-    aside = target.with_name(f".{run}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = target.with_name(f".{run}.tmp-{uuid.uuid4().hex}")
     aside.mkdir(parents=True)
     try:
-        report["samples"] = _pictures(workspace, report, found, aside) if found else []
+        report["samples"] = _pictures(workspace / "runs" / run, found, aside) if found else []
         report["data"]["report"] = _data_report(workspace, run, report, aside)
         write_json(aside / place.REPORT_JSON, report)
         href = report["data"]["report"]
@@ -148,11 +156,14 @@ def _write(workspace: Path, run: str, *, run_id: str = "", failed: Sequence[str]
     _keep_with_release(workspace, target, report)
 
 
-def _pictures(workspace: Path, report: dict[str, Any], found: Detections, out: Path) -> list[dict[str, Any]]:
+def _pictures(run: Path, found: Detections, out: Path) -> list[dict[str, Any]]:
     """The samples whose images are there, each with a small picture of its own."""
     import cv2
 
-    images = workspace / "datasets" / str(report["data"]["fingerprint"]) / "images"
+    plan = workspaces.current_plan(run) or {}
+    images = run.parents[1] / "datasets" / str(plan.get("fingerprint")) / "images"
+    if not images.is_dir():  # as of `refit run --snapshot`
+        images = Path(str(plan.get("snapshot"))) / "images"
     samples = []
     for number, sample in enumerate(found.samples(), start=1):
         image = cv2.imread(str(images / Path(sample["file"]).name), cv2.IMREAD_COLOR)
@@ -193,7 +204,7 @@ def _data_report(workspace: Path, run: str, report: dict[str, Any], out: Path) -
 
 def _swap(aside: Path, target: Path) -> None:
     """Put a folder in the place of another one: a reader meets one of the two, or for a moment neither."""
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    old = target.with_name(f".{target.name}.old-{uuid.uuid4().hex}")
     if target.exists():
         os.rename(target, old)
     os.rename(aside, target)
@@ -211,16 +222,24 @@ def _keep_with_release(workspace: Path, published: Path, report: dict[str, Any])
 
 
 def _forget(folder: Path, made: dict[str, Any]) -> None:
-    """Remove reports of old runs, data reports that nobody links to any more, and what a killed writer has left."""
+    """Remove reports of old runs, and data reports that nobody links to any more."""
     kept = {r["run"] for r in made["runs"][-KEEP:]} | {r["run"] for r in made["releases"]}
     for path in (folder / "runs").glob("*"):
-        if path.name not in kept:
+        if path.name not in kept and not _LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
     made["runs"] = [r for r in made["runs"] if r["run"] in kept]
     linked = {f"{r['fingerprint']}.html" for r in made["runs"]}
     for path in (folder / "data").glob("*.html"):
         if path.name not in linked:
             path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers have left, once it is a day old."""
+    for path in (p for part in (folder, *folder.iterdir()) if part.is_dir() for p in part.iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # its writer is at work
+            if _LEFT_OVER.fullmatch(path.name) and path.stat().st_mtime < time.time() - _LEFT_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from refit.report.values import clock, figure, integer, items, mapping, money, n
 
 Json = Mapping[str, Any]
 Href = Callable[[str], str | None]
-"""The address of one of the run's pictures, None where it cannot be shown."""
+"""The address of one of the run's pictures, or of the page on another run; None where it cannot be shown."""
 
 STATES = {
     "succeeded": ("succeeded", "good"),
@@ -35,7 +35,7 @@ _STAGES = {
     "cancelled": "warning",
     "preempted": "warning",
 }
-_VERDICTS = {"pass": "good", "warn": "warning", "fail": "error"}
+_VERDICTS = {"pass": "good", "warn": "warning", "ask": "warning", "fail": "error"}
 
 
 def page(report: Json, href: Href, data_report: str | None = None) -> str:
@@ -50,12 +50,13 @@ def state_badge(report: Json) -> Markup:
     return badge(word, kind)
 
 
-def sections(report: Json, href: Href, data_report: str | None = None) -> Sections:
+def sections(report: Json, href: Href, data_report: str | None = None, to_run: Href = lambda run: None) -> Sections:
     """Its sections in order; those without content are None."""
     return [
-        ("Overview", overview(report, data_report)),
+        ("Overview", overview(report, data_report, to_run)),
         ("Gates", gates(report)),
         ("Models side by side", models(report)),
+        ("Edge bundles", edge(report)),
         ("Stages", stages(report)),
         ("Training", curves(report)),
         ("Precision and recall", evaluation(report)),
@@ -64,7 +65,7 @@ def sections(report: Json, href: Href, data_report: str | None = None) -> Sectio
     ]
 
 
-def overview(report: Json, data_report: str | None) -> Markup:
+def overview(report: Json, data_report: str | None, to_run: Href) -> Markup:
     cost, data = mapping(report.get("cost")), mapping(report.get("data"))
     best = released(report)
     tiles = []
@@ -88,6 +89,10 @@ def overview(report: Json, data_report: str | None) -> Markup:
         facts.append(("Data set", join(shown, f", {images:,} images ", link)))
     elif data_report:
         facts.append(("Data", tag("a", "report on the data", href=data_report)))
+    for start in items(report.get("starts")):
+        told, run = f"{text_of(start.get('stage'))}: {text_of(start.get('from'))}", text_of(start.get("run"))
+        address = to_run(run) if run else None
+        facts.append(("Begun with", tag("a", told, href=address) if address else told))
     release = mapping(report.get("release"))
     if release:
         facts.append(("Release", f"version {text_of(release.get('version'))}, {text_of(release.get('outcome'))}"))
@@ -162,6 +167,30 @@ def models(report: Json) -> Markup | None:
             )
         )
     return table(heads, made)
+
+
+def edge(report: Json) -> Markup | None:
+    rows = []
+    for b in items(report.get("edge")):
+        verdict, drop, archive = text_of(b.get("verdict")), number(b.get("drop")), text_of(b.get("archive"))
+        told = [b.get("reason") if verdict != "pass" else "", *(b["notes"] if isinstance(b.get("notes"), list) else ())]
+        notes = tag("p", "; ".join(text_of(t) for t in told if t), class_="advice") if any(told) else ""
+        rows.append(
+            tag(
+                "tr",
+                tag("th", text_of(b.get("title")), scope="row"),
+                tag("td", figure(b.get("mAP50"))),
+                tag("td", "" if drop is None else f"{drop:+.4f}"),
+                tag("td", badge(verdict, _VERDICTS.get(verdict, "")) if verdict else ""),
+                tag("td", _count(b.get("bytes"))),
+                tag("td", tag("code", archive) if archive else "not packed", notes, class_="words"),
+            )
+        )
+    if not rows:
+        return None
+    heads = ["Bundle", "mAP@0.5", "Drop", "Verdict", "Bytes", "In the workspace"]
+    how = "Each was run by its own runtime on the evaluation images; drop is what it lost against the FP32 ONNX file."
+    return join(tag("p", how, class_="advice"), table(heads, rows, told=True))
 
 
 def stages(report: Json) -> Markup | None:
@@ -255,6 +284,9 @@ def samples(report: Json, href: Href) -> Markup | None:
 def inputs(report: Json) -> Markup | None:
     conf, file, data = (mapping(report.get(k)) for k in ("conf", "pipeline_file", "data"))
     parts = []
+    begun = _starts(report)
+    if begun:
+        parts.append(join(tag("h3", "Begun with"), begun))
     splits = mapping(data.get("splits"))
     if splits:
         objects = mapping(data.get("objects"))
@@ -279,6 +311,21 @@ def inputs(report: Json) -> Markup | None:
     if lineage:
         parts.append(tag("details", tag("summary", "Keys and hashes of every stage"), lineage))
     return join(*parts) if parts else None
+
+
+def _starts(report: Json) -> Markup | None:
+    """What the trainings began with; a training that is not named began by chance."""
+    rows = [
+        tag(
+            "tr",
+            tag("th", text_of(s.get("stage")), scope="row"),
+            tag("td", tag("code", text_of(s.get("given"))), class_="words"),
+            tag("td", tag("code", text_of(s.get("sha256"))[:12])),
+            tag("td", text_of(s.get("from")), class_="words"),
+        )
+        for s in items(report.get("starts"))
+    ]
+    return table(["Training", "start_from", "sha256", "Was"], rows, told=True) if rows else None
 
 
 def _lineage(report: Json) -> Markup | None:

@@ -9,22 +9,25 @@ What a pod gets and what not:
   has none.
 - Only its pipeline's folder of the workspace; snapshots read-only, except for bind and look, which write there. The
   inbox: these two and batch inference, read-only. The model repository: releases. Of what people look at, where it says
-  how far it is; the publisher writes the rest.
+  how far it is; publishing, the question to a person and releases write the rest.
 - No service account token; secrets by reference, and only those that the stage names.
 - Pod Security "restricted", but for images that are declared to need root (NVIDIA TAO's).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from refit.cluster import GpuType, Image, KubernetesProfile, Toleration, Volume
 from refit.publish.place import FOLDER as PUBLISHED
+from refit.publish.place import PROGRESS
 
 CONTAINER = "stage"
 INIT = "runner"
@@ -34,8 +37,9 @@ BROUGHT_PYTHON = "/refit/python/bin/python3"
 BROUGHT_LIMIT = "512Mi"  # the CPython that is brought has some 120 MB
 START_MARGIN_SECONDS = 120  # of activeDeadlineSeconds: for the init container and the runner's own end
 GRACE_MARGIN_SECONDS = 10  # for the runner to write its result once the command has ended
-BIND, LOOK, RELEASE, PUBLISH, PREDICT = "bind", "look", "release", "publish", "predict"
+BIND, LOOK, APPROVE, RELEASE, PUBLISH, PREDICT = "bind", "look", "approve", "release", "publish", "predict"
 TAKES_DATA = (BIND, LOOK)  # sees the inbox, and writes what becomes a snapshot
+PUBLISHES = (APPROVE, RELEASE, PUBLISH)  # writes what people look at
 READS_INBOX = (*TAKES_DATA, PREDICT)
 READ_BACK = "read-back"
 SMOKE = "smoke_"  # before the names of a smoke run's stages (refit.toolkits.smoke)
@@ -106,11 +110,12 @@ class PodStage:
 SHAPE = ("action", "environment", "image", "gpus", "gpu_type", "cpus", "memory_gib", "timeout", "grace", "secrets")
 
 
-def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The pods of a plan's stages, small enough to travel in bind's result: {"shapes": [[...]], "stages": [[name, i]]}.
+def pack(requests: Iterable[Mapping[str, Any]]) -> str:
+    """The pods of a plan's stages in some hundred bytes, for bind's result: base64 of deflated
+    {"shapes": [[...]], "stages": [[name, i]]}. A chain may have sixty stages, whose names come again and again.
 
-    Stages that ask for the same share a shape, the i-th; its items are named by SHAPE. Lists, because a database may
-    change the order of an object's keys, and a stage's place in the plan is the number of its folder.
+    Stages that ask for the same share a shape, the i-th; its items are named by SHAPE. A stage's place is the number of
+    its folder.
     """
     shapes: list[list[Any]] = []
     stages: list[tuple[str, int]] = []
@@ -122,12 +127,23 @@ def pack(requests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if shape not in shapes:
             shapes.append(shape)
         stages.append((pod.name, shapes.index(shape)))
-    return {"shapes": shapes, "stages": [list(s) for s in stages]}
+    text = json.dumps({"shapes": shapes, "stages": stages}, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
-def unpack(packed: Mapping[str, Any], name: str, *, pipeline: str, run: str, plan: str, model: str = "") -> PodStage:
+def _opened(packed: str) -> dict[str, Any]:
+    return dict(json.loads(zlib.decompress(base64.b64decode(packed))))
+
+
+def place(packed: str, name: str) -> int:
+    """A stage's place in a packed plan, from 1. Raises KeyError for a stage that the plan does not have."""
+    return {stage: i for i, (stage, _) in enumerate(_opened(packed)["stages"], start=1)}[name]
+
+
+def unpack(packed: str, name: str, *, pipeline: str, run: str, plan: str, model: str = "") -> PodStage:
     """The pod of one stage of a packed plan. Raises KeyError for a stage that the plan does not have."""
-    known = dict(zip(SHAPE, packed["shapes"][dict(packed["stages"])[name]], strict=True))
+    opened = _opened(packed)
+    known = dict(zip(SHAPE, opened["shapes"][dict(opened["stages"])[name]], strict=True))
     return PodStage(
         pipeline=pipeline,
         run=run,
@@ -385,8 +401,12 @@ def _mounts(stage: PodStage, profile: KubernetesProfile, brought: bool) -> list[
                 "readOnly": True,
             }
         )
-    if stage.action != READ_BACK:  # what people look at; of the folders that kubelet makes the group gets the last one
-        below = f"{PUBLISHED}/{stage.pipeline}"
+    # What people look at; others than its writers say there how far they are. The first pods get all of it as well, for
+    # of the folders that kubelet makes the group gets the last one only.
+    below = f"{PUBLISHED}/{stage.pipeline}"
+    whole = stage.action in (*TAKES_DATA, *PUBLISHES)
+    if whole or (stage.plan is not None and stage.action != READ_BACK):
+        below = below if whole else f"{below}/{PROGRESS}"
         mounts.append(
             {
                 "name": "workspace",

@@ -90,10 +90,23 @@ def current_plan(run: Path) -> dict[str, Any] | None:
 
 
 def runs(pipeline: Path) -> list[Path]:
-    """The runs of a pipeline's workspace folder, oldest first."""
+    """The retraining runs of a pipeline's workspace folder, oldest first."""
+    return [folder for folder in _in_runs(pipeline) if _is_run(folder)]
+
+
+def asides(pipeline: Path) -> list[Path]:
+    """The folders beside them: what batch inference, roll backs and looks at the servers left, oldest first."""
+    return [folder for folder in _in_runs(pipeline) if not _is_run(folder)]
+
+
+def _in_runs(pipeline: Path) -> list[Path]:
     folder = pipeline / "runs"
     found = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
     return sorted(found, key=lambda p: p.stat().st_mtime)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "00-bind").is_dir() or any(folder.glob("plan*.json"))
 
 
 def workspace(root: Path, only: str | None = None) -> list[dict[str, Any]]:
@@ -127,7 +140,7 @@ def _serving(pipeline: Path) -> dict[str, Any] | None:
     serving = [r for r in records if r and r.get("state") == "serving"]
     if not serving:
         return None
-    record = max(serving, key=lambda r: int(r["version"]))
+    record = max(serving, key=lambda r: (r["history"][-1]["when"] if r.get("history") else "", int(r["version"])))
     return {k: record.get(k) for k in ("model", "version", "run", "released", "metrics")}
 
 

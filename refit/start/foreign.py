@@ -9,8 +9,10 @@ nothing here unpickles or builds a model.
 from __future__ import annotations
 
 import json
+import os
 import pickletools
 import re
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,8 +23,13 @@ from refit import runner
 from refit.archive import DAMAGED
 from refit.command import BadData
 
+_ZIP = b"PK\x03\x04"
+# The last records of a zip, by PKWARE's APPNOTE 4.3: how it ends, and before that, of large ones and torch.save's own,
+# the same with 64 bits and where that is.
+_END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 _MOST_PICKLE = 256 << 20
 _MOST_NAMES = 10_000
+_HDF5, _PICKLE, _PICKLED = b"\x89HDF\r\n\x1a\n", b"\x80", (".pth", ".pt", ".ckpt", ".pkl", ".bin")
 _LEGACY_PICKLES = 5  # magic number, version, system, content, keys: torch.save before 1.6
 _TF_NAMES = re.compile(r"(^|/)(pipeline\.config|saved_model\.pb|checkpoint|[^/]+\.ckpt([.-][^/]+)?|ckpt-\d+\.index)$")
 # What torch.load(weights_only=True) takes as well (torch/_weights_only_unpickler.py), and plain containers.
@@ -63,6 +70,18 @@ def examine(path: Path, name: str) -> None:
     kinds[PurePosixPath(name).suffix.lower()](path, name)
 
 
+def examine_pretrained(path: Path, name: str) -> None:
+    """Refuse weights that hold code. What they are of is their network's business: a backbone's HDF5 file may have no
+    model, and forms that cannot hold code, or that only TAO can open (`.tlt`), are left to it."""
+    with open(path, "rb") as f:
+        start = f.read(len(_HDF5))
+    ending = PurePosixPath(name).suffix.lower()
+    if start == _HDF5:
+        _keras_code(path, name)
+    elif ending in _PICKLED or start.startswith(_PICKLE) or (ending != ".tlt" and zipfile.is_zipfile(path)):
+        _torch(path, name)
+
+
 def _no_tensorflow(path: Path, name: str) -> None:
     """An archive of TensorFlow's model zoo, whatever it is called."""
     names: list[str] = []
@@ -84,31 +103,60 @@ def _no_tensorflow(path: Path, name: str) -> None:
 
 
 def _torch(path: Path, name: str) -> None:
+    """What torch.load makes of a file is asked in its own order (torch/serialization.py): a zip is what begins like
+    one, whatever the end looks like; else a tar; else pickles."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as z:
-                for member in _pickles(z, name):
-                    with z.open(member) as f:
-                        _unharmful(f, f"{name}: {member.filename}")
-            return
         with open(path, "rb") as f:
+            if f.read(len(_ZIP)) == _ZIP:
+                _one_archive(f)
+                with zipfile.ZipFile(f) as z:
+                    for member in _pickles(z, name):
+                        with z.open(member) as inner:
+                            _unharmful(inner, f"{name}: {member.filename}")
+                return
+            if tarfile.is_tarfile(path):
+                raise Refused(f"{name}: is a tar, the form of the first torch.save; {_WEIGHTS_ALONE}")
+            f.seek(0)
             for _ in range(_LEGACY_PICKLES):
                 _unharmful(f, name)
-    except (*DAMAGED, ValueError, OSError) as exc:
+    except (*DAMAGED, struct.error, ValueError, OSError) as exc:
         raise Refused(f"{name}: is no file of torch.save, or damaged ({exc}); copy it again") from None
+
+
+def _one_archive(f: IO[bytes]) -> None:
+    """Raises ValueError where two readers of a zip may find two directories: Python's takes one that lies elsewhere
+    than the end says, torch's takes the one that it names."""
+    tail = _END64.size + _LOCATOR.size + _END.size
+    size = f.seek(0, os.SEEK_END)
+    f.seek(max(0, size - tail))
+    last = f.read().rjust(tail)
+    mark, _, _, _, _, length, start, comment = _END.unpack(last[-_END.size :])
+    stop = size - _END.size
+    good = mark == b"PK\x05\x06" and not comment
+    locator, _, at, _ = _LOCATOR.unpack_from(last, _END64.size)
+    if locator == b"PK\x06\x07":
+        stop = size - tail
+        mark, rest, *_, length, start = _END64.unpack_from(last)
+        good = good and mark == b"PK\x06\x06" and rest == _END64.size - 12 and at == stop
+    if not good or start + length != stop:
+        raise ValueError("its directory does not lie where its end says")
 
 
 def _pickles(z: zipfile.ZipFile, name: str) -> Iterator[zipfile.ZipInfo]:
     members = z.infolist()
-    paths = [m.filename for m in members]
+    paths = [m.filename.lower() for m in members]
     if len(set(paths)) < len(paths):
         raise Refused(f"{name}: holds two files of one name, of which readers take one or the other; {_WEIGHTS_ALONE}")
     if any("code" in PurePosixPath(p).parts[:-1] or p.endswith("constants.pkl") for p in paths):
         raise Refused(f"{name}: is TorchScript, a program and not weights; {_WEIGHTS_ALONE}")
     if not any(p.endswith("data.pkl") for p in paths):
         raise Refused(f"{name}: is a zip without data.pkl, and no file of torch.save; {_WEIGHTS_ALONE}")
-    for member in members:
-        if member.filename.endswith(".pkl"):
+    for member, path in zip(members, paths, strict=True):
+        if member.orig_filename != member.filename:
+            raise Refused(f"{name}: {member.orig_filename!r} is a name of two readings; {_WEIGHTS_ALONE}")
+        if path.endswith(".pkl"):
+            if member.extra:  # may say again where the file lies
+                raise Refused(f"{name}: {member.filename} is stored as torch.save stores none; {_WEIGHTS_ALONE}")
             if member.file_size > _MOST_PICKLE:
                 raise Refused(f"{name}: {member.filename} has {member.file_size >> 20:,} MiB beside the weights")
             yield member
@@ -130,6 +178,14 @@ def _unharmful(file: IO[bytes], where: str) -> None:
 
 
 def _keras(path: Path, name: str) -> None:
+    whole, weights = _keras_code(path, name)
+    if not weights or (not whole and name.lower().endswith(".hdf5")):
+        has = "no layers" if not weights else "weights without a model"
+        raise Refused(f"{name}: is HDF5 with {has}; save the whole Keras model: model.save('model.hdf5')")
+
+
+def _keras_code(path: Path, name: str) -> tuple[bool, bool]:
+    """Whether the file has a model, and whether it has weights. Raises Refused where the model holds code."""
     import h5py
 
     try:
@@ -138,11 +194,9 @@ def _keras(path: Path, name: str) -> None:
         model = json.loads(config) if config is not None else {}
     except (OSError, ValueError, KeyError, RuntimeError) as exc:
         raise Refused(f"{name}: cannot be read as a Keras model ({exc}); copy it again") from None
-    if not weights or (config is None and name.lower().endswith(".hdf5")):
-        has = "no layers" if not weights else "weights without a model"
-        raise Refused(f"{name}: is HDF5 with {has}; save the whole Keras model: model.save('model.hdf5')")
     if layer := next(_lambdas(model, ""), None):
         raise Refused(f"{name}: the layer {layer} carries Python code, which would be run; {_PLAIN_KERAS}")
+    return config is not None, weights
 
 
 def _lambdas(value: Any, at: str) -> Iterator[str]:

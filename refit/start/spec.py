@@ -146,6 +146,12 @@ def weights(value: str | None) -> str | None:
     return None if parse(value).kind == "resume" else f"{{workspace}}/{FOLDER}/<{parse(value).kind}>"
 
 
+def digest(value: str | None) -> str | None:
+    """The sha256 of what bind has found, the file's or the training's; None where nothing was."""
+    found = _SHA256.search(value or "")
+    return found[0] if found else None
+
+
 def session_of(value: str | None) -> str | None:
     """The hash of the training that is gone on with; None where there is none."""
     return value.removeprefix(_SESSION) if value is not None and value.startswith(_SESSION) else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import uuid
@@ -27,7 +28,7 @@ from refit.data.manifest import Named
 from refit.data.remote.connection import Connection
 from refit.data.remote.fetch import Fetch
 from refit.data.snapshot import no_space
-from refit.data.source import Kind, Source, parse
+from refit.data.source import Kind, Source, parse, same_server
 from refit.plan import run_folder
 from refit.runtime import report
 from refit.specs import SpecError, parse_yaml
@@ -35,7 +36,6 @@ from refit.start import foreign
 from refit.start import spec as starts
 from refit.status import StatusWriter
 from refit.triton.ledger import Ledger
-from refit.web import host_of
 
 _CHECKPOINTS = (".pth", ".hdf5", ".tlt", ".ckzip")
 
@@ -48,6 +48,7 @@ class Taken:
         given: as the pipeline has it.
         value: what takes its place there (`refit.start.spec`); None: there is nothing to begin with yet.
         told: for people, where it came from.
+        run: the run whose weights or training it is; None for a file.
         session: the folder with the files of the training that is gone on with.
         before: `value` of the champion's own training, where that began with the champion of then.
     """
@@ -55,6 +56,7 @@ class Taken:
     given: str
     value: str | None
     told: str
+    run: str | None = None
     session: Path | None = None
     before: tuple[str | None, Path] | None = None
 
@@ -93,7 +95,7 @@ class Starts:
         if start.kind == "resume":
             return self._session(run, block, value)
         stage = start.stage or block
-        return Taken(value, self._trained(run, stage), f"the weights of run {run.name}, stage {stage}")
+        return Taken(value, self._trained(run, stage), f"the weights of run {run.name}, stage {stage}", run.name)
 
     # --- other runs ---------------------------------------------------------------------------------------------------
 
@@ -150,19 +152,20 @@ class Starts:
         plan, folder = self._stage(run, block)
         own = plan.get("start_from", {}).get(block, {})
         before = (own["value"], folder) if own.get("given") == value else None
-        return Taken(value, self._trained(run, block), told, before=before)
+        return Taken(value, self._trained(run, block), told, run.name, before=before)
 
     def _session(self, run: Path, block: str, value: str) -> Taken:
         _, folder = self._stage(run, block)
         if _at_work(folder):
             raise BadSpec(f"run {run.name} is at work on {block}; stop it first: mark its task as failed")
         out = folder / "out"
-        names = runner.folder_files(str(out)) if out.is_dir() else []
+        names = _left(out)
         if not any(name.endswith(_CHECKPOINTS) for name in names):
             how = "it was stopped in its first epoch, or `refit gc` has taken it away"
             raise BadSpec(f"the {block} of run {run.name} has left no checkpoint: {how}; name another run")
         told = f"the {block} of run {run.name}, gone on with"
-        return Taken(value, starts.session(runner.sha256_folder(str(out))), told, session=out)
+        digest = hashlib.sha256("".join(f"{files.sha256(out / n)}  {n}\n" for n in names).encode()).hexdigest()
+        return Taken(value, starts.session(digest), told, run.name, session=out)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -209,9 +212,7 @@ class Starts:
 
     def _login_of(self, source: Source) -> Connection | None:
         """The data's login, where the data come from there too: no other host gets to see it."""
-        data = parse(self._pipeline.dataset.source)
-        same_host = source.kind is not Kind.WEB or host_of(source.text) == host_of(data.text)
-        return self._login if source.kind is data.kind and same_host else None
+        return self._login if same_server(source, parse(self._pipeline.dataset.source)) else None
 
     def _aside(self, start: starts.Start) -> Path:
         return self._folder / f".{start.sha256 or self._mark}"
@@ -227,10 +228,12 @@ class Starts:
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)  # `refit gc` spares what was touched lately
         if not target.is_file():
-            aside = folder / f".{name}.tmp-{os.getpid()}"
-            aside.unlink(missing_ok=True)
-            put(aside)
-            os.replace(aside, target)
+            aside = folder / f".{name}.tmp-{uuid.uuid4().hex}"
+            try:
+                put(aside)
+                os.replace(aside, target)
+            finally:
+                aside.unlink(missing_ok=True)
             files.sync_folder(folder)
         return starts.taken(f"{digest}/{name}")
 
@@ -266,7 +269,9 @@ def lay(session: Path, request: Mapping[str, Any]) -> None:
     try:
         with no_space(folder.parent):
             # Without their modes: TAO's root writes here next, by the group that all pods share.
-            shutil.copytree(session, aside / "out", copy_function=shutil.copyfile, ignore_dangling_symlinks=True)
+            for name in _left(session):
+                (aside / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(session / name, aside / "out" / name)
             files.write_json(aside / "request.json", dict(request))
         aside.rename(folder)
         files.sync_folder(folder.parent)
@@ -274,9 +279,17 @@ def lay(session: Path, request: Mapping[str, Any]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _left(out: Path) -> list[str]:
+    """The files that a training has left. A link counts as the file that it leads to, as `*_latest.pth` does, from
+    which TAO's PyTorch networks go on; one that leads nowhere, or out of the training's folder, does not."""
+    root = out.resolve()
+    names = runner.folder_files(str(out)) if out.is_dir() else []
+    return [n for n in names if (file := (out / n).resolve()).is_file() and file.is_relative_to(root)]
+
+
 def named(taken: Mapping[str, Taken]) -> dict[str, dict[str, str | None]]:
     """What plan.json says of it."""
-    return {block: {"given": t.given, "value": t.value, "from": t.told} for block, t in taken.items()}
+    return {block: {"given": t.given, "value": t.value, "from": t.told, "run": t.run} for block, t in taken.items()}
 
 
 def applied(pipeline: Any, taken: Mapping[str, Taken]) -> Any:

@@ -32,6 +32,9 @@ TIMED_SECONDS = 300.0  # at most for trtexec, which loads the plan and runs it f
 LATENCY = re.compile(r"GPU Compute Time: .*?median = ([0-9.]+) ms")
 THROUGHPUT = re.compile(r"Throughput: ([0-9.]+) qps")
 CANCELLED = 143
+TROUBLE = {"out_of_memory": 65, "no_space": 66, "stalled": 67, "timed_out": 68, "diverged": 69}
+"""Outcomes of a command that say nothing of what it tried, and the exit codes with which they are handed on."""
+EXITS = dict(TROUBLE, bad_spec=2, bad_data=3, rejected=4)
 PRUNINGS = 10  # at most for a size: thresholds are halved to a thousandth
 NEAR = 0.9  # of the wanted share of the parameters: a model that keeps less is not what was asked for
 
@@ -40,6 +43,14 @@ Json = Dict[str, Any]
 
 class Stopped(Exception):
     """The command was stopped from outside, and so are we."""
+
+
+class Trouble(Exception):
+    """A command ended in a way that says nothing of what was tried, or must not have ended so at all."""
+
+    def __init__(self, outcome: str, message: str) -> None:
+        super().__init__(message)
+        self.outcome = outcome
 
 
 def read(path: str) -> Json:
@@ -81,7 +92,7 @@ class Trials:
             file.write(json.dumps(line) + "\n")
 
     def run(self, request: Json, folder: str, inputs: Dict[str, str]) -> Json:
-        """The result of one command, by the runner. Raises Stopped."""
+        """The result of one command, by the runner. Raises Stopped, and Trouble for an outcome of `TROUBLE`."""
         os.makedirs(folder, exist_ok=True)
         whole = dict(request, schema=1, paths={"stage": folder, "run": self.out}, inputs=inputs)
         key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -91,9 +102,12 @@ class Trials:
         if subprocess.call(command, stdin=subprocess.DEVNULL) == CANCELLED:
             raise Stopped
         try:
-            return read(os.path.join(folder, "result.json"))
+            result = read(os.path.join(folder, "result.json"))
         except (OSError, ValueError):
             return {}
+        if result.get("outcome") in TROUBLE:
+            raise Trouble(result["outcome"], "{}: {}".format(request["name"], result.get("reason")))
+        return result
 
     def judge(self, tried: Json, metrics: Json) -> None:
         """Note what was lost, and why that is too much."""
@@ -135,19 +149,28 @@ class Trials:
 class Climb(Trials):
     """The ladder of INT8: the first rung that is good enough."""
 
+    def __init__(self, runner: str, spec: Json, before: Json, out: str) -> None:
+        super().__init__(runner, spec, before, out)
+        self.tries = []  # type: List[Json]
+
     def folder(self, rung: Json, request: Json) -> str:
         return os.path.join(self.out, "rungs", rung["name"], request["name"])
 
     def attempt(self, rung: Json) -> Json:
-        """What became of a rung: an entry of ladder.json. Raises Stopped."""
+        """What became of a rung: an entry of ladder.json. Raises Stopped, Trouble."""
         tried: Json = {"name": rung["name"], "how": rung["how"], "value": None, "drop": 0.0, "drops": {}, "speed": []}
         tried.update(bytes=0, failed=[], skipped=rung.get("skipped", ""), passed=False, seconds=0.0)
+        self.tries.append(tried)
         if tried["skipped"]:
             return tried
         began, results, folders = time.monotonic(), [], {}  # type: float, List[Json], Dict[str, str]
         for request in rung["requests"]:
             folder = self.folder(rung, request)
-            result = self.run(request, folder, folders)
+            try:
+                result = self.run(request, folder, folders)
+            except Trouble as trouble:
+                tried["failed"].append(str(trouble))
+                raise
             folders[request["name"]] = folder
             if result.get("outcome") != "succeeded":
                 tried["failed"].append("{}: {}".format(request["name"], result.get("reason") or "left no result"))
@@ -163,11 +186,9 @@ class Climb(Trials):
     def go(self) -> int:
         """The exit code."""
         self.say("STARTED", "Trying {}.".format(", ".join(rung["name"] for rung in self.spec["rungs"])))
-        tries = []  # type: List[Json]
         winner = None  # type: Optional[Json]
         for rung in self.spec["rungs"]:
             tried = self.attempt(rung)
-            tries.append(tried)
             said = "not tried: " + tried["skipped"] if tried["skipped"] else "; ".join(tried["failed"]) or "passes"
             self.say("RUNNING", "Rung {}: {}".format(rung["name"], said))
             if tried["passed"]:
@@ -175,17 +196,19 @@ class Climb(Trials):
                 break
         if winner is not None:
             self.take(self.folder(winner, winner["requests"][0]))
-        self.report(tries, winner)
+        self.report(winner)
         if winner is not None:
-            self.say("SUCCESS", "Rung {} of {} tried.".format(winner["name"], sum(not t["skipped"] for t in tries)))
+            self.say(
+                "SUCCESS", "Rung {} of {} tried.".format(winner["name"], sum(not t["skipped"] for t in self.tries))
+            )
             return 0
-        judged = [t for t in tries if t["value"] is not None]
-        reasons = "; ".join("{} {}".format(t["name"], ", ".join(t["failed"])) for t in tries if not t["skipped"])
+        judged = [t for t in self.tries if t["value"] is not None]
+        reasons = "; ".join("{} {}".format(t["name"], ", ".join(t["failed"])) for t in self.tries if not t["skipped"])
         message = ("No rung is good enough: " if judged else "No rung could be tried: ") + reasons
         return self.fail(4 if judged else 1, message)
 
-    def report(self, tries: List[Json], winner: Optional[Json]) -> None:
-        spec, name = self.spec, winner["name"] if winner else None
+    def report(self, winner: Optional[Json]) -> None:
+        spec, tries, name = self.spec, self.tries, winner["name"] if winner else None
         before = {"value": self.value, "classes": self.classes}
         limits = dict(spec["limits"], min_speedup=None)
         said = {"schema": 1, "winner": name, "metric": spec["metric"], "split": spec["split"], "before": before}
@@ -206,15 +229,16 @@ class Search(Trials):
     def __init__(self, runner: str, spec: Json, before: Json, out: str) -> None:
         super().__init__(runner, spec, before, out)
         self.kept = {0.0: 1.0, 1.0: 0.0}  # threshold -> share of the parameters; these two are known
+        self.parameters = {}  # type: Dict[float, Optional[float]]
         self.tries = []  # type: List[Json]
 
     def request(self, command: str, threshold: float, inputs: Dict[str, str]) -> Json:
-        """The result of one command on the model of a threshold. Raises Stopped; ValueError where it failed."""
+        """The result of one command on the model of a threshold. Raises Stopped; Trouble where it failed."""
         text = json.dumps(self.spec["requests"][command]).replace(self.spec["placeholder"], repr(threshold))
         result = self.run(json.loads(text), self.folder(threshold, command), inputs)
         if result.get("outcome") != "succeeded":
             why = result.get("reason") or "left no result"
-            raise ValueError(f"threshold {threshold:g}: {command}: {why}")
+            raise Trouble(result.get("outcome", ""), f"threshold {threshold:g}: {command}: {why}")
         return result
 
     def folder(self, threshold: float, command: str) -> str:
@@ -230,8 +254,9 @@ class Search(Trials):
             middle = self.spec["threshold"] if len(self.kept) == 2 else round((above + below) / 2, 4)
             if self.kept[below] >= NEAR * share or middle in self.kept:
                 break
-            kept = self.request("prune", middle, {})["metrics"]["kept"]
-            self.kept[middle] = kept
+            metrics = self.request("prune", middle, {})["metrics"]
+            kept = metrics["kept"]
+            self.kept[middle], self.parameters[middle] = kept, metrics.get("parameters")
             self.say("RUNNING", f"Threshold {middle:g} keeps {kept:.2%} of the parameters")
         return min(t for t, kept in self.kept.items() if kept <= share)
 
@@ -283,7 +308,9 @@ class Search(Trials):
         spec, best = self.spec, chosen or {}
         said = {"wanted": spec["ratio"], "chosen": best.get("ratio"), "kept": best.get("kept")}
         said.update(threshold=best.get("threshold"))
-        whole = dict(said, schema=1, metric=spec["metric"], before={"value": self.value}, limits=spec["limits"])
+        parameters = self.parameters.get(best.get("threshold", 0.0))
+        whole = dict(said, parameters=parameters, schema=1, metric=spec["metric"], limits=spec["limits"])
+        whole["before"] = {"value": self.value}
         prunings = {f"{t:g}": kept for t, kept in sorted(self.kept.items()) if 0 < t < 1}
         write(os.path.join(self.out, "search.json"), dict(whole, tries=self.tries, prunings=prunings))
         write(os.path.join(self.out, "summary.json"), dict(said, tries=len(self.tries)))
@@ -340,7 +367,12 @@ def main(arguments: List[str]) -> int:
     try:
         spec = read(path)
         kind = Climb if "rungs" in spec else Search
-        return kind(runner, spec, read(before), out).go()
+        trials = kind(runner, spec, read(before), out)
+        try:
+            return trials.go()
+        except Trouble as trouble:
+            trials.report(None)
+            return trials.fail(EXITS.get(trouble.outcome, 1), str(trouble))
     except Stopped:
         return CANCELLED
     except (OSError, ValueError, KeyError) as error:

@@ -241,7 +241,6 @@ class BuildEngineParams(Adjustable):
     )
     calibration_batches: int = Field(10, ge=1, le=1000)
     calibration_batch_size: int = Field(8, ge=1, le=256)
-    min_batch_size: int = Field(1, ge=1, le=256)
     opt_batch_size: int = Field(4, ge=1, le=256)
     max_batch_size: int = Field(8, ge=1, le=256)
     workspace_gib: int = Field(2, ge=1, le=64)
@@ -251,8 +250,8 @@ class BuildEngineParams(Adjustable):
 
     @model_validator(mode="after")
     def _order(self) -> BuildEngineParams:
-        if not self.min_batch_size <= self.opt_batch_size <= self.max_batch_size:
-            raise ValueError("min_batch_size <= opt_batch_size <= max_batch_size must hold")
+        if self.opt_batch_size > self.max_batch_size:
+            raise ValueError("opt_batch_size <= max_batch_size must hold")
         return self
 
 

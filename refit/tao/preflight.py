@@ -332,8 +332,8 @@ def _paths(look: Look) -> Iterator[Fault]:
             there = isinstance(value, str) and value.startswith("/") and os.path.lexists(value)
             why = " is there already, and would be overwritten or refused" if there else " is an output"
             yield look.told(path, f"{value}{why}; Refit looks for it in the stage's own folder: leave it to Refit")
-        elif not isinstance(value, str) or not value.startswith("/"):
-            continue
+        elif not isinstance(value, str) or not value.startswith("/") or ".layers_precision[" in path:
+            continue  # the names of ONNX nodes begin as paths do
         elif fault := _unseen(look.chain, value):
             begins = look.work.begins and names_in(look.spec.facts.control.get(path)) & render.KEPT
             other = ", or take it out and name it in network.pretrained" if begins else ""

@@ -68,11 +68,11 @@ def doubtful_starts(pipeline: Any) -> Iterator[tuple[Key, str]]:
             yield ("stages", block, "start_from"), text
 
 
-def served_by(release: Release, profile: Profile) -> tuple[TritonTarget, str | None]:
-    """The Triton that a release goes to, and its control key's secret: the profile names that of its own server."""
-    if release.triton is None:
-        return profile.triton, profile.triton.control_key_secret
-    return release.triton, None
+def served_by(release: Release | None, profile: Profile) -> tuple[TritonTarget, str | None]:
+    """The Triton that a release goes to (None: a pipeline that is not known here), and its control key's secret: the
+    profile names that of its own server, and no pipeline has it sent to another."""
+    target = (release.triton if release else None) or profile.triton
+    return target, profile.triton.control_key_secret if target.url == profile.triton.url else None
 
 
 def control_key(secret: str | None) -> dict[str, str]:

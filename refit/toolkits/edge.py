@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from refit.cpu.specs import EvaluateParams
-from refit.edge.specs import Converted, Edge, Kind
+from refit.edge.specs import TITLES, Converted, Edge, Kind
 from refit.engine.specs import DeepStreamSpec
 from refit.toolkits.base import Output, Stage, command
 from refit.toolkits.chain import CPU_CODE, Chain
@@ -17,14 +17,8 @@ BUNDLE = "edge"
 BASELINE = "exported"
 ENVIRONMENTS = ("tensorflow", "tfjs")  # beside those that every pipeline needs
 CONVERTED: tuple[Converted, ...] = get_args(Converted)
+EVALUATIONS = frozenset(f"evaluate_{name}" for name in (BASELINE, *CONVERTED))  # beside those of what is released
 _CODE = ("refit/edge", *CPU_CODE)
-_TITLES: Mapping[Converted, str] = {
-    "tflite": "TFLite",
-    "coral": "uint8 TFLite for Coral",
-    "saved_model": "a SavedModel",
-    "frozen_graph": "a frozen graph",
-    "tfjs": "TF.js",
-}
 _OUTPUTS: Mapping[Converted, tuple[Output, ...]] = {
     "tflite": (Output("model", "model.tflite"),),
     "coral": (Output("model", "coral/model_uint8.tflite"), Output("labels", "coral/labelmap.txt")),
@@ -125,7 +119,7 @@ def _convert(
         chain,
         f"export_{kind}",
         kind,
-        f"Export {_TITLES[kind]}",
+        f"Export {TITLES[kind]}",
         _environment(kind),
         {"info": _info(exported), **spec},
         inputs=inputs,

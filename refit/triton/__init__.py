@@ -8,7 +8,7 @@
 | `client` | what a release and a user ask of a server, with typed errors |
 | `repository`, `bucket`, `ledger`, `lock` | the model repository (a folder, a bucket), what was released, one lock |
 | `reference`, `proof` | what a model must answer, and the proof that a server answers so |
-| `fleet` | every server behind one address, and what holds when they come and go |
+| `fleet`, `proven` | every server behind one address, and what holds when they come and go |
 | `artefact`, `champion` | the model that is released; what serves before it |
 | `transaction`, `release`, `rollback` | the crash-safe change of a champion |
 | `canary`, `shadow`, `route` | a challenger under a name of its own, asked the same as the champion |

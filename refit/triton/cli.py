@@ -18,12 +18,14 @@ from refit.cluster import KubernetesProfile, load
 from refit.command import BadSpec
 from refit.config import Settings
 from refit.specs import SpecError, did_you_mean
+from refit.triton import lineage
 from refit.triton.ledger import Ledger, Record
 
 ROLLBACK_DAG = "refit_rollback"
 RECONCILE_DAG = "refit_reconcile"
 
 if TYPE_CHECKING:
+    from refit.pipeline import Release
     from refit.triton.specs import ByHandSpec
 
 _ByHand = TypeVar("_ByHand", bound="ByHandSpec")
@@ -61,25 +63,32 @@ def _table(records: Sequence[Record]) -> list[str]:
 
 
 def _since(record: Record) -> str:
-    return record.history[-1].when if record.history else ""
+    return record.began.when if record.began else ""
 
 
 def _in_short(found: Sequence[tuple[Ledger, Record]]) -> Iterator[str]:
     """What serves of each model by the ledger, why, and how to go back: for whoever is woken by it."""
     for model in sorted({r.model for _, r in found}):
-        serving = next((r for _, r in reversed(found) if (r.model, r.state) == (model, "serving")), None)
-        if serving is None:
+        ours = next(((h, r) for h, r in reversed(found) if (r.model, r.state) == (model, "serving")), None)
+        if ours is None:
             yield f"{model}: nothing serves, by the ledger"
             continue
+        ledger, serving = ours
         kept = sorted(
             r.version for home, r in found if (r.model, r.state) == (model, "retired") and home.kept(r.version)
         )
-        yield f"{model}: version {serving.version} serves since {_since(serving)}, {serving.reason}"
+        came = serving.began.reason if serving.began else serving.reason
+        yield f"{model}: version {serving.version} serves since {_since(serving)}, {came}"
+        if serving.reason != came:
+            yield f"  {serving.reason}"
+        yield from (f"  {line}" for line in lineage.why(ledger.path(serving.version)))
         before = [v for v in kept if v < serving.version]
         if serving.previous is not None and serving.previous.version in kept:
             before = [serving.previous.version]
         if before:
-            yield f"  back to version {before[-1]}: refit rollback {model} --reason WHY"
+            score = next(r.metrics.get("mAP50") for _, r in found if (r.model, r.version) == (model, before[-1]))
+            told = f" (mAP50 {score:.3f})" if score is not None else ""
+            yield f"  back to version {before[-1]}{told}: refit rollback {model} --reason WHY"
         others = [v for v in kept if v not in before[-1:]]
         if others:
             yield f"  to another: refit rollback {model} --to N --reason WHY, N one of {', '.join(map(str, others))}"
@@ -97,9 +106,9 @@ def _add_target(parser: argparse.ArgumentParser, dag: str) -> None:
     parser.set_defaults(dag=dag)
     parser.add_argument("--reason", default="", help="why, for the ledger")
     parser.add_argument("--cluster", default="local", metavar="NAME", help="the cluster profile; default: local")
-    parser.add_argument("--url", help="Triton's HTTP address; default: the cluster profile's")
+    parser.add_argument("--url", help="Triton's HTTP address; default: the pipeline's, else the profile's")
     parser.add_argument(
-        "--repository", metavar="DIR", help="its model repository, a folder or s3://...; default: the profile's"
+        "--repository", metavar="DIR", help="its model repository, a folder or s3://...; default: likewise"
     )
     parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="for the load; default 300")
 
@@ -138,6 +147,7 @@ def add_reconcile(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help="so long after a release the version before may still be loaded, for its watch; default 30",
     )
+    _add_public_key(parser)
     _add_target(parser, RECONCILE_DAG)
 
 
@@ -149,8 +159,10 @@ def run_reconcile(args: argparse.Namespace, settings: Settings) -> int:
 
     found = _known(args.model, settings) if args.model is not None else _all(settings)
     differs = False
-    for model in dict.fromkeys(r.model for _, r in found if r.state == "serving"):
-        spec = _spec(ReconcileSpec, args, settings, model=model, mend=args.mend, watch_minutes=args.watch_minutes)
+    for model, ledger in {r.model: ledger for ledger, r in found if r.state == "serving"}.items():
+        told = {"model": model, "mend": args.mend, "watch_minutes": args.watch_minutes}
+        key = _public_key(args.public_key, ledger, settings)
+        spec = _spec(ReconcileSpec, args, settings, public_key=key, **told)
         with stage_errors():
             report = reconcile(spec, lambda message, model=model: print(f"{model}: {message}", flush=True))  # type: ignore[misc]
         differs |= report.outcome == "differs"
@@ -160,10 +172,12 @@ def run_reconcile(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _spec(kind: type[_ByHand], args: argparse.Namespace, settings: Settings, **more: Any) -> _ByHand:
-    """The spec of a change by hand, on the Triton that is named or the cluster profile's. Raises BadSpec."""
+    """The spec of a change by hand, on the Triton that is named, the pipeline's or the cluster profile's. Raises
+    BadSpec."""
     from pydantic import ValidationError
 
     from refit.data.source import secret_name
+    from refit.toolkits.chain import served_by
     from refit.triton.bucket import CONNECTION
     from refit.triton.server import CONTROL_KEY_VARIABLE
 
@@ -171,16 +185,17 @@ def _spec(kind: type[_ByHand], args: argparse.Namespace, settings: Settings, **m
     where: dict[str, Any] = {"url": args.url, "repository": args.repository}
     if not (args.url and args.repository):
         profile = load(args.cluster, settings)
-        if isinstance(profile, KubernetesProfile):
+        target, secret = served_by(_release(ledger, settings), profile)
+        if target is profile.triton and isinstance(profile, KubernetesProfile):
             raise BadSpec(
                 f"the model repository of cluster profile {args.cluster} is a volume of the cluster; trigger the DAG "
                 f"{args.dag} in Airflow, or name --url and --repository where this machine sees both"
             )
-        where = {"url": args.url or profile.triton.url, "repository": args.repository or profile.triton.repository}
+        where = {"url": args.url or target.url, "repository": args.repository or target.repository}
         if not args.url:
-            _use_secret(settings, profile.triton.control_key_secret, CONTROL_KEY_VARIABLE)
-        if not args.repository and profile.triton.connection:
-            _use_secret(settings, secret_name(profile.triton.connection), CONNECTION)
+            _use_secret(settings, secret, CONTROL_KEY_VARIABLE)
+        if not args.repository and target.connection:
+            _use_secret(settings, secret_name(target.connection), CONNECTION)
     try:
         return kind(ledger=ledger.folder, timeout_seconds=args.timeout, reason=args.reason, **where, **more)
     except ValidationError as exc:
@@ -228,14 +243,20 @@ def _public_key(named: Path | None, ledger: Ledger, settings: Settings) -> str |
             return named.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
             raise BadSpec(f"--public-key {named}: cannot be read ({exc})") from None
+    release = _release(ledger, settings)
+    return release.signing.public_key if release and release.signing else None
+
+
+def _release(ledger: Ledger, settings: Settings) -> Release | None:
+    """What the pipeline's file says of its releases, where it lies among the pipelines' files here."""
     from refit import pipeline as pipelines
 
     for ending in (".yaml", ".yml"):
         file = settings.pipelines / (ledger.folder.parent.name + ending)
         with contextlib.suppress(SpecError):
-            release = pipelines.load(file).release if file.is_file() else None
-            if release and release.signing:
-                return str(release.signing.public_key)
+            release: Release | None = pipelines.load(file).release if file.is_file() else None
+            if release:
+                return release
     return None
 
 

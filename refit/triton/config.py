@@ -9,6 +9,7 @@ the server: the sidecar, and where the model came from.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ _TRITON_TYPES = {
     onnx.TensorProto.BFLOAT16: "BF16",
     onnx.TensorProto.STRING: "STRING",
 }
+
+_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 NUMPY_TYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
@@ -89,13 +92,7 @@ def read_signature(path: Path) -> Signature:
     Raises:
         ArtefactError: the file is missing, is not ONNX or is cut short, or has a type that Triton does not know.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as exc:
-        raise ArtefactError(f"{path}: cannot be read ({exc.strerror}); run the stage that makes it again") from None
-    except (DecodeError, ValueError) as exc:
-        raise ArtefactError(f"{path}: is no ONNX file or is cut short ({exc}); export the model again") from None
-    graph = model.graph
+    graph = _load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if not inputs or not graph.output:
@@ -109,6 +106,26 @@ def read_signature(path: Path) -> Signature:
         )
 
     return Signature(build(inputs), build(graph.output), batch)
+
+
+def count_weights(path: Path) -> int:
+    """How many numbers with a fraction an ONNX file holds: its weights, and constants such as anchors.
+
+    Raises:
+        ArtefactError: as `read_signature`.
+    """
+    graph = _load(path).graph
+    constants = (a.t for node in graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t"))
+    return sum(math.prod(t.dims) for t in (*graph.initializer, *constants) if t.data_type in _FLOATS)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except OSError as exc:
+        raise ArtefactError(f"{path}: cannot be read ({exc.strerror}); run the stage that makes it again") from None
+    except (DecodeError, ValueError) as exc:
+        raise ArtefactError(f"{path}: is no ONNX file or is cut short ({exc}); export the model again") from None
 
 
 def _dims(path: Path, value: Any) -> tuple[str, tuple[int, ...]]:

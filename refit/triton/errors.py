@@ -42,7 +42,10 @@ class AccessRefused(TritonError):
 
     def __init__(self, url: str, given: bool) -> None:
         state = "refuses the control key" if given else "wants a control key"
-        super().__init__(f"Triton at {url} {state}: set REFIT_SECRET_TRITON_CONTROL_KEY to the server's key")
+        super().__init__(
+            f"Triton at {url} {state}: set REFIT_SECRET_TRITON_CONTROL_KEY to the server's key; a run has that of its "
+            "cluster profile (triton.control_key_secret), and only for the url that this names"
+        )
         self.url = url
 
 

@@ -8,6 +8,7 @@ repository has them, so that a later run can evaluate the champion without seein
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -75,6 +76,16 @@ class Record(BaseModel):
     signed_by: str | None = None  # sha256 of the public key's PEM
     history: list[Event] = []
 
+    def since(self) -> tuple[str, int]:
+        """When it was last written down, then its version: of two that both say that they serve, the greater counts."""
+        return self.history[-1].when if self.history else "", self.version
+
+    @property
+    def began(self) -> Event | None:
+        """The change that brought its state; later ones tell how its watch went."""
+        last = list(itertools.takewhile(lambda event: event.state == self.state, reversed(self.history)))
+        return last[-1] if last else None
+
     def turn(self, state: State, reason: str) -> Record:
         """The record in another state, with the change in its history; itself where that is in it already."""
         if (state, reason) == (self.state, self.reason) and self.history:
@@ -130,8 +141,8 @@ class Ledger:
         shutil.rmtree(self.model(version), ignore_errors=True)
 
     def serving(self, model: str) -> Record | None:
-        """The newest record here that says of itself that it serves."""
-        return next((r for r in reversed(self.records(model)) if r.state == "serving"), None)
+        """The record here that says of itself that it serves; of several (`Change.finish`) the last to say so."""
+        return max((r for r in self.records(model) if r.state == "serving"), key=Record.since, default=None)
 
     def read(self, version: int) -> Record | None:
         """A version's record, None where there is none.

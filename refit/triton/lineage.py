@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refit.files import write_text
 from refit.gates.approval import Decision
+from refit.publish import place
 from refit.runtime import report
 from refit.triton.errors import ArtefactError
 
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from refit.triton.signing import Keys
 
 FILE = "card.json"
-LEFT_OUT = frozenset({"release.json", "reference.npz"})  # of a version's folder: what changes after the signature
+LEFT_OUT = frozenset({"release.json", "reference.npz", place.REPORT, place.REPORT_JSON})  # come or change after signing
 INT8 = ("calibrate", "quantize", "build_engine")  # actions whose JSON results say how INT8 came about
 EDGE = "edge"  # the stage that packs edge bundles
 MOST_BYTES = 256 * 2**10  # of one such result in a card
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Lineage:
     card: Mapping[str, Any]
     keys: Keys | None = None
 
-    def of(self, model: str, version: int, sha256: str, metrics: Mapping[str, float]) -> Lineage:
-        about = {"schema": 1, "model": model, "version": version, "sha256": sha256, "metrics": dict(metrics)}
-        return replace(self, card={**about, **self.card})
+    def of(self, model: str, version: int, sha256: str, config: str, metrics: Mapping[str, float]) -> Lineage:
+        about = {"schema": 1, "model": model, "version": version, "sha256": sha256, "config": digest(config)}
+        return replace(self, card={**about, "metrics": dict(metrics), **self.card})
 
     @property
     def text(self) -> str:
@@ -47,7 +52,7 @@ class Lineage:
     @property
     def told(self) -> dict[str, str]:
         """What release.json says of it."""
-        told = {"card": hashlib.sha256(self.text.encode()).hexdigest()}
+        told = {"card": digest(self.text)}
         return told | ({"signed_by": self.keys.fingerprint} if self.keys else {})
 
     def write(self, folder: Path, installed: Path) -> None:
@@ -71,6 +76,23 @@ class Lineage:
             )
 
 
+def why(folder: Path) -> Iterator[str]:
+    """Of a version's folder in the ledger: what the gates said that let it go, and who did. The gates that were in
+    doubt, and that which held it against what served, or the last before; nothing where there is no card."""
+    try:
+        card = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        decided = Decision.model_validate(card["approval"]).sentence() if card.get("approval") else ""
+    except (OSError, ValueError):
+        return
+    quality = {name: v for name, v in card.get("verdicts", {}).items() if v.get("gate") == "quality"}
+    said = "gate_champion" if "gate_champion" in quality else next(reversed(quality), None)
+    for name, verdict in card.get("verdicts", {}).items():
+        if name == said or verdict.get("verdict") != "pass":
+            yield f"{name}: {verdict.get('verdict')}: {verdict.get('reason')}"
+    if decided:
+        yield decided
+
+
 def gather(run: Path, decision: Decision | None) -> dict[str, Any]:
     """What a run's folder says of the model that it releases; little, where the release was started by hand."""
     approval = {"approval": decision.model_dump()} if decision is not None else {}
@@ -86,6 +108,7 @@ def gather(run: Path, decision: Decision | None) -> dict[str, Any]:
         "pipeline": {"file": file.pop("name", None), **file, "name": plan["pipeline"]},
         "made_by": made_by,
         "data": _data(plan),
+        "start_from": plan.get("start_from", {}),
         "stages": [_stage(s, folders[s["name"]], results[s["name"]], made_by) for s in stages],
         "int8": {
             s["name"]: found

@@ -2,7 +2,8 @@
 
 The ledger is the truth. Looking takes no lock and changes nothing. Mending is a change like a roll back, to the version
 that the ledger says serves: its files are put back from the ledger where somebody changed them, its configuration is
-written, every server loads it and must answer as it did when it was released (`transaction`).
+written, every server loads it and must answer as it did when it was released (`transaction`). Where releases are
+signed, the ledger itself is believed only as far as the version's signature holds.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from refit.triton import fleet
+from refit.triton import fleet, verify
 from refit.triton.bucket import open_repository
 from refit.triton.champion import look
 from refit.triton.client import TritonClient
 from refit.triton.config import pin
-from refit.triton.errors import AccessRefused, ArtefactError, RepositoryError, TritonError
+from refit.triton.errors import AccessRefused, ArtefactError, RepositoryError, TritonError, TritonUnavailable
 from refit.triton.ledger import Ledger, Record
 from refit.triton.model import read_model
 from refit.triton.repository import CONFIG, JOURNAL, Repository
-from refit.triton.rollback import expected_of
+from refit.triton.rollback import UNSIGNED, expected_of
 from refit.triton.specs import ReconcileReport, ReconcileSpec
 from refit.triton.transaction import Change, exclusive
 
@@ -43,25 +44,26 @@ def reconcile(spec: ReconcileSpec, say: Say = lambda _: None) -> ReconcileReport
     """Compare, and mend where the spec says so.
 
     Raises:
-        RepositoryError: the ledger's own files of the version are not what was released, so nothing can be put back.
+        RepositoryError: the ledger's own files of the version, or its record, are not what was released or signed, so
+            nothing was touched.
         ReleaseFailed: the version does not serve any more; says what does.
         TritonUnavailable, AccessRefused, ModelLocked, LockLost, ServersDiffer: nothing was mended.
     """
     serving = _serving(spec)
-    if serving is None:
-        say(f"Nothing of {spec.model} serves by the ledger {spec.ledger}: nothing to compare")
-        return ReconcileReport(outcome="agrees", model=spec.model, version=None, differences=[])
     found = list(_differences(spec, serving))
-    version = serving.record.version
+    version = serving.record.version if serving else None
     for line in found:
         say(f"differs: {line}")
     if not found:
-        say(f"Version {version} of {spec.model} is what the ledger says, in the repository and on every server")
+        what = f"Version {version} of {spec.model}" if serving else f"No version of {spec.model}"
+        say(f"{what} is what the ledger says, in the repository and on every server")
     elif spec.mend:
         _mend(spec, serving, say)
+        serving = _serving(spec)
         left = list(_differences(spec, serving))
         if left:
             raise RepositoryError(f"{spec.model}: still differs after it was mended: {'; '.join(left)}")
+        version = serving.record.version if serving else None
         return ReconcileReport(outcome="mended", model=spec.model, version=version, differences=found)
     return ReconcileReport(
         outcome="differs" if found else "agrees", model=spec.model, version=version, differences=found
@@ -86,7 +88,7 @@ def _serving(spec: ReconcileSpec) -> Serving | None:
         for record in ledger.records(spec.model)
         if record.state == "serving" and _lies_in(place, record)
     ]
-    found.sort(key=lambda entry: entry[1].history[-1].when if entry[1].history else "")
+    found.sort(key=lambda entry: entry[1].since())
     return Serving(*found[-1], tuple(found[:-1])) if found else None
 
 
@@ -97,13 +99,17 @@ def _lies_in(place: str, record: Record) -> bool:
     return False
 
 
-def _differences(spec: ReconcileSpec, serving: Serving) -> Iterator[str]:
-    record, repository = serving.record, open_repository(spec.repository)
+def _differences(spec: ReconcileSpec, serving: Serving | None) -> Iterator[str]:
+    repository = open_repository(spec.repository)
     if repository.kept(spec.model, JOURNAL) is not None:
         yield "a change of the model is under way, or was left half done"
+    if serving is None:
+        yield from _unknown(spec, repository)
+        return
+    record = serving.record
     for ledger, other in serving.others:
         yield f"{ledger.path(other.version)} says that it serves too"
-    wrong = _in_place(repository, record)
+    wrong = _in_place(repository, record) or _not_as_signed(spec, serving, repository)
     if wrong:
         yield wrong
     loaded: tuple[int, ...] = (record.version,)
@@ -123,9 +129,56 @@ def _differences(spec: ReconcileSpec, serving: Serving) -> Iterator[str]:
                 yield wrong
 
 
+def _unknown(spec: ReconcileSpec, repository: Repository) -> Iterator[str]:
+    """What there is of a model of which nothing serves by the ledger."""
+    if repository.read_config(spec.model) is not None:
+        yield f"{repository.place}/{spec.model}/{CONFIG} is there, and no version serves by the ledger {spec.ledger}"
+    with fleet.connect(spec.url, spec.timeout_seconds) as servers:
+        for server in servers:
+            try:
+                versions = server.ready_versions(spec.model)
+            except TritonUnavailable:
+                continue  # whoever releases first is told
+            if versions:
+                yield f"{server.url} serves versions {list(versions)} of {spec.model}, the ledger says none"
+
+
 def _in_place(repository: Repository, record: Record) -> str:
     with repository.local(record.model, record.version) as folder:
         return _files(folder, record, f"{repository.place}/{record.model}/{record.version}")
+
+
+def _not_as_signed(spec: ReconcileSpec, serving: Serving, repository: Repository) -> str:
+    """Why a version is not what was signed, "" where it is, or where none must be."""
+    record = serving.record
+    if spec.public_key is None:
+        return ""
+    from refit.triton import signing  # cryptography is needed only here
+
+    with repository.local(record.model, record.version) as folder:
+        try:
+            verify.signed_in_place(serving.ledger, record, spec.public_key, folder)
+        except signing.Unsigned as exc:
+            return f"version {record.version}: {exc}; {verify.SIGN.format(record.model)}"
+        except signing.SigningError as exc:
+            return f"version {record.version} is not what was signed: {exc}"
+    return ""
+
+
+def _trust(spec: ReconcileSpec, serving: Serving) -> None:
+    """Raises RepositoryError where the ledger's own copy and record are not signed by the key that is named."""
+    if spec.public_key is None:
+        return
+    from refit.triton import signing
+
+    record = serving.record
+    try:
+        verify.signed(serving.ledger.path(record.version), record, spec.public_key)
+    except signing.SigningError as exc:
+        raise RepositoryError(
+            f"nothing was mended, for the ledger's own version {record.version} of {spec.model} cannot be trusted: "
+            f"{exc}. Go back to another version: refit rollback {spec.model} --to N; or, {UNSIGNED.format('mending')}"
+        ) from None
 
 
 def _files(folder: Path, record: Record, shown: str) -> str:
@@ -169,14 +222,18 @@ def _server(server: TritonClient, record: Record, loaded: tuple[int, ...]) -> st
     return "" if found == record.sha256 else f"{server.url} serves a model of sha256 {found}, not {record.sha256}"
 
 
-def _mend(spec: ReconcileSpec, serving: Serving, say: Say) -> None:
-    record, run = serving.record, f"reconcile, {spec.asked_by()}"
+def _mend(spec: ReconcileSpec, serving: Serving | None, say: Say) -> None:
+    run = f"reconcile, {spec.asked_by()}"
     with exclusive(spec, run, say) as held:  # settles what was left half done
+        if serving is None:
+            return  # what else there is, only its owner can say
+        record = serving.record
         now = _serving(spec)
         if now is None or now.record.version != record.version:
             raise RepositoryError(f"somebody has changed {spec.model} meanwhile; look again")
+        _trust(spec, now)
         repository = held.repository
-        if _in_place(repository, record):
+        if _in_place(repository, record) or _not_as_signed(spec, now, repository):
             _restore(serving.ledger, repository, record, say)
             held.lock.check()
         for ledger, other in serving.others:

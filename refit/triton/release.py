@@ -25,7 +25,7 @@ import numpy as np
 from refit.config import Settings
 from refit.engine import match
 from refit.triton import config as cfg
-from refit.triton import fleet, proof, reference
+from refit.triton import fleet, proof, reference, verify
 from refit.triton.artefact import Artefact, Origin, read_artefact, read_origin
 from refit.triton.champion import Champion, look
 from refit.triton.config import ModelConfig, pin
@@ -143,10 +143,19 @@ def _confirm(
     origin: Origin,
     say: Callable[[str], None],
 ) -> ReleaseReport | None:
-    """The artefact serves already: prove it and report; None when it does not answer right and must be released."""
+    """The artefact serves already: prove it and report; None when it does not answer right, or is not signed as it is
+    to be, and must be released."""
     version = champion.versions[-1]
     begin = time.perf_counter()
     stored = Ledger(spec.ledger).find(spec.model, version)
+    if stored is not None and spec.signing is not None:
+        from refit.triton import signing  # cryptography is needed only here
+
+        try:
+            verify.signed(stored[0].path(version), stored[1], spec.signing.public_key)
+        except signing.SigningError as exc:
+            say(f"Version {version} is this model, but its signature does not hold; it is released again: {exc}")
+            return None
     expected = artefact.reference or champion.answers
     try:
         if stored is not None and stored[0].reference(version).exists():
@@ -217,7 +226,8 @@ class _Release:
             | {e.version for server in held.servers for e in server.index(spec.model) if e.version is not None}
         )
         self.version = max(numbers, default=0) + 1
-        self.lineage = lineage and lineage.of(spec.model, self.version, artefact.sha256, origin.metrics)
+        self.config = self._config().text()  # that pins this version alone
+        self.lineage = lineage and lineage.of(spec.model, self.version, artefact.sha256, self.config, origin.metrics)
 
     def run(self, out: Path | None) -> ReleaseReport:
         """Do it; the errors are those of `release`."""
@@ -237,9 +247,8 @@ class _Release:
         )
         begin = time.perf_counter()
         try:
-            alone = self._config().text()
-            config = pin(alone.encode(), change.journal.loaded).decode()
-            self.ledger.write(self._record(alone))
+            config = pin(self.config.encode(), change.journal.loaded).decode()
+            self.ledger.write(self._record())
             self.ledger.keep(self.version, self.artefact.files())
             reached("begun")
             self.say(f"Staging {spec.model} as version {self.version}")
@@ -320,7 +329,7 @@ class _Release:
             },
         )
 
-    def _record(self, config: str) -> Record:
+    def _record(self) -> Record:
         spec, artefact, origin, served = self.spec, self.artefact, self.origin, self.champion.served
         previous = None
         if self.champion.version is not None and served is not None:
@@ -341,7 +350,7 @@ class _Release:
             repository=self.repository.place,
             previous=previous,
             traffic_before=self._traffic() if spec.watched else None,
-            config=config,
+            config=self.config,
             sidecar=artefact.sidecar,
             **(self.lineage.told if self.lineage else {}),
         ).turn("staged", f"staged by {origin.run}")

@@ -28,8 +28,7 @@ def rollback_request(
     Raises:
         ValueError: the pipeline releases nothing.
     """
-    signing = pipeline.release.signing if pipeline.release else None
-    told = {"to": to, "by": by, "reason": reason, "public_key": signing.public_key if signing else None}
+    told = {"to": to, "by": by, "reason": reason, "public_key": _public_key(pipeline)}
     return _request(pipeline, profile, settings, f"rollback-{run_id}", "rollback", told)
 
 
@@ -38,8 +37,14 @@ def reconcile_request(
 ) -> dict[str, Any]:
     """As `rollback_request`: compare the pipeline's model with the ledger, and mend what differs where it is wanted."""
     watch = pipeline.release.watch if pipeline.release else None
-    told = {"mend": mend, "by": by, "watch_minutes": watch.minutes + WATCH_GRACE_MINUTES if watch else 0}
+    minutes = watch.minutes + WATCH_GRACE_MINUTES if watch else 0
+    told = {"mend": mend, "by": by, "watch_minutes": minutes, "public_key": _public_key(pipeline)}
     return _request(pipeline, profile, settings, f"reconcile-{run_id}", "reconcile", told)
+
+
+def _public_key(pipeline: Pipeline) -> str | None:
+    signing = pipeline.release.signing if pipeline.release else None
+    return signing.public_key if signing else None
 
 
 def _request(

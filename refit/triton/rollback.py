@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from refit.triton import lineage, verify
+from refit.triton import verify
 from refit.triton.champion import Champion, look
 from refit.triton.config import Signature
 from refit.triton.errors import ArtefactError, RollbackError
@@ -21,6 +21,11 @@ from refit.triton.reference import Reference, made_up
 from refit.triton.repository import Repository
 from refit.triton.specs import ReleaseReport, RollbackSpec
 from refit.triton.transaction import Change, exclusive, reached
+
+UNSIGNED = (
+    "where it is known to be good (released before release.signing was set, or signed with an older key), take "
+    "release.signing out of the pipeline's file for this {}"
+)
 
 
 def rollback(spec: RollbackSpec, say: Callable[[str], None] = lambda _: None) -> ReleaseReport:
@@ -113,19 +118,13 @@ def _choose(spec: RollbackSpec, repository: Repository, champion: Champion) -> t
 
 
 def _check_signature(ledger: Ledger, record: Record, public_key: str, folder: Path) -> None:
-    """The card in the ledger and the files that Triton is about to load are what was signed. Raises ArtefactError."""
+    """Raises ArtefactError where the version is not what was signed."""
     from refit.triton import signing  # cryptography is needed only here
 
     try:
-        files = verify.signed(ledger.path(record.version), record, public_key)
-        there = {f"model/{name}": digest for name, digest in signing.digests(folder, frozenset()).items()}
-        if {**there, lineage.FILE: files.get(lineage.FILE)} != files:
-            raise signing.SigningError(f"{folder}: the files in the model repository are not those that were signed")
+        verify.signed_in_place(ledger, record, public_key, folder)
     except signing.SigningError as exc:
-        raise ArtefactError(
-            f"{exc}. Go back to another version; or, where it is known to be good (released before release.signing was "
-            f"set, or signed with an older key), take release.signing out of the pipeline's file for this roll back"
-        ) from None
+        raise ArtefactError(f"{exc}. Go back to another version; or, {UNSIGNED.format('roll back')}") from None
 
 
 def _before(spec: RollbackSpec, ledger: Ledger, there: list[int], champion: Champion) -> int:

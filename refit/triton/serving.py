@@ -7,15 +7,16 @@ from pathlib import Path
 
 from refit.triton.client import TritonClient
 from refit.triton.errors import AccessRefused, TritonError
-from refit.triton.ledger import Record
+from refit.triton.ledger import Ledger, Record
 
 
-def still_serving(report: Path, *, url: str, timeout_seconds: float = 5.0) -> bool:
+def still_serving(report: Path, *, url: str, signed_in: Ledger | None = None, timeout_seconds: float = 5.0) -> bool:
     """Whether Triton serves the version of a release.json.
 
     Args:
         report: the release stage's ``out/release.json``.
         url: where the model is released to now; another one than the report's is a no.
+        signed_in: the ledger, where releases are signed; a version without a signature there is a no.
 
     Returns:
         True only where the server says so itself. A report that cannot be read, a server that does not answer, another
@@ -25,7 +26,7 @@ def still_serving(report: Path, *, url: str, timeout_seconds: float = 5.0) -> bo
     try:
         value = json.loads(report.read_text(encoding="utf-8"))
         model, version, sha256 = str(value["model"]), int(value["version"]), str(value["sha256"])
-        if value["url"] != url:
+        if value["url"] != url or (signed_in is not None and not _signed(signed_in, version)):
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -43,6 +44,12 @@ def is_other(record: Record, url: str, timeout_seconds: float = 5.0) -> bool:
             return not _serves(client, record.model, record.version, record.sha256)
     except TritonError:
         return False
+
+
+def _signed(ledger: Ledger, version: int) -> bool:
+    from refit.triton import signing  # cryptography is needed only here
+
+    return (ledger.path(version) / signing.FILE).is_file()
 
 
 def _serves(client: TritonClient, model: str, version: int, sha256: str) -> bool:

@@ -5,8 +5,8 @@ Anybody can check it without Refit: `model_signing verify key FOLDER --signature
 (PyPI `model-signing`). That package itself is not used: with what it needs for certificates and transparency logs it
 is 94 MB; of that, a signature with a key of one's own takes `cryptography` alone. Sources: the OMS specification
 (github.com/ossf/model-signing-spec), model-signing 1.1.1 (`_signing/signing.py`, `_signing/sign_ec_key.py`), DSSE
-(github.com/secure-systems-lab/dsse, protocol.md). tests/triton/test_signing.py lets model-signing judge what is made
-here, where REFIT_MODEL_SIGNING names a Python that has it.
+(github.com/secure-systems-lab/dsse, protocol.md). In `make judges` model-signing itself judges what is
+made here.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ _HASHES: Mapping[str, hashes.HashAlgorithm] = {
 
 class SigningError(Exception):
     """A key that cannot be used, or a signature that does not hold; the message never has anything of a private key."""
+
+
+class Unsigned(SigningError):
+    """There is no signature at all."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,8 @@ def verify(folder: Path, key: ec.EllipticCurvePublicKey) -> Signed:
     """Hold ``<folder>/model.sig`` against the key, and say what was signed; the files are not looked at.
 
     Raises:
-        SigningError: there is no signature, or it is not one of this key, or it contradicts itself.
+        Unsigned: there is no signature.
+        SigningError: it is not one of this key, or it contradicts itself.
     """
     path = folder / FILE
     try:
@@ -158,7 +163,7 @@ def verify(folder: Path, key: ec.EllipticCurvePublicKey) -> Signed:
         payload = base64.b64decode(envelope["payload"], validate=True)
         (signature,) = (base64.b64decode(s["sig"], validate=True) for s in envelope["signatures"])
     except FileNotFoundError:
-        raise SigningError(f"{path}: there is no signature") from None
+        raise Unsigned(f"{path}: there is no signature") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise SigningError(f"{path}: is no signature bundle ({exc!r})") from None
     if hint and hint != fingerprint(key):

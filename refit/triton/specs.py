@@ -138,6 +138,7 @@ class ReconcileSpec(ByHandSpec):
 
     mend: bool = Field(False, description="false: only say what differs")
     watch_minutes: float = Field(0, ge=0, le=24 * 60, description="so long the version before may stay loaded")
+    public_key: str | None = Field(None, description="as PEM: what is mended back to must be signed by it")
 
 
 class ReconcileReport(BaseModel):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from refit.command import BadData, BadSpec, Rejected, StageError
 from refit.files import write_json
 from refit.status import StatusWriter
+from refit.triton import proven
 from refit.triton.approved import approved
 from refit.triton.artefact import read_origin
 from refit.triton.canary import canary
@@ -145,7 +146,8 @@ def write_report(report: ReleaseReport, out: Path) -> None:
     """release.json has everything, summary.json what travels in the stage's result."""
     value = report.model_dump(by_alias=True)
     write_json(out / "release.json", value)
-    write_json(out / "summary.json", {name: value[name] for name in _SUMMARY})
+    summary = {name: value[name] for name in _SUMMARY}
+    write_json(out / "summary.json", {**summary, "servers": proven.told(report.servers)})
 
 
 @contextmanager

@@ -259,15 +259,16 @@ class Change:
         back = journal.kind == "rollback"
         did = {"release": "released by", "rollback": "rolled back to by", "watch": "watched by"}[journal.kind]
         why = f"{did} {journal.run}{f': {journal.note}' if journal.note else ''}"
+        # The new one first: killed in between, the ledger says of both that they serve, and the newer word counts.
+        found = ledger.find(journal.model, journal.version)
+        if found:
+            found[0].write(found[1].turn("serving", why))
         for version in journal.champion:
             found = ledger.find(journal.model, version)
             if found and version != journal.version:
                 reason = f"{'rolled back' if back else 'replaced'} by version {journal.version} ({journal.run})"
                 if found[1].state != "retired":
                     found[0].write(found[1].turn("retired", reason))
-        found = ledger.find(journal.model, journal.version)
-        if found:
-            found[0].write(found[1].turn("serving", why))
         reached("recorded")
         self.lock.check()
         removed = [] if back or journal.beside is not None else self._prune()
@@ -335,9 +336,9 @@ class Change:
             undone = self.undo(reason)
         except (TritonUnavailable, RepositoryError, OSError) as gone:
             serves = f"version {before}" if before is not None else "what was there before"
-            raise ReleaseFailed(
-                f"{reason}. Going back is not done yet: {gone}. A restart of Triton serves {serves}; the next change "
-                f"of {journal.model} goes on with it, so release again when this is mended",
+            raise ReleaseFailed(  # what serves comes first: the end of a message may be cut off
+                f"Going back is not done yet: {gone}. A restart of Triton serves {serves}; the next change of "
+                f"{journal.model} goes on with it, so release again when this is mended. It began with: {reason}",
                 rejected=False,
                 champion=None,
                 restored=False,
@@ -345,13 +346,13 @@ class Change:
         if not isinstance(exc, TritonError | OSError):
             return
         if not undone.restored:
-            state = f"AND THE CHAMPION, version {before}, DOES NOT SERVE AS IT DID ({undone.note}): look at Triton now"
+            state = f"THE CHAMPION, version {before}, DOES NOT SERVE AS IT DID ({undone.note}): look at Triton now"
         elif undone.champion is not None:
             state = f"version {undone.champion} serves as before"
         else:
             state = "nothing served before, and nothing serves now"
         raise ReleaseFailed(
-            f"version {journal.version} of {journal.model} does not serve: {reason}; {state}",
+            f"{state}; version {journal.version} of {journal.model} does not serve: {reason}",
             rejected=isinstance(exc, MODEL_AT_FAULT),
             champion=undone.champion,
             restored=undone.restored,

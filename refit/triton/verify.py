@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,13 @@ from refit.triton.bucket import open_repository
 from refit.triton.client import TritonClient
 from refit.triton.errors import AccessRefused, ArtefactError, RepositoryError, TritonError
 from refit.triton.ledger import Ledger, Record
-from refit.triton.lineage import FILE, LEFT_OUT
+from refit.triton.lineage import FILE, LEFT_OUT, digest
 from refit.triton.model import read_model
+
+SIGN = (
+    "it serves unsigned, and release.signing asks for a signature: start its pipeline again, whose release signs the "
+    "same model as a new version; or go back to a version that is signed: refit rollback {} --to N"
+)
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,16 @@ def _signature(folder: Path, record: Record, public_key: str | None) -> Iterator
     try:
         signed(folder, record, public_key)
         yield Finding("ok", about, f"good, of key {signing.fingerprint(signing.public_key(public_key))[:16]}")
+    except signing.Unsigned as exc:
+        told = SIGN.format(record.model) if record.state == "serving" else "no roll back goes to it"
+        yield Finding("FAIL", about, f"{exc}; {told}")
     except signing.SigningError as exc:
         yield Finding("FAIL", about, str(exc))
 
 
 def signed(folder: Path, record: Record, public_key: str) -> Mapping[str, str]:
     """The files of a version that its signature names, by their path in the ledger's folder -> sha256; those that lie
-    there are as they were signed. Raises SigningError."""
+    there are as they were signed, and so is what the record says of model and configuration. Raises SigningError."""
     from refit.triton import signing
 
     found = signing.verify(folder, signing.public_key(public_key))
@@ -107,12 +116,29 @@ def signed(folder: Path, record: Record, public_key: str) -> Mapping[str, str]:
     if found.name != name:
         raise signing.SigningError(f"{folder / signing.FILE}: it is that of {found.name}, not of {name}")
     there = signing.digests(folder, LEFT_OUT | {signing.FILE})
+    # What else lies beside them, as the rest of a write that was killed, is neither loaded nor believed.
+    there = {n: d for n, d in there.items() if n in found.files or n.startswith("model/")}
     kept = (folder / "model").is_dir()  # the files go when the version is pruned, the card stays
     wanted = {n: d for n, d in found.files.items() if kept or not n.startswith("model/")}
     wrong = sorted(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
     if wrong:
         raise signing.SigningError(f"{folder}: {', '.join(wrong)} not as signed")
+    card = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    for name, value in (("sha256", record.sha256), ("config", digest(record.config))):
+        if card.get(name, value) != value:  # cards of an older Refit name no configuration
+            raise signing.SigningError(f"{folder}/release.json: its {name} is not that of the signed card")
     return found.files
+
+
+def signed_in_place(ledger: Ledger, record: Record, public_key: str, folder: Path) -> None:
+    """Raises SigningError where the record, the card, or the files that Triton loads from `folder` are not those that
+    were signed."""
+    from refit.triton import signing
+
+    files = signed(ledger.path(record.version), record, public_key)
+    there = {f"model/{name}": found for name, found in signing.digests(folder, frozenset()).items()}
+    if {**there, FILE: files.get(FILE)} != files:
+        raise signing.SigningError(f"{folder}: the files in the model repository are not those that were signed")
 
 
 def served(record: Record) -> Finding:

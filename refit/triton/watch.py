@@ -59,7 +59,11 @@ def watch(spec: WatchSpec, out: Path | None = None, say: Say = lambda _: None) -
         AccessRefused, ModelLocked, RepositoryError: the watch could not be ended; both versions stay loaded.
     """
     run = spec.run or str(read_request(out).get("run", "by-hand"))
-    record = Ledger(spec.ledger).serving(spec.model)
+    ledger = Ledger(spec.ledger)
+    for gone in ledger.records(spec.model):  # by a try before this one, which was lost before it could say so
+        if gone.run == run and gone.state == "retired" and _watch_of(run) in gone.reason:
+            raise _taken_back(gone, gone.reason, ledger.serving(spec.model), "")
+    record = ledger.serving(spec.model)
     if record is None:
         return _report(spec, 0, None, "superseded", Traffic(), "nothing of it serves by the ledger")
     with fleet.connect(spec.url, spec.timeout_seconds) as servers:
@@ -67,7 +71,9 @@ def watch(spec: WatchSpec, out: Path | None = None, say: Say = lambda _: None) -
         if beside is None:
             return _report(spec, record.version, None, "superseded", Traffic(), "no other version is kept loaded")
         watched = _Watched(spec, servers, record, beside)
-        left = spec.minutes * 60 - (datetime.now(UTC) - _since(record)).total_seconds()
+        now = datetime.now(UTC)
+        began = datetime.fromisoformat(record.began.when) if record.began else now
+        left = spec.minutes * 60 - (now - began).total_seconds()
         say(f"Watching version {record.version} of {spec.model} for {max(0.0, left):.0f} s; {beside} stays loaded")
         why = watched.until(time.monotonic() + left)
         seen = watched.seen
@@ -76,15 +82,26 @@ def watch(spec: WatchSpec, out: Path | None = None, say: Say = lambda _: None) -
     if why:
         say(f"Going back to version {beside} of {spec.model}: {why}")
         back = RollbackSpec(**spec.model_dump(include=set(RollbackSpec.model_fields)), to=beside)
-        report = rollback(back.model_copy(update={"by": f"the watch of {run}", "reason": why[:500]}), say)
-        raise ReleaseFailed(
-            f"version {record.version} of {spec.model} was taken back within the watch: {why}; version {beside} "
-            f"answers again since {report.seconds['back']:.2f} s after the decision",
-            rejected=True,
-            champion=beside,
-            restored=True,
-        )
+        report = rollback(back.model_copy(update={"by": _watch_of(run), "reason": why[:500]}), say)
+        took = report.seconds.get("back", report.seconds["swap"])
+        raise _taken_back(record, why, ledger.read(beside), f", {took:.2f} s after the decision")
     return _end(spec, record, beside, seen, run, say)
+
+
+def _watch_of(run: str) -> str:
+    """Who goes back, for the ledger."""
+    return f"the watch of {run}"
+
+
+def _taken_back(record: Record, why: str, now: Record | None, took: str) -> ReleaseFailed:
+    version = now.version if now else None
+    return ReleaseFailed(
+        f"version {record.version} of {record.model} was taken back within the watch: {why}; version {version} answers "
+        f"again{took}",
+        rejected=True,
+        champion=version,
+        restored=True,
+    )
 
 
 class _Watched:
@@ -197,16 +214,6 @@ def _beside(servers: Servers, record: Record) -> int | None:
     found = {server.versions(record.model) for server in servers}
     versions = found.pop() if len(found) == 1 else ()
     return versions[0] if len(versions) == 2 and versions[1] == record.version else None
-
-
-def _since(record: Record) -> datetime:
-    """When the version began to serve, by the ledger."""
-    since = record.history[-1]
-    for event in reversed(record.history):
-        if event.state != "serving":
-            break
-        since = event
-    return datetime.fromisoformat(since.when)
 
 
 def _report(

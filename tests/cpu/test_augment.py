@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from refit.command import BadData, BadSpec
 from refit.cpu import augment, convert
 from refit.cpu.augment import AWAY
-from refit.cpu.records import read_split
+from refit.cpu.records import Dataset
 from refit.cpu.specs import PRESETS, AugmentParams, AugmentSpec, ConvertSpec, Preset, TransformParams
 from refit.cpu.status import StatusWriter
 from refit.cpu.transforms import GEOMETRIC, MIN_SIDE, Chain, allowed, build
@@ -394,7 +394,7 @@ def test_a_train_split_triples_and_nothing_else_changes(
 def test_it_is_a_snapshot_to_all_that_read_one(snapshot: SnapshotBuilder, tmp_path: Path, status: StatusWriter) -> None:
     augment.run(spec(scenes(snapshot, {"train": 3, "val": 2})), tmp_path / "out", status)
     convert.run(ConvertSpec(snapshot=str(tmp_path / "out")), tmp_path / "records", status)
-    records = list(read_split(tmp_path / "records", "train"))
+    records = list(Dataset.load(tmp_path / "records").split("train"))
     assert {r.file: r.made_from for r in records} == {
         **{f"{i:04d}.png": "" for i in range(3)},
         **{f"{i:04d}-aug1.png": f"{i:04d}.png" for i in range(3)},

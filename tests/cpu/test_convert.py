@@ -15,7 +15,7 @@ import pytest
 
 from refit.command import BadData
 from refit.cpu import convert
-from refit.cpu.records import Dataset, read_split
+from refit.cpu.records import Dataset
 from refit.cpu.specs import ConvertSpec
 from refit.cpu.status import StatusWriter
 from tests.cpu.conftest import SnapshotBuilder, encode, scene, status_lines
@@ -79,7 +79,7 @@ def test_flags_clipping_and_formats(snapshot: SnapshotBuilder, tmp_path: Path, s
     snapshot.add("a.bmp", "train", bmp, (160, 96), objects)
     snapshot.add("empty.png", "train", encode(s.image), (160, 96), [])
     run(snapshot.save(), tmp_path / "out", status)
-    first, second = read_split(tmp_path / "out", "train")
+    first, second = Dataset.load(tmp_path / "out").split("train")
     np.testing.assert_array_equal(first.image(), s.image)
     np.testing.assert_allclose(first.boxes, [[0, 3, 160, 96], [1, 3, 9, 8]], atol=1e-3)
     assert first.difficult.tolist() == [True, False]
@@ -204,5 +204,5 @@ def test_a_conversion_that_is_ended_leaves_nothing_that_looks_whole(
     assert all(name.startswith(".train-") for name in left)
     assert (left == []) == (sent == signal.SIGTERM)
     assert subprocess.run(command, check=False).returncode == 0
-    assert len(read_split(out, "train")) == 20
+    assert len(Dataset.load(out).split("train")) == 20
     assert not list(out.glob(".*"))

@@ -17,7 +17,7 @@ from tensorboard.compat.tensorflow_stub.errors import OutOfRangeError
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import PyRecordReader_New
 
 from refit.command import BadData
-from refit.cpu.records import Dataset, Record, decode_image, read_split, shard_path, write_split
+from refit.cpu.records import Dataset, Record, decode_image, shard_path, write_split
 from refit.data import tfrecord
 from tests.cpu.conftest import CLASSES, encode, record, scene
 
@@ -69,7 +69,7 @@ def test_tensorboards_reader_agrees_record_by_record(make_records: Callable[...,
                 break
             shards[-1].append(tfrecord.decode_example(reader.record()))
     assert [len(s) for s in shards] == [3, 2]
-    for i, ours in enumerate(read_split(folder, "train")):
+    for i, ours in enumerate(Dataset.load(folder).split("train")):
         theirs: Any = shards[i % 2][i // 2]
         assert theirs["image/filename"] == [ours.file.encode()]
         assert theirs["image/encoded"] == [ours.encoded]
@@ -100,7 +100,7 @@ def test_a_record_survives_the_round_trip(
     before = Record("Bäume/1.png", width, height, encode(scene(0).image), boxes, rng.integers(0, 3, n), *flags)
     folder = tmp_path_factory.mktemp("records")
     Dataset(folder, CLASSES, {"train": write_split(folder, "train", [before], CLASSES)}, "f").save()
-    (after,) = read_split(folder, "train")
+    (after,) = Dataset.load(folder).split("train")
     assert (after.file, after.width, after.height, after.encoded) == ("Bäume/1.png", width, height, before.encoded)
     np.testing.assert_allclose(after.boxes, boxes, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(after.classes, before.classes)
@@ -110,7 +110,7 @@ def test_a_record_survives_the_round_trip(
 
 @pytest.mark.parametrize("shards", [1, 3, 8])
 def test_the_order_does_not_depend_on_the_number_of_shards(make_records: Callable[..., Path], shards: int) -> None:
-    split = read_split(make_records({"train": 7}, shards), "train")
+    split = Dataset.load(make_records({"train": 7}, shards)).split("train")
     assert [r.file for r in split] == [f"{i:04d}.png" for i in range(7)]
     assert [r.file for r in split[2:4]] == ["0002.png", "0003.png"]
     assert pickle.loads(pickle.dumps(split))[-1].file == "0006.png"
@@ -136,7 +136,7 @@ def test_a_flipped_bit_is_found_and_placed(make_records: Callable[..., Path], sh
     data[at] ^= 0x10
     path.write_bytes(data)
     with pytest.raises(tfrecord.DamagedRecords) as caught:
-        list(read_split(folder, "train"))
+        list(Dataset.load(folder).split("train"))
     assert caught.value.offset == max(b for b in begins if b <= at)
     assert str(path) in str(caught.value)
     assert f"byte {caught.value.offset}" in str(caught.value)
@@ -149,7 +149,7 @@ def test_a_file_that_is_cut_off_is_found_when_it_is_opened(make_records: Callabl
     begins, data = tfrecord.offsets(path), path.read_bytes()
     path.write_bytes(data[:-gone])
     with pytest.raises(tfrecord.DamagedRecords, match=f"byte {max(b for b in begins if b < len(data) - gone)}"):
-        read_split(folder, "train")
+        Dataset.load(folder).split("train")
 
 
 def test_a_record_of_something_else_is_named(make_records: Callable[..., Path]) -> None:
@@ -159,23 +159,23 @@ def test_a_record_of_something_else_is_named(make_records: Callable[..., Path]) 
         with path.open("wb") as file:
             tfrecord.write_record(file, data)
         with pytest.raises(tfrecord.DamagedRecords, match=reason):
-            list(read_split(folder, "train"))
+            list(Dataset.load(folder).split("train"))
 
 
 def test_what_is_missing_is_named(make_records: Callable[..., Path], tmp_path: Path) -> None:
     folder = make_records({"train": 2, "val": 1}, shards=2)
     with pytest.raises(BadData, match="no split 'vla'; did you mean 'val'"):
-        read_split(folder, "vla")
+        Dataset.load(folder).split("vla")
     with pytest.raises(BadData, match=r"nowhere.dataset.json.*run dataset_convert first"):
-        read_split(tmp_path / "nowhere", "train")
+        Dataset.load(tmp_path / "nowhere").split("train")
     shard_path(folder, "val", 0, 2).unlink()
     with pytest.raises(BadData, match=r"val-00000-of-00002.tfrecord"):
-        read_split(folder, "val")
+        Dataset.load(folder).split("val")
     about = json.loads((folder / "dataset.json").read_text())
     about["splits"]["train"]["images"] = 3
     (folder / "dataset.json").write_text(json.dumps(about))
     with pytest.raises(BadData, match=r"holds 2 images, dataset.json says 3"):
-        read_split(folder, "train")
+        Dataset.load(folder).split("train")
     (folder / "dataset.json").write_text('{"classes": 5}')
     with pytest.raises(BadData, match="not the file that dataset_convert writes"):
         Dataset.load(folder)

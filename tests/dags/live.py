@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from airflow.utils import db
 
@@ -33,7 +34,7 @@ BIN = Path(sys.executable).parent
 # Of all that one process starts, one after the other: they share its database, and what an earlier one has left there.
 FERNET_KEY = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 # Where a test waits for something: far above what it takes on a busy machine with two cores.
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def free_port() -> int:
@@ -166,6 +167,11 @@ class Airflow:
     def tasks(self, dag_id: str, run: str) -> dict[str, dict[str, Any]]:
         found = self.call("GET", f"/dags/{dag_id}/dagRuns/{run}/taskInstances?limit=100")["task_instances"]
         return {t["task_id"]: t for t in found}
+
+    def links(self, dag_id: str, run: str, task: str) -> dict[str, str]:
+        """The buttons of a task in the UI: what each is called, and where it leads."""
+        where = f"/dags/{dag_id}/dagRuns/{quote(run, safe='')}/taskInstances/{task}/links"
+        return dict(self.call("GET", where)["extra_links"])
 
     def states(self, dag_id: str, run: str) -> dict[str, str | None]:
         return {name: t["state"] for name, t in self.tasks(dag_id, run).items()}

@@ -19,7 +19,7 @@ from airflow.sdk import DAG, BaseOperator, Context, TaskGroup, TriggerRule, get_
 from operators import factory, names
 from operators.approval import ApproveOperator
 from operators.arrival import DatasetArrivalSensor, asset
-from operators.stage import LocalStageOperator, finish_bind
+from operators.stage import BindOperator, LocalStageOperator, finish_bind
 from refit import pipeline as pipelines
 from refit.config import Settings
 from refit.outcome import Outcome, Result
@@ -30,6 +30,8 @@ ROOT = Path(os.environ["REFIT_TEST_ROOT"])
 
 
 class PlanOperator(BaseOperator):
+    operator_extra_links = BindOperator.operator_extra_links
+
     def execute(self, context: Context) -> None:
         conf: dict[str, Any] = context["dag_run"].conf or {}
         plan = write_plan(ROOT / "workspace" / "live" / "runs" / context["run_id"], conf["codes"])

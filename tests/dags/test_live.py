@@ -94,6 +94,9 @@ def test_stages_that_bind_names_are_skipped_and_can_be_run_by_hand(airflow: Airf
     assert airflow.tasks("chain", run)["stages.a"]["try_number"] == 0  # no process ever started
     assert airflow.xcom("chain", run, "stages.b")["outcome"] == "succeeded"
     assert "{{ 1/0 }} {% raw %}" in airflow.log("chain", run, "stages.b")
+    report = f"/refit/report/chain/{quote(run, safe='')}"
+    assert airflow.links("chain", run, "bind") == {"Run report": report, "Data report": f"{report}?data=true"}
+    assert airflow.links("chain", run, "stages.b") == {"Run report": report}
     airflow.clear("chain", run, "stages.a")
     wait_for("the cleared stage", lambda: airflow.states("chain", run)["stages.a"] == "success")
     assert (folder(airflow, run, "01-a") / "out" / "out.txt").read_text() == "done"

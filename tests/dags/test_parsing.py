@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import jinja2
 import pytest
+import yaml
 from airflow.dag_processing.dagbag import BundleDagBag
 from airflow.dag_processing.importers import get_importer_registry
 from airflow.sdk import DAG, CronTriggerTimetable
@@ -18,10 +20,12 @@ from airflow.sdk.definitions.context import Context
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
-from operators import factory, names, pools, texts
+from operators import factory, inputs, names, pools, texts
 from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.config import Settings
+from refit.toolkits.cpu import CpuPipeline
+from refit.toolkits.tao.model import TaoPipeline
 from tests.operators.home import REPOSITORY
 from tests.operators.pipelines import write_pipeline
 
@@ -305,6 +309,17 @@ def test_what_the_cluster_does_not_have_is_an_import_error(folder: Path, lines: 
         assert word in str(problem)
 
 
+def test_in_a_cluster_a_model_is_released_by_one_pipeline(folder: Path) -> None:
+    """In pods each sees its own ledger alone, and would take the other's release for somebody's meddling."""
+    for name in ("a", "b", "c"):
+        write_pipeline(
+            folder / f"{name}.yaml", "runtime: kubernetes", f"release: {{model: {'own' if name == 'c' else 'same'}}}"
+        )
+    found = factory.problems(Settings.from_env())
+    assert [(p.file, p.key) for p in found] == [(str(folder / "b.yaml"), "release.model")]
+    assert f"{folder / 'a.yaml'} releases 'same'" in str(found[0])
+
+
 @pytest.mark.parametrize(
     "text", ["stages: [", "toolkit: cpu\nruntime: nowhere\n", None], ids=["torn", "invalid", "gone"]
 )
@@ -314,6 +329,36 @@ def test_no_edit_of_the_file_reaches_the_tasks_of_a_run(folder: Path, text: str 
     for task_id, kind in TASKS.items():
         dag = factory.task_dag("p", task_id, Settings.from_env())
         assert (dag.dag_id, {t.task_id: type(t).__name__ for t in dag.tasks}) == ("retrain_p", {task_id: kind})
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("stages: {train: {runtime: local}}\nruntime: kubernetes\n", "kubernetes"),
+        ("{a: [runtime, local], 'runtime': \"kubernetes\"}", "kubernetes"),
+        ("a: &x {b: 1}\nc: *x\nruntime: kubernetes\n", "kubernetes"),
+        ("runtime:\ncluster: far\n", ""),
+        ("runtime: null\n", ""),
+        ("stages: [\nruntime: kubernetes\n", "kubernetes"),
+        ("- runtime\n- local\n", ""),
+        ("runtime: kubernetes\ndeep: " + 200_000 * "[", "kubernetes"),
+    ],
+)  # fmt: skip
+def test_a_word_is_read_from_whatever_a_file_holds(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    assert inputs.peek(tmp_path / "p.yaml", "runtime") == word
+
+
+@pytest.mark.parametrize("file", sorted(REPOSITORY.glob("specs/[ep]*s/*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("form", ["as it is", "left out", "quoted"])
+def test_a_task_process_runs_a_stage_where_the_plan_says(tmp_path: Path, file: Path, form: str) -> None:
+    """It does not read what a pipeline file means, and still has to know its runtime, the toolkit's default too."""
+    other = {"as it is": r"\g<0>", "left out": "", "quoted": r'"runtime":\2'}[form]
+    copy = tmp_path / file.name
+    copy.write_text(re.sub(r"(?m)^(runtime):(.*)$", other, file.read_text()))
+    top = yaml.safe_load(copy.read_text())
+    models = {"tao": TaoPipeline, "cpu": CpuPipeline}
+    assert inputs.runtime(copy) == top.get("runtime", models[top["toolkit"]].model_fields["runtime"].default)
 
 
 # ---- text stays text
@@ -365,6 +410,8 @@ def test_the_form_has_groups_ranges_and_choices(folder: Path) -> None:
     assert form["quantize_method"].schema["enum"]
     assert form["gate_floor"].schema["type"] == ["null", "number"]
     assert form["reuse"].schema["type"] == "boolean"
+    assert form["train_epochs"].description.endswith("from 1 to 10000")
+    assert form["prune_ratio"].description.endswith("above 0 to below 1")
     assert all(p.schema["section"] and p.schema["title"] for p in form.values())
     assert set(form) == {f.key for f in plans.params(pipelines.load(folder / "p.yaml"))}
 

@@ -117,6 +117,14 @@ def test_removed_txt_takes_images_out(inbox: Inbox) -> None:
     assert inbox.take().fingerprint == taken.fingerprint
 
 
+def test_removed_txt_that_is_no_text_stops_the_run(inbox: Inbox) -> None:
+    (inbox.root / "removed.txt").write_bytes(b"001.jpg\n\xff\xfe2.jpg\n")
+    inbox.put("new", 100)
+    with pytest.raises(BadData) as caught:
+        inbox.take()
+    assert [(f.code, f.file) for f in caught.value.faults] == [("removed_unreadable", "removed.txt")]
+
+
 def test_removed_txt_that_has_lain_there_for_a_while(inbox: Inbox) -> None:
     (inbox.root / "removed.txt").write_text("001\n")
     for path in (inbox.root, *inbox.root.rglob("*")):
@@ -205,8 +213,9 @@ def test_a_lost_base_stops_the_run(inbox: Inbox, damage: str) -> None:
     else:
         (path / "images/000.jpg").unlink()
     inbox.put("new", 100)
-    with pytest.raises(BadData, match=r"take it once with dataset.mode: replace"):
+    with pytest.raises(BadData, match=r"take it once with dataset.mode: replace") as caught:
         inbox.take()
+    assert [f.code for f in caught.value.faults] == ["base_missing"]
     inbox.settings = configured(mode="replace")
     inbox.put("newer", 101)
     assert len(rows(inbox.take())) == 2

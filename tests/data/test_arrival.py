@@ -34,7 +34,7 @@ def _later(found: Listing, seconds: float) -> Listing:
 def test_listing(inbox: Path) -> None:
     found = listing(inbox)
     assert (found.exists, found.files, found.bytes) == (True, 3, 33)
-    assert found.newest_mtime == pytest.approx(max(p.stat().st_mtime for p in inbox.rglob("*.jpg")))
+    assert found.came == pytest.approx(max(p.stat().st_ctime for p in inbox.rglob("*.jpg")))
     assert listing(inbox).signature == found.signature
 
 
@@ -157,7 +157,9 @@ def test_marker(inbox: Path) -> None:
 def test_an_old_marker_does_not_vouch_for_a_new_copy(inbox: Path) -> None:
     rule = Rule(marker="_SUCCESS", settle_seconds=10)
     (inbox / "_SUCCESS").touch()
-    os.utime(inbox / "_SUCCESS", (1, 1))
+    copied = inbox / "images" / "3.jpg"
+    copied.write_bytes(b"new")
+    os.utime(copied, (1, 1))  # as `cp -p` and `rsync -t` do
     first = listing(inbox, rule=Rule("_SUCCESS"))
     assert not is_complete(first, None, rule)
     settled = _later(listing(inbox, first, rule=Rule("_SUCCESS")), 11)

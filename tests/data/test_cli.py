@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 
 from tests.data.helpers import encoded, kitti_line, kitti_set  # isort: skip
 
+from refit import files
+from refit.cli import main as refit_command
 from refit.data.cli import main
 from refit.data.formats import READERS, WRITERS
 from refit.data.settings import FORMATS
@@ -83,6 +86,52 @@ def test_wrong_use_is_2() -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("share", ["7", "-0.1", "nan", "some"])
+def test_a_share_lies_between_0_and_1(tmp_path: Path, share: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(tmp_path), "--max-bad-labels", share])
+    assert caught.value.code == 2
+    assert share in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["split", "--lists"], ["report", "-o"], ["snapshot"]])
+def test_what_cannot_be_written_is_1_and_one_line(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kitti_set(tmp_path / "set")
+    (tmp_path / "file").touch()
+    name, *options = command
+    more = ["--classes", "car,cat,dog"] if name == "snapshot" else []
+    assert refit_command(["dataset", name, str(root), *options, str(tmp_path / "file/out"), *more]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert str(tmp_path / "file") in err
+    assert err.count("\n") == 1
+
+
+def test_a_list_does_not_come_without_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        if path.name == "val.txt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr(files, "write_text", full)
+    assert main(["split", str(kitti_set(tmp_path / "set")), "--lists", str(tmp_path / "lists")]) == 1
+    assert list((tmp_path / "lists").iterdir()) == []
+
+
+def test_a_folder_that_is_passed_over_is_told_where_nothing_is_recognised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "labels").rename(tmp_path / "elsewhere")
+    (root / "labels").symlink_to(tmp_path / "elsewhere")
+    assert main(["check", str(root)]) == 2
+    out = capsys.readouterr().out
+    assert "1 x not_recognised" in out
+    assert "labels: a link out of the data set" in out
+
+
 def test_building_the_parsers_needs_no_numpy() -> None:
     code = "import sys, refit.cli; refit.cli._parser(); sys.exit('numpy' in sys.modules or 'cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -90,10 +139,6 @@ def test_building_the_parsers_needs_no_numpy() -> None:
 
 def test_each_format_of_a_pipeline_file_is_read_and_written() -> None:
     assert set(FORMATS) == set(READERS) == set(WRITERS)
-
-
-def test_each_format_of_a_pipeline_file_has_a_reader() -> None:
-    assert set(FORMATS) == set(READERS)
 
 
 def test_snapshot_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,11 +155,24 @@ def test_snapshot_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (made["path"], made["reused"], made["objects"]) == (str(path), True, {"car": 4, "cat": 4, "dog": 4})
 
 
+def test_snapshot_by_hand_says_where_append_has_nothing_to_add_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file = kitti_set(tmp_path / "set", images=3), tmp_path / "plates.yaml"
+    file.write_text(
+        f"dataset:\n  source: {root}\n  classes: [car, cat, dog]\n  mode: append\n"
+        "  severity: {class_not_in_split: info}\ntoolkit: cpu\n"
+    )
+    assert main(["snapshot", str(root), str(tmp_path / "ws"), "--pipeline", str(file)]) == 0
+    assert f"no run has taken data into {tmp_path / 'ws'}, SRC is all of it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--classes", "car"], "2 x unknown_class"),
-        (["--classes", "car,car"], "classes holds car twice"),
+        (["--classes", "car,car"], "error: classes holds car twice\n"),
+        (["--classes", ","], "error: --classes: List should have at least 1 item"),
         (["--pipeline", "none.yaml"], "none.yaml"),
     ],
 )

@@ -106,7 +106,7 @@ def test_what_cannot_be_compared_is_2(tmp_path: Path, capsys: pytest.CaptureFixt
     root = kitti_set(tmp_path / "set")
     taken = ingest(root, SETTINGS, tmp_path / "ws")
     assert main(["diff", str(root), str(tmp_path / "none")]) == 2
-    assert "the folder does not exist" in capsys.readouterr().out
+    assert "there is no such folder" in capsys.readouterr().out
     (taken.path / "annotations.jsonl").write_text("")
     assert main(["diff", str(root), str(taken.path)]) == 2
     assert "its labels do not give its fingerprint" in capsys.readouterr().out

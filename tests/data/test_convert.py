@@ -158,6 +158,24 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds something already" in json.loads(capsys.readouterr().out)["error"]
 
 
+@pytest.mark.parametrize("wrong", ["dgo=cat", "dgo="])
+def test_a_class_to_map_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    root, out = kitti_set(tmp_path / "set", 3), tmp_path / "out"
+    assert main(["convert", str(root), str(out), "--to", "yolo", "--map", "car=cat", "--map", wrong]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is called 'dgo', which is to be mapped; here are car, cat, dog" in said
+    assert "did you mean 'dog'?" in said
+    assert not out.exists()
+
+
+def test_a_class_to_map_may_be_one_that_is_only_listed_or_left_out(tmp_path: Path, pictures: Path) -> None:
+    given = source(pictures, [("a.jpg", None, [Box("b", 1, 1, 9, 9)]), ("b.jpg", None, [Box("a", 1, 1, 9, 9)])])
+    convert.write(given, tmp_path / "coco", "coco")
+    assert convert.from_folder(tmp_path / "coco", class_map={"empty": "none", "b": None}).classes == ["none", "a"]
+
+
 def test_given_lists(tmp_path: Path) -> None:
     root = kitti_set(tmp_path / "set", 4)
     (root / "night.lst").write_text("000\n002.jpg\n")
@@ -228,5 +246,6 @@ def test_images_that_would_share_a_label_file_are_refused(tmp_path: Path, pictur
 @pytest.mark.parametrize("classes", [("traffic light", "traffic_light"), ("DontCare",), ("\u3000",)])
 def test_class_names_that_kitti_cannot_hold_are_refused(tmp_path: Path, pictures: Path, classes: tuple[str]) -> None:
     given = source(pictures, [("a.jpg", None, [Box(c, 1, 1, 9, 9) for c in classes])])
-    with pytest.raises(BadData, match="would be written"):
+    with pytest.raises(BadData, match="would be written") as caught:
         convert.write(given, tmp_path / "out", "kitti")
+    assert {f.code for f in caught.value.faults} == {"bad_class_name"}

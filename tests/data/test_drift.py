@@ -23,15 +23,18 @@ def _rows(
     classes: tuple[str, ...] = ("car", "cat"),
     side: float = 20,
     size: tuple[int, int] = (640, 480),
+    most: int = 4,
+    long: float = 1,
 ) -> list[dict[str, Any]]:
-    """Rows of annotations.jsonl: 1 to 4 objects an image, sides about `side` pixels, classes evenly mixed."""
+    """Rows of annotations.jsonl: 1 to `most` objects an image, sides about `side` pixels, the box of the same area
+    `long` squared times as wide as high, classes evenly mixed."""
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(images):
         objects = []
-        for _ in range(rng.integers(1, 5)):
+        for _ in range(rng.integers(1, most + 1)):
             x, y = rng.uniform(0, 400, 2)
-            w, h = side * rng.uniform(0.7, 1.4, 2)
+            w, h = side * rng.uniform(0.7, 1.4, 2) * (long, 1 / long)
             objects.append({"class": classes[rng.integers(len(classes))], "x1": x, "y1": y, "x2": x + w, "y2": y + h})
         row = {"file": f"{i}.jpg", "source": f"images/{i}.jpg", "sha256": f"{seed}-{i}", "split": "train"}
         rows.append({**row, "width": size[0], "height": size[1], "objects": objects})
@@ -91,6 +94,8 @@ def test_samples_of_one_population_have_not_drifted(images: int) -> None:
         ("drift_class_mix", _statistics(_rows(300, 1, classes=("car", "car", "car", "car", "cat"))), "and is"),
         ("drift_class_mix", _statistics(_rows(300, 1, classes=("car", "dog"))), "'"),
         ("drift_box_size", _statistics(_rows(300, 1, side=40)), "the median was 3.7% of the image's side and is 7.4%"),
+        ("drift_box_aspect", _statistics(_rows(300, 1, long=1.6)), "the median was 1.01 and is 2.55"),
+        ("drift_objects_per_image", _statistics(_rows(300, 1, most=12)), "the median was"),
         ("drift_brightness", _statistics(_rows(300, 1), brightness=140), "the median was 39% of white and is 5"),
     ],
 )

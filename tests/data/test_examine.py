@@ -70,10 +70,10 @@ def test_named_folders(tmp_path: Path) -> None:
 
 
 def test_not_recognised(tmp_path: Path) -> None:
-    with pytest.raises(BadData, match="does not exist"):
+    with pytest.raises(BadData, match="there is no such folder"):
         examine(tmp_path / "none")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadData, match="is no folder"):
+    with pytest.raises(BadData, match="it is a file, and a folder is needed"):
         examine(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match="the folder holds nothing"):
@@ -171,6 +171,15 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
     assert [f.severity for f in faults] == ["info", "info"]
     assert any("2 files" in f.message and "other/lost.png" in f.message for f in faults)
     assert any("1 hidden" in f.message and "images/.hidden.jpg" in f.message for f in faults)
+
+
+def test_the_lists_of_its_parts_are_not_called_useless(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    (root / "ImageSets").mkdir()
+    for name in ("train", "val", "car_train", "trainval"):
+        (root / f"ImageSets/{name}.txt").write_text("000\n")
+    (found,) = _faults(examine(root, classes=ALL), "ignored_files")
+    assert found.message.startswith("2 files are neither images nor labels, for example ImageSets/car_train.txt")
 
 
 # ---- images

@@ -69,6 +69,16 @@ def test_reserved_but_never_filled(kind: str) -> None:
         assert _judge(data[:k] + bytes(len(data) - k)) in ("image_truncated", "image_unreadable"), k
 
 
+@pytest.mark.parametrize("kind", ["png", "png16"])
+def test_no_bit_of_a_png_turns_over_unseen(kind: str) -> None:
+    """Its checksums cover all but the signature and the fields of the header that say its size (tested below)."""
+    data = KINDS[kind]
+    for at in [*range(24, 90), *range(90, len(data) - 40, 97), *range(len(data) - 40, len(data))]:
+        turned = bytearray(data)
+        turned[at] ^= 1 << at % 8
+        assert _judge(bytes(turned)) in ("image_truncated", "image_unreadable"), at
+
+
 @pytest.mark.parametrize("kind", ["baseline", "restart", "gray"])
 def test_cut_and_closed_again(kind: str) -> None:
     """Some tools write an end marker behind what is left."""

@@ -82,6 +82,30 @@ def test_kitti_shifted_column_is_named() -> None:
     assert "alpha" in fault.advice
 
 
+@pytest.mark.parametrize(
+    ("box", "columns"),
+    [("0 10 20 50 80", 16), ("10 0 20 50 80", 16), ("10 20 0 50 80", 16), ("0 10 20 50 80", 15), ("9 10 20 50 80", 15)],
+)
+def test_kitti_column_too_many_is_named(box: str, columns: int) -> None:
+    """y2 stands in h's place; as it stands, "0 10 20 50" would be a good box."""
+    rows = [" ".join(f"{cls} 0.00 0 -10 {box} 1.5 1.6 3.9 1 2 3 4".split()[:columns]) for cls in ("car", "dog")]
+    labels = kitti.parse("\n".join(rows).encode(), "a.txt")
+    assert labels.objects == []
+    assert _codes(labels) == [("shifted_column", 1)]
+    assert labels.faults[0].objects == 2
+    assert "h (column 9) is larger than x2 (column 7) in all 2 objects" in labels.faults[0].message
+    assert "a column too many stands before them or in them" in labels.faults[0].advice
+
+
+def test_kitti_heights_and_scores_are_no_shift() -> None:
+    """A car at the left edge, 4.1 m high and 3 pixels wide, with a score; and a height in centimetres."""
+    edge = "car 0.9 0 -10 0 20 3 80 4.1 1.6 3.9 1 2 3 4 0.93"
+    tall = "car 0.0 0 -10 10 20 50 80 150 160 390 1 2 3 4\n" + kitti_line(x2=300).replace("-1 -1 -1", "150 160 390")
+    for data, objects in ((edge, 1), (tall, 2)):
+        labels = kitti.parse(data.encode(), "a.txt")
+        assert (len(labels.objects), labels.faults) == (objects, [])
+
+
 def test_kitti_one_zero_among_good_ones_is_no_shift() -> None:
     labels = kitti.parse(f"{GOOD}\n{kitti_line(y2=0)}".encode(), "a.txt")
     assert (len(labels.objects), labels.faults) == (2, [])  # the box itself is judged later, as inverted

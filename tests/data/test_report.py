@@ -98,6 +98,25 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     assert {tag for tag, name, _ in found.attributes if name == "onload"} == set()
 
 
+def test_what_to_do_is_that_of_the_faults_themselves(tmp_path: Path) -> None:
+    root = kitti_set(tmp_path / "set")
+    for i in range(8):
+        (root / f"labels/{i:03}.txt").write_text("car 0 0 4 4 20 20 0 0 0 0 0 0 0 0\n")
+    texts = _Page(page.write(contents.of_source(examine(root, max_bad_labels=1)))).texts
+    assert any(t.startswith("The boxes stand in columns 4 to 7, one too early") for t in texts)
+    assert "and 2 more, in issues.jsonl of a run, or by refit dataset check --json" in texts
+    (root / "ImageSets").mkdir()
+    (root / "ImageSets/train.txt").write_text("008\n")
+    (root / "ImageSets/val.txt").write_text("009\n")
+    taken = ingest(
+        root,
+        SETTINGS.model_copy(update={"max_bad_labels": 1.0, "severity": {"shifted_column": "warning"}}),
+        tmp_path / "ws",
+    )
+    texts = _Page(page.write(contents.of_snapshot(taken.path))).texts
+    assert any(t.startswith("dataset.split: {lists: own} keeps them") for t in texts)  # a key keeps its own letters
+
+
 def test_it_needs_nothing_else(tmp_path: Path) -> None:
     html = page.write(contents.of_source(examine(kitti_set(tmp_path / "set"))))
     found = _Page(html)
@@ -251,6 +270,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(capsys, root, "-o", at)[0] == 2
     assert "image_truncated" in at.read_text()
     code, _, err = _run(capsys, tmp_path / "none", "-o", at)
-    assert (code, "does not exist" in err) == (2, True)
+    assert (code, "there is no such folder" in err) == (2, True)
     assert _run(capsys, root, "--previous", taken)[0] == 2
     assert _run(capsys, root, "-o", tmp_path / "no folder" / "x.html")[0] == 1

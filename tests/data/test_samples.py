@@ -6,21 +6,36 @@ import json
 import os
 import pickle
 import random
+import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from tests.data.helpers import CLASSES, SETTINGS, encoded, kitti_line, kitti_set  # isort: skip
+from tests.data.helpers import (  # isort: skip
+    CLASSES,
+    HEIGHT,
+    SETTINGS,
+    WIDTH,
+    encoded,
+    kitti_line,
+    kitti_set,
+    yolo_set,
+)
 
-from hypothesis import given, settings
+import numpy as np
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from refit.data import shares, snapshot, work
+from refit.data import checks, shares, snapshot, work
 from refit.data.checks import Classes
-from refit.data.examine import Share, examine, judge, look_at
+from refit.data.examine import Share, _take_plain, examine, judge, look_at
 from refit.data.faults import BadData
-from refit.data.formats import kitti
+from refit.data.formats import kitti, yolo
 from refit.data.ingest import ingest
 from refit.data.model import Box, Sample
 from refit.data.samples import Samples, flat
@@ -79,44 +94,77 @@ def test_what_goes_in_comes_out(first: list[Sample], second: list[Sample], data:
     assert list(made[1:]) == expected[1:]
 
 
-plain = st.decimals(-2000, 2000, places=2).map(str)
-lines = st.tuples(
-    st.one_of(st.sampled_from([*CLASSES, "DontCare", "a_b", "Car*", "x:y"]), texts),
-    st.lists(plain, min_size=14, max_size=15),
+plain = st.integers(-200, 300).map(lambda v: str(v / 100))
+edges = st.tuples(st.integers(0, 1300), st.integers(1300, 3000))
+sides = st.tuples(edges, edges).map(lambda t: [str(t[side][end]) for end in (0, 1) for side in (0, 1)])
+words = st.sampled_from([*CLASSES, *CLASSES, "DontCare", "dontcare", "a_b", "Car*", "x:y", "é", "a b"])
+kitti_lines = st.tuples(words, st.lists(plain, min_size=10, max_size=10), sides, st.sampled_from(["", "", " 0.9"])).map(
+    lambda t: " ".join([t[0], *t[1][:3], *t[2], *t[1][3:]]) + t[3]
+)
+centred = st.lists(st.floats(0.3, 0.6).map(str), min_size=4, max_size=4)
+share = st.integers(0, 10**6).map(lambda v: f"{v / 10**6:.6f}") | st.just("1.0000004")
+yolo_lines = st.tuples(
+    st.sampled_from(["0", "1", "02", "7", "1.0"]), centred | centred | st.lists(share, min_size=3, max_size=6)
 ).map(lambda t: " ".join([t[0], *t[1]]))
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(lines, max_size=4), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
-def test_plain_label_files_are_read_as_all_others(rows: list[str], end: str, ended: bool) -> None:
-    """What the way for many plain files finds is what the way for all files finds."""
-    data = (end.join(rows) + end * ended).encode()
-    labels = kitti.parse(data, "a.txt")
-    counts, names, boxes = kitti.columns([data, b"", data])
-    assert counts[0] == counts[2]
-    assert counts[1] == -1
-    if counts[0] >= 0 and not labels.faults:
-        found = list(map(Box.of_numbers, names, boxes.tolist()))
-        said = [Box(o.label, o.x1, o.y1, o.x2, o.y2, o.difficult, o.truncated, o.occluded) for o in labels.objects]
-        assert found == said * 2
-
-
-def test_images_of_which_nothing_is_said_are_taken_as_all_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("form", "line"), [(kitti, kitti_lines), (yolo, yolo_lines)], ids=["kitti", "yolo"])
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
+def test_plain_label_files_are_read_as_all_others(
+    form: Any, line: st.SearchStrategy[str], drawn: st.DataObject, end: str, ended: bool
 ) -> None:
-    root = kitti_set(tmp_path / "set", images=120)
+    """What the way for many plain files finds is what the way for all files finds."""
+    data = (end.join(drawn.draw(st.lists(line, max_size=4))) + end * ended).encode()
+    labels = form.parse(data, "a.txt")
+    found = form.columns([data, b"", data])
+    assert found.counts[0] == found.counts[2]
+    assert found.counts[1] == -1
+    sizes = np.array([(4000, 3000), (1, 1), (4000, 3000)], np.float64)
+    labels.pixels(4000, 3000)
+    found.pixels(sizes)
+    said = [Box(o.label, o.x1, o.y1, o.x2, o.y2, o.difficult, o.truncated, o.occluded) for o in labels.objects]
+    good, _ = checks.plain(found, sizes, Classes())
+    if good[0]:
+        event("plain")
+        assert list(map(Box.of_numbers, found.labels, found.boxes.tolist())) == said * 2
+        for number in (0, 2):
+            assert [replace(f, file="a.txt") for f in found.faults.get(number, ())] == labels.faults
+
+
+def _kitti_line(chance: random.Random, x1: float, y1: float, x2: float, y2: float) -> str:
+    return kitti_line(chance.choice([*CLASSES, "other", "DontCare"]), x1, y1, x2, y2)
+
+
+def _yolo_line(chance: random.Random, x1: float, y1: float, x2: float, y2: float) -> str:
+    shares = ((x1 + x2) / 2 / WIDTH, (y1 + y2) / 2 / HEIGHT, (x2 - x1) / WIDTH, (y2 - y1) / HEIGHT)
+    return " ".join([chance.choice("0123"), *(f"{v:.6f}" for v in shares)])
+
+
+@pytest.mark.parametrize(("make", "line"), [(kitti_set, _kitti_line), (yolo_set, _yolo_line)])
+def test_images_of_which_nothing_is_said_are_taken_as_all_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., Path],
+    line: Callable[[random.Random, float, float, float, float], str],
+) -> None:
+    root = make(tmp_path / "set", images=120)
     chance = random.Random(3)
-    for path in sorted((root / "labels").iterdir()):
+    for path in sorted(root.rglob("labels/*.txt")):
         x, y, w = chance.randint(-3, 30), chance.randint(0, 20), chance.choice([1, 5, 9.5, 40])
-        box = {"x1": x, "y1": y, "x2": x + w, "y2": y + 6}
-        rows = [kitti_line(chance.choice([*CLASSES, "other"]), **box), kitti_line(**box), kitti_line()]
+        rows = [line(chance, x, y, x + w, y + 6), line(chance, x, y, x + w, y + 6), line(chance, 5, 6, 25, 30)]
         path.write_text("".join(f"{row}\n" for row in rows[chance.randint(0, 2) :]))
     classes = Classes(CLASSES)
+    plainly = Mock(side_effect=_take_plain)
+    monkeypatch.setattr("refit.data.examine._take_plain", plainly)
     quick = examine(root, classes=classes, max_bad_labels=1)
+    assert 20 < plainly.call_count < 100
     monkeypatch.setattr("refit.data.checks.plain", lambda found, sizes, classes: ([False] * len(sizes), found.labels))
     slow = examine(root, classes=classes, max_bad_labels=1)
     assert (list(quick.samples), quick.faults, quick.declared) == (list(slow.samples), slow.faults, slow.declared)
     assert [quick.samples.digest(i) for i in range(len(quick.samples))] == [s.digest() for s in slow.samples]
+    assert quick.labels - {"other"} == slow.labels - {"other"}
+    assert quick.balanced()
 
 
 def test_a_snapshot_of_schema_2_is_checked_by_its_own_digests(tmp_path: Path) -> None:
@@ -184,6 +232,24 @@ def test_what_a_process_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> Non
         assert list(team.each(range(1, 60))) == [12 // n for n in range(1, 60)]
         with pytest.raises(ZeroDivisionError):
             list(team.each([1, 2, 0, 3]))
+
+
+def test_where_one_fails_the_others_do_not_end_their_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "cores", lambda: 2)
+
+    def batch(n: int) -> None:
+        if n:
+            (tmp_path / "begun").touch()
+            for _ in range(300):
+                time.sleep(0.1)
+            (tmp_path / "ended").touch()
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), work.Team(batch, True) as team:
+        list(team.each([0, 1]))
+    assert not (tmp_path / "ended").exists()
 
 
 def test_the_fingerprint_knows_no_order_locale_or_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,30 @@ def test_what_is_no_connection(text: str) -> None:
     assert "planted" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"conn_type": "http", "host": "files.lab", "port": 8080}),
+        json.dumps({"conn_type": "http", "host": "http://files.lab", "port": "8080"}),
+        "http://user:pw@files.lab:8080/?verify=false",
+        "https://files.lab:8080",
+        '{"host": "files.lab"}',
+    ],
+)
+def test_the_server_that_a_login_is_for(text: str) -> None:
+    login = Connection.read("lab", text)
+    login.only_to("http://files.lab:8080/set.zip")
+    for url in ("http://files.lab.example:8080/set.zip", "http://lab:8080", "http://files@lab:8080/files.lab"):
+        with pytest.raises(Refused, match="its login goes to no other"):
+            login.only_to(url)
+
+
+def test_the_kind_of_store_that_a_login_is_for() -> None:
+    Connection.read("lab", "google-cloud-platform://?keyfile_dict={}").only_for("google_cloud_platform")
+    with pytest.raises(Refused, match="connection lab: is of type postgres, and aws is asked for"):
+        Connection.read("lab", "postgres://user:planted@db/x").only_for("aws")
+
+
 def test_the_secret_has_the_name_of_airflow_s_own_variable() -> None:
     assert secret_name("my-lab.s3") == "AIRFLOW_CONN_MY_LAB_S3"
 

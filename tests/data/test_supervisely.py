@@ -11,6 +11,7 @@ import pytest
 
 from tests.data.helpers import HEIGHT, WIDTH, encoded  # isort: skip
 
+from refit.data import convert
 from refit.data.faults import BadData
 from refit.data.formats import supervisely
 from tests.data import writing
@@ -22,6 +23,9 @@ def thing(
     title: object = "car", shape: object = "rectangle", points: object = ((5, 6), (25, 30)), **more: object
 ) -> dict[str, object]:
     return {"classTitle": title, "geometryType": shape, "points": {"exterior": points, "interior": []}} | more
+
+
+PARTS = (("a", "train"), ("b", "val"))
 
 
 def annotation(*objects: object, tags: object = (), width: int = WIDTH, height: int = HEIGHT) -> str:
@@ -175,3 +179,24 @@ def test_round_trip(tmp_path: Path, parts: tuple[str | None, ...]) -> None:
     assert (found.format, found.names) == ("supervisely", ("car", "traffic light, red", "ça va"))
     assert writing.seen(found) == writing.expected(records)
     assert {s.tags for s in found.samples} == {(p,) if p else () for p in parts}
+
+
+def test_tags_come_back(tmp_path: Path) -> None:
+    told = [{"name": "night"}, {"name": "camera", "value": 3}, {"name": "camera", "value": "left"}, {"name": "odd:"}]
+    annotations = {f"ds0/ann/{n}.jpg.json": annotation(thing(), tags=[{"name": p}, *told]) for n, p in PARTS}
+    root = project(tmp_path / "set", annotations)
+    written = convert.write(convert.from_folder(root), tmp_path / "again", "supervisely")
+    before, found = writing.check(root).samples, writing.check(tmp_path / "again").samples
+    assert [(s.name, s.part, sorted(s.tags)) for s in found] == [(s.name, s.part, sorted(s.tags)) for s in before]
+    meta = json.loads((tmp_path / "again/meta.json").read_text())["tags"]
+    assert {tag["name"]: tag["value_type"] for tag in meta} == {
+        **{"train": "none", "val": "none", "night": "none", "odd:": "none"},
+        "camera": "any_string",
+    }
+    assert not written.not_held
+
+
+def test_tags_that_a_format_cannot_hold_are_counted(tmp_path: Path) -> None:
+    tags = {"a": [{"name": "train"}], "b": [{"name": "val"}, {"name": "night"}]}
+    root = project(tmp_path, {f"ds0/ann/{n}.jpg.json": annotation(thing(), tags=tags[n]) for n in tags})
+    assert convert.write(convert.from_folder(root), tmp_path / "coco", "coco").not_held == {"tags": 1}

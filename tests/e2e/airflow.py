@@ -62,7 +62,7 @@ class Airflow:
         began = time.time()
         for name in COMPONENTS:
             self.start_component(name)
-        wait("Airflow", lambda: self._healthy(began), 180)
+        wait("Airflow", lambda: self._healthy(began), 300)
         question = "import dataclasses, json; from operators.pools import required;"
         for pool in json.loads(self._run("-c", question + "print(json.dumps([*map(dataclasses.asdict, required())]))")):
             self.client.set_pool(pool)
@@ -114,13 +114,13 @@ class Airflow:
 
     # --- runs ---
 
-    def new_run(self, dag: str, before: set[str], seconds: float = 120) -> str:
+    def new_run(self, dag: str, before: set[str], seconds: float = 300) -> str:
         """The id of the run that Airflow has started by itself."""
         return str(wait(f"a run of {dag}", lambda: next(iter(self._ids(dag) - before), None), seconds))
 
     def runs(self, dag: str) -> set[str]:
         """The ids of a DAG's runs, once Airflow knows the DAG."""
-        wait(dag, lambda: self._known(dag) or self.client.import_errors(), 120)
+        wait(dag, lambda: self._known(dag) or self.client.import_errors(), 300)
         errors = self.client.import_errors()
         assert not errors, errors
         return self._ids(dag)

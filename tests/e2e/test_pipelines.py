@@ -76,14 +76,15 @@ class TestOnePipeline:
             secrets = [e["name"] for e in main["env"] if "secretKeyRef" in e.get("valueFrom", {})]
             assert secrets == (["REFIT_SECRET_TRITON_CONTROL_KEY"] if stage == "release" else []), stage
             mounts = {m["mountPath"]: m.get("readOnly", False) for m in main["volumeMounts"]}
-            own = {"/workspace/shapes": False, "/workspace/published/shapes": False}
+            published = "published/shapes" if stage in ("bind", "release", "publish") else "published/shapes/progress"
+            own = {"/workspace/shapes": False, f"/workspace/{published}": False}
             own |= {"/inbox": True} if stage == "bind" else {"/workspace/shapes/datasets": True}
             own |= {"/models": False} if stage == "release" else {}
             assert {path: ro for path, ro in mounts.items() if path not in ("/tmp", "/dev/shm", "/refit")} == own, stage
             assert {m["subPath"] for m in main["volumeMounts"] if m["name"] == "workspace"} <= {
                 "shapes",
                 "shapes/datasets",
-                "published/shapes",
+                published,
             }
 
     def test_triton_answers_with_the_released_model(self, house: House, first: dict[str, Any]) -> None:
@@ -93,12 +94,12 @@ class TestOnePipeline:
         assert version == released["version"] == 1
 
     def test_nothing_but_triton_is_left(self, house: House, first: dict[str, Any]) -> None:
-        wait("the end of all stage pods", lambda: not left(house.namespace), 60)
+        wait("the end of all stage pods", lambda: not left(house.namespace), 180)
 
     def test_an_unchanged_run_only_looks_and_reports(self, house: House, first: dict[str, Any]) -> None:
         with Watch(house.namespace) as watch:
             run = house.airflow.trigger(first["dag"])
-            assert house.airflow.finished(first["dag"], run, 180) == "success"
+            assert house.airflow.finished(first["dag"], run, 400) == "success"
         skipped = dict.fromkeys((*(f"stages.{stage}" for stage in CHAIN), "release"), "skipped")
         assert house.airflow.states(first["dag"], run) == {**dict.fromkeys(TASKS, "success"), **skipped, **SKIPPED}
         counted = {stage: len(pods) for stage, pods in watch.of("shapes").items() if stage != "reconcile"}
@@ -133,7 +134,7 @@ def test_two_pipelines_share_two_gpus(house: House, first: dict[str, Any]) -> No
     }
     for name, version in versions.items():
         assert [answered for answered, _ in house.ask(name, house.release.service)] == [version]
-    wait("the end of all stage pods", lambda: not left(house.namespace), 60)
+    wait("the end of all stage pods", lambda: not left(house.namespace), 180)
 
 
 class TestTwoServers:
@@ -164,17 +165,17 @@ class TestTwoServers:
     def test_a_person_goes_back_on_every_server(self, house: House, first: dict[str, Any]) -> None:
         ((now, _),) = house.ask("shapes", house.release.service)
         run = house.airflow.trigger("refit_rollback", pipeline="shapes", reason="a test")
-        assert house.airflow.finished("refit_rollback", run, 300) == "success"
+        assert house.airflow.finished("refit_rollback", run, 600) == "success"
         told = house.airflow.answer("refit_rollback", run, "rollback")["summary"]
         assert (told["outcome"], told["previous"]) == ("rolled_back", now)
         answers = house.ask("shapes", *self.addresses(house), house.release.service)
         assert [version for version, _ in answers] == [told["version"]] * 3
         assert told["version"] != now
-        wait("the end of its pod", lambda: not left(house.namespace), 60)
+        wait("the end of its pod", lambda: not left(house.namespace), 180)
 
     def test_every_server_is_as_the_ledger_says(self, house: House, first: dict[str, Any]) -> None:
         run = house.airflow.trigger("refit_reconcile")
-        assert house.airflow.finished("refit_reconcile", run, 300) == "success"
+        assert house.airflow.finished("refit_reconcile", run, 600) == "success"
         assert house.airflow.states("refit_reconcile", run) == {"shapes": "success", "signs": "success"}
 
     @staticmethod

@@ -126,4 +126,4 @@ def test_triton_answers_with_the_network(house: House, runs: dict[str, dict[str,
 
 def test_the_gpus_were_never_booked_twice(house: House, runs: dict[str, dict[str, Any]]) -> None:
     assert runs["all"]["most_gpus"] <= GPUS
-    wait("the end of all stage pods", lambda: not left(house.namespace), 60)
+    wait("the end of all stage pods", lambda: not left(house.namespace), 180)

@@ -68,7 +68,7 @@ def test_a_running_stage_with_epochs(run):
     run.update([task("prune", "running")])
     step = run.steps["prune"]
     assert (step.state, step.done, step.total) == ("running", 40, 100)
-    assert view.figures(step) == "40 of 100"
+    assert view.figures(step) == "Reading: 40 of 100"
     status.running("Epoch 3 of 18", epoch=3, max_epoch=18, loss=0.12345, eta="0:01:05")
     status.running("Evaluated", epoch=3, kpi={"val_mAP50": 0.5})
     run.update([task("prune", "running")])

@@ -16,6 +16,7 @@ from refit.engine.specs import PackageSpec
 from refit.files import sha256
 from refit.status import StatusWriter
 from refit.triton.artefact import read_artefact
+from refit.triton.config import count_weights
 from tests.triton.models import make_model
 from tests.triton.test_plans import make_plan
 
@@ -49,6 +50,25 @@ def test_an_onnx_model(tmp_path: Path) -> None:
     assert (out / "labels.txt").read_text() == "red\ngrün\n"
     assert "network-mode=1\n" in (out / "deepstream" / "config_infer_primary.txt").read_text()
     assert read_artefact(out).model.engines == ()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        ({"kept": 0.5, "parameters": 1000}, 0),  # 1,000 of 2,000 were left, and the file has 1,000
+        ({"kept": 0.85, "parameters": 850}, 1),  # it may be either
+        ({"kept": 0.5}, 1),  # a TAO that does not say how many there are
+    ],
+)
+def test_a_pruned_model_is_known_by_its_size(tmp_path: Path, metrics: dict[str, float], told: int) -> None:
+    onnx = make_model(tmp_path)
+    weights = count_weights(onnx)
+    scaled = {**metrics, **({"parameters": metrics["parameters"] / 1000 * weights} if "parameters" in metrics else {})}
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps({"metrics": scaled}))
+    out = run(tmp_path, model=onnx.with_name("model.json"), onnx=onnx, pruned=result)
+    notes = json.loads((out / "package.json").read_text())["notes"]
+    assert sum("too little" in note for note in notes) == told
 
 
 def test_engines_of_two_gpus(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def ask(host, path, body=None, key=None):
     if key:
         request.add_header("refit-control-key", key)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        # A first load brings ONNX Runtime from a cold disk: 10 s were too short once.
+        with urllib.request.urlopen(request, timeout=120 if path.endswith("/load") else 10) as answer:
             text = answer.read()
             return json.loads(text) if text else None
     except urllib.error.HTTPError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import yaml
 
@@ -22,6 +24,7 @@ from tests.ngc.server import KEY, MODEL, OLD_KEY, TOKEN, Ngc, zipped  # isort: s
 
 from refit.command import main
 from refit.ngc.__main__ import ACTIONS
+from tests.refit.test_foreign import Harmful, keras
 
 RESNET18 = f"{MODEL}:resnet18"
 ROOT = Path(__file__).resolve().parents[2]
@@ -415,7 +418,7 @@ def mounted(site: Site) -> Path:
     folder = site.root / "mounted"
     (folder / "resnet18").mkdir(parents=True)
     (folder / "resnet18" / "resnet18.hdf5").write_bytes(WEIGHTS)
-    (folder / "model.pth").write_bytes(zipped({"archive/data.pkl": b"a .pth file is a zip inside"}))
+    (folder / "model.pth").write_bytes(zipped({"archive/data.pkl": pickle.dumps({"a .pth file": "is a zip inside"})}))
     (folder / "resnet18.zip").write_bytes(zipped({"v/resnet18.hdf5": WEIGHTS, "README.md": b""}))
     (folder / "bad.zip").write_bytes(b"<html>")
     (folder / "empty").mkdir()
@@ -453,6 +456,30 @@ def test_bad_paths(
     assert site.run(path=str(mounted / path)) == code
     assert message in capfd.readouterr().err
     assert (mounted / "bad.zip").exists()  # a person's file is never removed
+
+
+@pytest.mark.parametrize("name", ["model.pth", "backbone.weights"])
+def test_a_persons_file_that_holds_code_is_refused(
+    site: Site, mounted: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """By whatever name: TAO's loaders unpickle what they are given."""
+    (mounted / "evil").mkdir()
+    data = pickle.dumps(Harmful(), protocol=2)
+    (mounted / "evil" / name).write_bytes(data)
+    assert site.run(path=str(mounted / "evil")) == 3
+    assert f"evil: {name}: names posix.system: loading it would run" in capfd.readouterr().err
+    (mounted / "evil" / name).write_bytes(zipped({"archive/data.pkl": data}))
+    assert site.run(path=str(mounted / "evil" / name)) == 3
+    assert f"{name}: archive/data.pkl: names posix.system" in capfd.readouterr().err
+    keras(mounted / "evil" / "m.h5", [{"class_name": "Lambda", "config": {"name": "scale"}}])
+    assert site.run(path=str(mounted / "evil"), file="*.h5") == 3
+    assert "the layer scale (Lambda) carries Python code" in capfd.readouterr().err
+
+
+def test_a_backbones_weights_need_no_model(site: Site, mounted: Path) -> None:
+    with h5py.File(mounted / "vgg.h5", "w") as f:
+        f.attrs["layer_names"] = ["conv1"]
+    assert site.run(path=str(mounted / "vgg.h5")) == 0
 
 
 def test_sigterm_leaves_what_was_had(site: Site, ngc: Ngc) -> None:

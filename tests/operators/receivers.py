@@ -20,18 +20,23 @@ class Received:
 
 @contextmanager
 def webhook_server(how: str = "") -> Iterator[Received]:
-    """`how`: "500", "redirect", "hang" (no answer), "drip" (a byte of the answer now and then), "ok" and "no_service"
-    (as Slack says), or well."""
+    """`how`: "500", "refuses", "redirect", "hang" (no answer), "drip" (a byte of the answer now and then), "ok" and
+    "no_service" (as Slack says), or well."""
     received, over = Received(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
             received.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
             if how == "hang":
                 over.wait(30)
                 return
-            self.send_response({"500": 500, "redirect": 307, "ok": 200, "no_service": 404}.get(how, 204))
+            self.send_response(
+                {"500": 500, "refuses": 501, "redirect": 307, "ok": 200, "no_service": 404}.get(how, 204)
+            )
             if how == "redirect":
                 self.send_header("location", "http://127.0.0.1:9/elsewhere")
             if how == "drip":

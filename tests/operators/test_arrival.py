@@ -184,6 +184,34 @@ def test_listing_never_holds_up_the_event_loop(inbox: Inbox, monkeypatch: pytest
     assert asyncio.run(run())[0]["step"] == "go"
 
 
+def test_inboxes_that_hang_hold_up_no_other_and_are_not_asked_again(
+    inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, asked = threading.Event(), list[str]()
+
+    def hangs(of: Inbox, before: Look | None) -> Look:
+        asked.append(of.path)
+        assert of.path == inbox.path or answer.wait(10)
+        return look(inbox, before)
+
+    monkeypatch.setattr(ours, "look", hangs)
+    monkeypatch.setattr(ours, "LOOK_SECONDS", 0.05)
+    drop(inbox, "a.png")
+    away = [trigger(replace(inbox, path=f"/mnt/{i}")) for i in range(40)]  # more than the event loop has threads
+
+    async def run() -> list[list[dict]]:
+        waiting = [asyncio.create_task(collect(made, 10)) for made in away]
+        (given_up,) = await collect(trigger(replace(inbox, path="/mnt/x"), deadline=time.time() + 0.1), 10)
+        assert (given_up["step"], given_up["reason"][:15]) == ("timeout", "gives no answer")
+        (seen,) = await collect(trigger(inbox), 10)
+        assert seen["step"] == "go"
+        assert len(asked) == len(set(asked)) == len(away) + 2
+        answer.set()
+        return await asyncio.gather(*waiting)
+
+    assert [event["step"] for (event,) in asyncio.run(run())] == ["go"] * len(away)
+
+
 # ---- the sensor
 
 

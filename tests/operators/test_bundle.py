@@ -66,10 +66,10 @@ def test_no_files_at_all_is_a_state_too(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_pools_and_names() -> None:
-    local, gpu, pods = pools.required(local_slots=3, gpus=2)
+    local, gpu, pods, looks = pools.required(local_slots=3, gpus=2)
     assert (local.name, local.slots, local.include_deferred) == (pools.LOCAL, 3, False)
     assert (gpu.name, gpu.slots, gpu.include_deferred) == (pools.GPU, 2, True)
-    assert (pods.name, pods.include_deferred) == (pools.PODS, True)
+    assert [(pool.name, pool.include_deferred) for pool in (pods, looks)] == [(pools.PODS, True), (pools.LOOKS, True)]
     assert pools.of_stage("kubernetes", 2) == {"pool": pools.GPU, "pool_slots": 2}
     assert pools.required()[0].slots >= 1
     assert names.pipeline_of(names.dag_id("a_b")) == "a_b"

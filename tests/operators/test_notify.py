@@ -75,6 +75,13 @@ def test_a_failure_says_enough_to_act_on() -> None:
     assert "&lt;b&gt;" in told().markup()
 
 
+def test_nothing_is_said_of_what_serves_where_the_reason_says_it() -> None:
+    lost = "THE CHAMPION, version 7, DOES NOT SERVE AS IT DID: look at Triton now; version 8 of m does not serve"
+    text = told(stage="release", reason=lost).text()
+    assert lost in text
+    assert "goes on serving" not in text
+
+
 def test_a_success_names_the_version() -> None:
     good = {"state": "succeeded", "model": "plates", "version": 4, "previous": 3, "release": "released"}
     assert message("success", "plates", "r", good, "").title == "plates: version 4 of plates serves (before: 3)"
@@ -116,9 +123,22 @@ def test_a_webhook_gets_everything_as_values(connections: dict[str, Connection])
     assert value["text"].startswith("plates: failed at train")
 
 
-@pytest.mark.parametrize("how", ["500", "redirect", "hang", "drip", "nobody"])
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("500", "the server answered 500"),
+        ("redirect", "the server answered 307"),
+        ("hang", "no answer in time (ReadTimeout)"),
+        ("drip", "it takes too long"),
+        ("nobody", "nobody takes a connection there"),
+    ],
+)
 def test_a_receiver_in_trouble_is_a_line_in_the_log(
-    how: str, connections: dict[str, Connection], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    how: str,
+    why: str,
+    connections: dict[str, Connection],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(notify, "TIMEOUT", 0.5)
     monkeypatch.setattr(notify, "SECONDS", 1.5)
@@ -135,7 +155,7 @@ def test_a_receiver_in_trouble_is_a_line_in_the_log(
     assert len(good.requests) == 1, "the others are told all the same"
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert len(lines) == 1
-    assert lines[0].startswith("not told by webhook (connection hook): ")
+    assert lines[0].startswith(f"not told by webhook (connection hook): {why}")
     assert "s3cret" not in caplog.text
 
 

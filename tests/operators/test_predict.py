@@ -42,7 +42,7 @@ def request(where: Settings, **params: Any) -> dict[str, Any]:
 
 
 def test_what_the_runner_is_told(where: Settings) -> None:
-    write_pipeline(where.pipelines / "p.yaml", "release: {model: plates}")
+    write_pipeline(where.pipelines / "p.yaml", "release: {model: plates}", source="yard, connection: lab")
     triton = request(where, images="s3://yard/{out}", connection="lab", thresholds={"plate": 0.6})
     assert (triton["environment"], triton["argv"][:4]) == ("tools", ["{python}", "-m", "refit.predict", "inference"])
     assert "{out}" not in triton["files"]["inference.yaml"], "the runner would replace it"
@@ -57,10 +57,17 @@ def test_what_the_runner_is_told(where: Settings) -> None:
     assert (told["releases"], told["name"], told["version"]) == (str(where.workspace / "p" / "releases"), "plates", 3)
 
 
+def test_a_login_for_images_alone_and_the_memory_of_its_pod(where: Settings) -> None:
+    write_pipeline(where.pipelines / "p.yaml", "predict: {connections: [yard], memory_gib: 6}")
+    asked = request(where, images="s3://yard/a", connection="yard")
+    assert (asked["secrets"], asked["resources"]["memory_gib"]) == (["AIRFLOW_CONN_YARD"], 6)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"images": "yard", "thresholds": {"plate": 60}}, "thresholds.plate: .*less than or equal to 1 .it is 60"),
+        ({"images": "s3://yard/a", "connection": "postgres_default"}, "'postgres_default' is none of this pipeline's"),
         ({"images": "yard", "tresholds": {}}, "unknown key 'tresholds'; known here: images, connection"),
     ],
 )

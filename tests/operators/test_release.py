@@ -12,7 +12,7 @@ import yaml
 from airflow.sdk.exceptions import AirflowSkipException
 from kubernetes.client import ApiClient
 
-from operators import failures, inputs, reconcile, release
+from operators import failures, inputs, pools, reconcile, release
 from operators.inputs import BadInput
 from operators.lone import asked as asked_of
 from operators.pod import LonePodOperator
@@ -83,6 +83,17 @@ def test_the_control_key_is_named_and_never_there(where: Settings, monkeypatch: 
     assert request["env"] == {"REFIT_SECRET_TRITON_CONTROL_KEY": f"{{secret:{secret}}}"}
 
 
+@pytest.mark.parametrize(("url", "has_it"), [(None, True), ("http://elsewhere:8000", False)])
+def test_the_control_key_goes_to_the_profiles_triton_alone(where: Settings, url: str | None, has_it: bool) -> None:
+    """Another repository of the same server is a pipeline's to name, another server with this key is not."""
+    write_pipeline(where.pipelines / "p.yaml", "runtime: kubernetes")
+    profile = cluster.of_pipeline(inputs.read("p", {}, where), where)
+    own = {"url": url or profile.triton.url, "repository": "s3://models/other"}
+    write_pipeline(where.pipelines / "p.yaml", f"runtime: kubernetes\nrelease: {{triton: {json.dumps(own)}}}")
+    request = asked_of(release.RollbackOperator.request, asked(), inputs.read("p", {}, where), profile, where)
+    assert ("REFIT_SECRET_TRITON_CONTROL_KEY" in request["env"]) is has_it
+
+
 def test_a_pipeline_that_releases_nothing(where: Settings) -> None:
     write_pipeline(where.pipelines / "p.yaml", "release: false")
     with pytest.raises(BadInput, match="pipeline p says release: false; there is nothing to roll back"):
@@ -151,6 +162,10 @@ def test_each_pipeline_has_a_task_of_its_own(where: Settings) -> None:
     made = reconcile.dags()["refit_reconcile"]
     assert sorted(made.task_ids) == ["a", "b"]
     assert made.params["mode"] == "say", "nothing is changed unless somebody asks for it"
+    (pool,) = {task.pool for task in made.tasks}
+    (slots,) = [p for p in pools.required() if p.name == pool]
+    assert slots.include_deferred, "its pods: those of 500 pipelines would come all at once, at each full hour"
+    assert slots.slots < 50
 
 
 @needs_tools

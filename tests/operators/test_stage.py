@@ -12,7 +12,7 @@ import psutil
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, DownstreamTasksSkipped
 
-from operators import failures, names
+from operators import failures, names, publish
 from operators.inputs import BadInput
 from operators.stage import BadFileOperator, BindOperator, LocalStageOperator, finish_bind
 from refit.outcome import Outcome, Result
@@ -38,6 +38,15 @@ class TaskInstance:
 
 def run(plan: Path, stage: str) -> dict[str, Any]:
     return LocalStageOperator(task_id=stage, stage=stage).execute({"ti": TaskInstance({"plan": str(plan)})})
+
+
+def test_settings_that_are_wrong_publish_nothing_and_fail_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = list[Any]()
+    monkeypatch.setattr(publish.notify, "ended", lambda *about: ended.append(about))
+    monkeypatch.setenv("REFIT_WORKSPACE", "/a'b")
+    with pytest.raises(AirflowSkipException, match=r"no report was published: REFIT_WORKSPACE=/a'b: quotes"):
+        publish.PublishOperator(task_id="publish", pipeline="p").execute({"run_id": "r"})
+    assert ended == [("p", {"run_id": "r"}, None)], "who wants to know of the run's end is told"
 
 
 @needs_tools
@@ -97,7 +106,7 @@ def alive(marker: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Any, seconds: float = 20) -> None:
+def wait_for(condition: Any, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -20,6 +20,7 @@ from typing import Any
 from refit import runner
 from refit.outcome import Result
 from refit.runtime.local import REPOSITORY, StageProcess, interpreter
+from refit.start import take
 from tests.planted import colours
 
 Edit = Callable[[Path], None]
@@ -138,10 +139,12 @@ class Good:
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
         return folder
 
-    def again(self, stage: str, inputs: Mapping[str, Path] | None = None, edit: Edit | None = None) -> Result:
+    def again(
+        self, stage: str, inputs: Mapping[str, Path] | None = None, edit: Edit | None = None, found: Path | None = None
+    ) -> Result:
         """Run a stage once more, with other folders for some of its inputs; `edit` changes its spec files' folder.
 
-        The folder that it makes is in `result.json`'s place: `self.last`.
+        `found` has the files of an unfinished attempt, with which it goes on. The folder that it makes is `self.last`.
         """
         request = self.request(stage)
         self.last = self._place(stage)
@@ -155,6 +158,8 @@ class Good:
                 (files / name).write_text(text, encoding="utf-8")
             edit(files)
             request["files"] = {name: (files / name).read_text(encoding="utf-8") for name in request["files"]}
+        if found is not None:
+            take.lay(found, request)
         process = StageProcess(
             request=request, python=interpreter(request["environment"]), env={}, on_line=lambda line: None
         )

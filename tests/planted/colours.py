@@ -15,6 +15,7 @@ CLASSES = ("blue", "green", "red")
 BGR = {"blue": (200, 60, 40), "green": (50, 190, 60), "red": (40, 50, 210)}
 WIDTH, HEIGHT = 160, 96
 TRAIN, VAL = 72, 40
+FEW = {"train": 48, "val": 24}  # enough where a run ends with its first gate
 
 
 def make(

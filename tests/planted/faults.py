@@ -1,4 +1,5 @@
-"""Every planted fault: what is wrong, which gate or stage catches it, and the test that plants it; and every clean run.
+"""Every planted fault: what is wrong, which gate or stage catches it, and the test that plants it; every clean run; and
+what a release under load did.
 
 `python -m tests.planted.faults` writes the tables of docs/planted.md.
 """
@@ -6,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +52,7 @@ class Clean(Row):
 
 HERE, PROVE, LADDER = "planted/test_planted.py", "prove/test_parity.py", "cpu/test_ladder.py"
 GATES, WATCH, RELEASE = "refit/test_gates.py", "refit/test_runner_watch.py", "triton/test_release.py"
-TAO = "refit/test_runner_tao.py"
+TAO, CLIMB = "refit/test_runner_tao.py", "tao/test_climb.py"
 NAMED = f"{PROVE}::test_a_planted_mistake_is_called_by_its_name"
 
 FAULTS = (
@@ -111,6 +113,18 @@ FAULTS = (
         "another key's files are moved aside, so that it trains",
         f"{TAO}::test_6_a_training_that_only_found_its_checkpoint",
     ),
+    Fault(
+        "a resume that trains nothing under the same key: the checkpoint says that all epochs are done",
+        "train",
+        "nothing was trained: no weight differs",
+        f"{HERE}::test_a_resume_that_trains_nothing",
+    ),
+    Fault(
+        "the same with TAO, which says success",
+        "the runner",
+        "trained nothing; it had come to epoch 2 of 8",
+        f"{TAO}::test_6_a_resume_that_trains_nothing_under_the_same_key",
+    ),
     # pruning
     Fault(
         "pruned to nothing, or not at all",
@@ -140,7 +154,7 @@ FAULTS = (
     Fault(
         "the evaluation set's own boxes or pictures changed",
         "every quality gate",
-        "figures of before, on another evaluation set, cannot be compared",
+        "figures of earlier runs cannot be compared; the champion is measured anew",
         f"{GATES}::test_another_evaluation_set_than_before_is_told",
     ),
     Fault(
@@ -188,6 +202,55 @@ FAULTS = (
         "quantize",
         "what differs",
         f"{LADDER}::test_a_cache_of_something_else_is_refused",
+    ),
+    # TAO's, in runs of the stand-in for its containers
+    Fault(
+        "TAO: a command that fails and ends with exit code 0",
+        "the runner",
+        "its log says Execution status: FAIL",
+        f"{TAO}::test_1_tf2_fails_with_exit_code_0",
+    ),
+    Fault(
+        "TAO: pruned by a thousandth of a per cent",
+        "prune",
+        "kept 99.999 % of the parameters",
+        "tao/test_prune_search.py::test_a_prune_that_prunes_a_thousandth_of_a_per_cent_is_refused",
+    ),
+    Fault(
+        "TAO: boxes of evaluation that differ before and after pruning",
+        "preflight, before anything runs",
+        "20 here, and 0 in the other spec",
+        "tao/test_faults.py::test_a_class_of_fault_is_found_with_file_line_and_advice",
+    ),
+    Fault(
+        "TAO: a calibration cache that was there already",
+        "the runner",
+        "its log says Using calibration cache file",
+        f"{TAO}::test_8_a_calibration_cache_that_was_there_already",
+    ),
+    Fault(
+        "a calibration cache of another model, images, TensorRT version or GPU, for an engine",
+        "build_engine",
+        "TensorRT version differs: it was made with 10.8.0.43",
+        "engine/test_calibration.py::test_a_cache_of_something_else_is_refused",
+    ),
+    Fault(
+        "TAO: INT8 that loses too much",
+        "build_engine",
+        "climbs on, and says lost 0.0200 mAP50",
+        f"{CLIMB}::test_what_loses_too_much_is_tried_in_other_ways_and_a_killed_climb_goes_on",
+    ),
+    Fault(
+        "TAO: an engine of another export, as of the model before pruning",
+        "package",
+        "was built from another ONNX file",
+        f"{CLIMB}::test_an_engine_of_another_export_or_that_was_changed_is_not_packed",
+    ),
+    Fault(
+        "TAO: an export of the model before pruning",
+        "package",
+        "as the model before pruning; what was exported or retrained is not the pruned model",
+        "tao/test_prune_search.py::test_an_export_of_the_model_before_pruning_is_not_packed",
     ),
     # what clients get
     Fault("red and blue swapped", "gate_parity", "input.channel_order", f"{NAMED}[order]"),
@@ -248,10 +311,22 @@ FAULTS = (
         "triton/test_reconcile.py::test_a_champion_that_was_changed_by_hand_stops_a_release",
     ),
     Fault(
+        "a version that serves unsigned, where releases are to be signed",
+        "refit_reconcile, refit verify",
+        "it serves unsigned; start its pipeline again, whose release signs it",
+        "triton/test_verify.py::test_a_version_that_serves_unsigned_is_said_and_signed_by_its_next_release",
+    ),
+    Fault(
         "a version changed in repository and ledger alike, or without its signature",
         "refit verify, a roll back to it",
         "not as signed; there is no signature",
         "triton/test_verify.py::test_a_roll_back_wants_the_signature_of_the_version",
+    ),
+    Fault(
+        "a release record altered to name another model or configuration, before it is mended back to",
+        "refit_reconcile",
+        "nothing was mended; its sha256 (its config) is not that of the signed card",
+        "triton/test_verify.py::test_mending_does_not_believe_a_ledger_that_was_changed",
     ),
 )
 
@@ -324,7 +399,28 @@ def tables() -> Mapping[str, list[str]]:
     return {
         "faults": ["| fault | caught by | said | planted in |", "|---|---|---|---|", *faults],
         "clean": ["| | clean run | judged anew | run in |", "|---|---|---|---|", *clean],
+        "load": ["| a release under load | |", "|---|---|", *_under_load()],
     }
+
+
+def _under_load() -> list[str]:
+    """What benchmarks/release.py found last."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "release.json").read_text(encoding="utf-8"))
+    load = found["under_load"]
+    plain = [name for name in load["played"] if " killed at " not in name]
+    killed: dict[str, list[str]] = {}
+    for what, _, step in (name.partition(" killed at ") for name in load["played"] if " killed at " in name):
+        killed.setdefault(what, []).append(step)
+    rows = {
+        "played": ", ".join(plain),
+        **{f"a {what} killed after each step": ", ".join(steps) for what, steps in killed.items()},
+        "requests, of four clients without a pause": f"{load['requests']:,}",
+        "failed": load["failed"],
+        "answered by a version that was not meant to serve": load["of_versions_not_meant"],
+        "swap, from the load request to the verified inference": f"{found['swap_in_loads']} times Triton's own load",
+        "way back within the watch": f"{found['back_until_first_answer_most']} s to the first answer, at most",
+    }
+    return [f"| {name} | {value} |" for name, value in rows.items()]
 
 
 if __name__ == "__main__":

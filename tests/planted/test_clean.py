@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from refit.triton.client import TritonClient
 from refit.triton.installation import find
@@ -21,9 +22,13 @@ from refit.triton.server import CONTROL_KEY_VARIABLE, TritonServer
 from tests.planted import colours
 from tests.planted.bed import PIPELINE, Bed, Good, Told, changed
 from tests.planted.fixtures import needs_all
+from tests.triton.test_signing import pem, public_pem
 
 pytestmark = needs_all
-RELEASED = changed(PIPELINE, {"release": {"prove": False}})
+SIGNING = ec.generate_private_key(ec.SECP256R1())
+RELEASED = changed(
+    PIPELINE, {"release": {"prove": False, "signing": {"secret": "SIGNING", "public_key": public_pem(SIGNING)}}}
+)
 """What a throwaway Triton would say, the stage prove has asked."""
 OTHER_RANGES = {"stages.quantize.method": "minmax", "stages.quantize.images": 24}
 
@@ -86,7 +91,7 @@ def first(good: Good, home: Bed, tmp_path_factory: pytest.TempPathFactory) -> It
     key, models = "only-for-tests", folder / "models"
     with TritonServer(models, folder / "run", control_key=key, installation=find(), stop_seconds=0) as server:
         where = {"REFIT_TRITON_URL": server.url, "REFIT_MODEL_REPOSITORY": str(models), CONTROL_KEY_VARIABLE: key}
-        bed = replace(home, triton=where)
+        bed = replace(home, triton={**where, "REFIT_SECRET_SIGNING": pem(SIGNING)})
         yield bed, bed.run(RELEASED, None)
 
 
@@ -109,14 +114,17 @@ def test_a_float_model_against_an_int8_champion(first: tuple[Bed, Told]) -> None
 
 
 def test_another_calibration_takes_the_champions_place_and_the_champion_its_own_again(first: tuple[Bed, Told]) -> None:
-    """By way of a trial beside the champion; after a roll back the first model's run has nothing left to do."""
+    """By way of a trial beside the champion; after a roll back, whose signature holds beside the published report, the
+    first model's run has nothing left to do."""
     bed, _ = first
     canary = {"images": 8, "max_slowdown": 1000}  # this machine may be busy
     told = bed.run(changed(RELEASED, {**OTHER_RANGES, "release.canary": canary}), None)
     assert len(judged(told)) == 5
     assert anew(told)[-2:] == ["canary", "release"]
     assert served(bed) == (2,)
-    back = bed.cli("rollback", "planted", "--reason", "a drill")
+    public = bed.home / "key.pub"
+    public.write_text(public_pem(SIGNING), encoding="utf-8")
+    back = bed.cli("rollback", "planted", "--reason", "a drill", "--public-key", public)
     assert back.returncode == 0, back.stdout + back.stderr
     assert served(bed) == (1,)
     told = bed.run(RELEASED, None)
@@ -127,7 +135,7 @@ def test_another_calibration_takes_the_champions_place_and_the_champion_its_own_
 def test_grey_pictures_of_one_class_as_voc(tmp_path: Path) -> None:
     """PNG of one channel, another seed."""
     bed = Bed(tmp_path)
-    source = bed.data(seed=5, classes=("red",), grey=True)
+    source = bed.data(seed=5, classes=("red",), grey=True, **colours.FEW)
     told = bed.run(converted(bed, source, "voc", {"classes": ["red"], "network.channels": 1}), "gate_trained")
     assert judged(told) == ["gate_trained"]
 
@@ -135,7 +143,7 @@ def test_grey_pictures_of_one_class_as_voc(tmp_path: Path) -> None:
 def test_pictures_in_a_letterbox_of_two_classes_as_coco(tmp_path: Path) -> None:
     """Higher than wide in an input wider than high, released in float32."""
     bed = Bed(tmp_path)
-    source = bed.data(seed=9, classes=colours.CLASSES[:2], height=128)
+    source = bed.data(seed=9, classes=colours.CLASSES[:2], height=128, **colours.FEW)
     how: dict[str, Any] = {"classes": list(colours.CLASSES[:2]), "stages.quantize": False, "network.input_height": 112}
     told = bed.run(converted(bed, source, "coco", how), "gate_parity")
     assert judged(told) == ["gate_trained", "gate_parity"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from refit.runtime.local import interpreter
+from refit.runtime.local import REPOSITORY, interpreter
 from tests.planted import colours
 from tests.planted.bed import PIPELINE, Bed, Good, changed
 from tests.planted.faults import CLEAN, FAULTS, page, tables
@@ -45,7 +45,7 @@ def exchanged(words: list[str]) -> list[Any]:
 @pytest.mark.parametrize("plant", [shifted, exchanged])
 def test_labels_of_the_training_part_that_are_wrong(tmp_path: Path, plant: Any) -> None:
     bed = Bed(tmp_path)
-    root = bed.data()
+    root = bed.data(**colours.FEW)
     relabel(root, "train.txt", plant)
     told = bed.run(PIPELINE, "gate_trained")
     assert told.code == 1
@@ -91,7 +91,8 @@ def replaced(old: str, new: str) -> Any:
 
 
 def in_cpu(script: str, *arguments: Path) -> None:
-    done = subprocess.run([interpreter("cpu"), "-c", script, *arguments], capture_output=True, text=True, check=False)
+    argv = [interpreter("cpu"), "-c", script, *arguments]
+    done = subprocess.run(argv, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -119,6 +120,31 @@ def test_weights_that_are_no_numbers(good: Good) -> None:
         result = good.again("gate_trained", {"evaluate_trained": good.last})
     assert not result.succeeded
     assert "NaN" in result.reason or "no finite" in result.reason or "below the floor" in result.reason
+
+
+@needs_all
+def test_a_resume_that_trains_nothing(good: Good) -> None:
+    """A checkpoint of this very training says that all its epochs are done, with the weights of the beginning."""
+    found = good.folder / "found"
+    found.mkdir()
+    in_cpu(
+        """
+import sys, torch, yaml
+from refit.cpu.network import Architecture, Detector
+from refit.cpu.specs import TrainSpec
+stage, found = sys.argv[1:]
+spec = TrainSpec(**yaml.safe_load(open(stage + "/specs/train.yaml")))
+torch.manual_seed(spec.seed)
+state = torch.load(stage + "/out/checkpoint.pth", weights_only=True)
+state["network"] = state["average"] = Detector(Architecture.plan(spec.network, 3)).state_dict()
+torch.save(state, found + "/checkpoint.pth")
+""",
+        good_folder(good, "train"),
+        found,
+    )
+    result = good.again("train", found=found)
+    assert (result.outcome, result.resumed) == ("rejected", True)
+    assert result.reason.startswith("nothing was trained: no weight differs from those with which it began, after 8")
 
 
 @needs_all

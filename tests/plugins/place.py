@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tests.operators.home import REPOSITORY
 
@@ -56,9 +57,10 @@ def know(pipelines: Iterable[str]) -> None:
             )
 
 
-def start_run(dag: str, run_id: str, *, asks: bool = False) -> None:
-    """A DAG run that is running, by the database; `asks`: one of its tasks waits for a person."""
+def start_run(dag: str, run_id: str, *, asks: str | None = None) -> None:
+    """A DAG run that is running, by the database; `asks`: a question (Markdown) that one of its tasks puts."""
     from airflow.models.dagrun import DagRun
+    from airflow.models.hitl import HITLDetail
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
     from airflow.utils.types import DagRunTriggeredByType, DagRunType
@@ -76,8 +78,22 @@ def start_run(dag: str, run_id: str, *, asks: bool = False) -> None:
                 triggered_by=DagRunTriggeredByType.TEST,
             )
         )
-        if asks:
+        if asks is not None:
             session.flush()
-            about = {"task_id": "approve", "dag_id": dag, "run_id": run_id, "map_index": -1}
+            about = {"id": uuid4(), "task_id": "approve", "dag_id": dag, "run_id": run_id, "map_index": -1}
             row = {**about, "state": "awaiting_input", "pool": "default_pool", "max_tries": 0, "span_status": "ended"}
             session.execute(insert(TaskInstance).values(row))
+            question = {"options": ["Approve", "Reject"], "subject": "Release it?", "body": asks, "params": {}}
+            session.add(HITLDetail(ti_id=about["id"], **question))
+
+
+def answer(dag: str) -> dict[str, Any]:
+    """What a person answered to the DAG's question, as the task would get it."""
+    from airflow.models.hitl import HITLDetail
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        asked = session.scalars(select(HITLDetail).join(TaskInstance).where(TaskInstance.dag_id == dag)).one()
+        return dict(asked.as_resume_event_payload())

@@ -6,7 +6,6 @@ documentation.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
+from operators.approval import decision
 from tests.dags.live import free_port
 from tests.plugins import place, tree
 from tests.plugins.browser import BINARY, PATIENCE, WHY_NOT, Page
@@ -139,18 +139,26 @@ def test_a_viewers_buttons_do_nothing(site: Site, page: Page) -> None:
 
 
 QUESTION = r"""- **gate_quantized: pass** mAP is *0\.9* <b>not bold</b>
-- run: `r_1` of `plates`"""
+- run: `r_1` of `plates`
+
+[Report of this run](/refit/report/retrain_model-005/r_1) [elsewhere](//example.org/)"""
 
 
-def test_a_question_is_shown_as_text(site: Site, page: Page) -> None:
-    """The Markdown of an approval, with what a class or a file may be named in it."""
-    page.open(site.url + PAGES["model"])
-    page.js(f"document.querySelector('main').append(written({json.dumps(QUESTION)}))")
-    shown = "[...document.querySelectorAll('main > ul:last-child li')].map(li => li.innerHTML)"
-    assert page.js(shown) == [
+def test_a_person_reads_the_question_and_answers_it_with_a_note(site: Site, page: Page) -> None:
+    """The Markdown of an approval, with what a class or a file may be named in it; what is written reaches the task."""
+    place.start_run("retrain_model-005", "manual__asks", asks=QUESTION)
+    page.open(f"{site.url}/refit/models/model-005")
+    page.until("document.querySelector('.approval') !== null")
+    assert page.js("[...document.querySelectorAll('.approval li')].map(li => li.innerHTML)") == [
         "<b>gate_quantized: pass</b> mAP is *0.9* &lt;b&gt;not bold&lt;/b&gt;",
         "run: <code>r_1</code> of <code>plates</code>",
+        '<a href="/refit/report/retrain_model-005/r_1">Report of this run</a> [elsewhere](//example.org/)',
     ]
+    page.js("document.querySelector('.approval input').value = 'seen the pictures'")
+    page.js("document.querySelector('.approval button.main').click()")
+    page.until("document.getElementById('notice').textContent === 'Answered: Approve.'")
+    said = decision(place.answer("retrain_model-005"))
+    assert (said.approved, said.by, said.note) == (True, "olga (Airflow)", "seen the pictures")
 
 
 def test_the_progress_moves(site: Site, page: Page) -> None:

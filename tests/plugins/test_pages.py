@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "odd" / "index.json").write_text(json.dumps(odd))
     (made.parent / "secret.html").write_text("not for you")
     os.symlink(made.parent / "secret.html", made / "model-000" / "runs" / "run-0001" / "data.html")
+    os.symlink("../../hidden/runs/run-0001", made / "model-000" / "runs" / "linked")
+    os.symlink("../hidden/runs", made / "half" / "runs")
     return made
 
 
@@ -35,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def client(root: Path) -> TestClient:
     made = place.app(root, ["model-000", "model-001", "half", "odd", "fresh", "asking"])  # of hidden there is no DAG
     place.start_run("retrain_model-001", "manual__now")
-    place.start_run("retrain_asking", "manual__asks", asks=True)
+    place.start_run("retrain_asking", "manual__asks", asks="Is it good?")
     return TestClient(made, follow_redirects=True)
 
 
@@ -59,6 +62,35 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES)
 def test_without_a_login_nothing_is_shown(client: TestClient, page: str) -> None:
     assert client.get(f"/refit{page}").status_code == 401
+
+
+def test_a_person_without_a_login_is_told_where_to_log_in(client: TestClient) -> None:
+    answer = client.get("/refit/models/model-000?run=run-0001", headers={"Accept": "text/html"})
+    assert answer.status_code == 401
+    assert 'href="/api/v2/auth/login?next=%2Frefit%2Fmodels%2Fmodel-000%3Frun%3Drun-0001"' in answer.text
+    sent = client.get("/api/v2/auth/login?next=%2Frefit%2Fmodels%2Fmodel-000", follow_redirects=False)
+    assert (sent.status_code, sent.headers["location"].rpartition("?")[2]) == (
+        307,
+        "next=%2Frefit%2Fmodels%2Fmodel-000",
+    )
+
+
+@pytest.mark.parametrize(
+    ("page", "status", "said"),
+    [
+        ("/models/%3Cscript%3Ealert(1)%3C/script%3E", 404, "Not there"),  # with a slash: an address that no route has
+        ("/published/model-000/..%2F..%2Fsecret.html", 404, "Not there"),
+        ("/models?page=x", 422, "page: Input should be a valid integer"),
+    ],
+)
+def test_what_no_page_has_is_told_on_a_page(
+    client: TestClient, olga: dict[str, str], page: str, status: int, said: str
+) -> None:
+    answer = client.get(f"/refit{page}", headers=olga)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+    assert said in answer.text
+    assert "alert(1)" not in answer.text
+    assert "detail" in client.get(f"/refit{page}", headers={**olga, "Accept": "application/json"}).json()
 
 
 def test_the_list(client: TestClient, olga: dict[str, str]) -> None:
@@ -92,9 +124,12 @@ def test_the_list_for_programs(client: TestClient, olga: dict[str, str]) -> None
 
 def test_one_model(client: TestClient, olga: dict[str, str]) -> None:
     text = client.get("/refit/models/model-000", headers=olga).text
-    for said in ("version 6 serves", "olga", "Models side by side", "144,231", "Precision over recall", "Give it"):
+    assert "olga: seen the pictures &lt;script&gt;" in text
+    for said in ("version 6 serves", "Models side by side", "144,231", "Precision over recall", "Give it"):
         assert (said in text) == (said != "Give it")
     assert "mAP@0.5 by version" in text
+    assert "model-000/runs/run-0006/25-edge/out/model-000-tflite.zip" in text
+    assert re.search(r'href="/refit/models/model-000\?run=run-0001">train: the champion, version 1 of run', text)
     assert text.count("<script") == 1  # the page's own
     assert "&lt;script&gt;alert(1)" in text
     assert client.get("/refit/models/model-000?run=run-0005", headers=olga).text.count("Give it more memory.") == 1
@@ -106,6 +141,28 @@ def test_two_compared(client: TestClient, olga: dict[str, str]) -> None:
     assert f"+{change:.3f}" in text  # the older one is on the left, whatever the order was
     assert "+seed: 2" in text
     assert text.count("<script") == 1
+    assert cells(text, "Seconds of GPUs") == ["360.0", "720.0", "+360.0"]
+    assert cells(text, "Cost EUR") == ["2.10", "4.20", "+2.10"]
+    assert cells(text, "TFLite: mAP@0.5") == [f"{tree.score(n) - 0.004:.3f}" for n in (1, 2)] + [f"{change:+.3f}"]
+    assert cells(text, "TFLite: bytes") == ["583,375", "583,374", "-1"]
+
+
+def test_what_one_of_two_lacks_is_left_empty(client: TestClient, olga: dict[str, str], root: Path) -> None:
+    """A run without bundles, of a cluster with prices in another currency."""
+    path = root / "model-000" / "runs" / "run-0004" / "report.json"
+    report = json.loads(path.read_text())
+    report["edge"], report["cost"]["money"]["currency"] = [], "USD"
+    path.write_text(json.dumps(report))
+    text = client.get("/refit/models/model-000/compare?run=run-0001&run=run-0004", headers=olga).text
+    assert cells(text, "Cost") == ["2.10 EUR", "8.40 USD", "other"]
+    assert cells(text, "TFLite: bytes") == ["583,375", "", ""]
+
+
+def cells(page: str, name: str) -> list[str]:
+    """The cells of a table's row without their markup."""
+    row = re.search(rf'<th scope="row">{re.escape(name)}</th>(.*?)</tr>', page)
+    assert row, f"no row {name!r}"
+    return [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<td.*?>(.*?)</td>", row[1])]
 
 
 def test_a_viewer_sees_and_cannot_press(client: TestClient, olga: dict[str, str]) -> None:
@@ -169,6 +226,8 @@ def test_links_from_airflow(client: TestClient, olga: dict[str, str]) -> None:
         "/published/model-000/runs/run-0001/..%2Findex.json",
         "/published/model-000/runs/..%2f..%2fmodel-001/report.html",
         "/published/model-000/runs/run-0001/data.html",  # a link to a file outside
+        "/published/model-000/runs/linked/report.html",  # a link to another pipeline's folder
+        "/published/half/runs/run-0001/report.html",
         "/published/model-000/runs/run-0001/plan.json",
         "/published/model-000/data/..%2Findex.json",
         "/published/..%2Fmodel-000/runs/run-0001/report.html",
@@ -200,6 +259,10 @@ def test_half_written_files_say_what_to_do(client: TestClient, olga: dict[str, s
     text = client.get("/refit/models/model-001", headers=olga).text  # the run of its champion
     assert "version 6 serves" in text
     assert "remove published/model-001/runs/run-0006" in text
+    for page in ("?run=run-0006", "/compare?run=run-0001&run=run-0006"):
+        answer = client.get(f"/refit/models/model-001{page}", headers=olga)
+        assert (answer.status_code, "or it is damaged" in answer.text) == (404, True)
+        assert "below published/model-001/runs, then: refit publish model-001" in answer.text
     index = root / "model-001" / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "damaged": [3]}))
     assert "record of version 3 cannot be read" in client.get("/refit/models/model-001", headers=olga).text

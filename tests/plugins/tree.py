@@ -28,7 +28,11 @@ def row(pipeline: str, number: int, state: str = "succeeded") -> dict[str, Any]:
         "started": f"2026-{number % 12 + 1:02d}-{number % 28 + 1:02d}T10:00:00Z",
         "ended": f"2026-{number % 12 + 1:02d}-{number % 28 + 1:02d}T12:00:00Z",
         "published": "2026-11-21T12:00:00Z",
-        "cost": {"seconds": 7200.0, "gpu_seconds": 3600.0, "money": {"amount": 2.1, "currency": "EUR"}},
+        "cost": {
+            "seconds": 7200.0,
+            "gpu_seconds": 360.0 * number,
+            "money": {"amount": 2.1 * number, "currency": "EUR"},
+        },
         "fingerprint": FINGERPRINT,
         "images": 5000 + number,
         "model": "quantized",
@@ -53,6 +57,7 @@ def release(pipeline: str, run: dict[str, Any], serves: bool) -> dict[str, Any]:
         "since": run["ended"],
         "sha256": "cd" * 32,
         "approved_by": "olga",
+        "approval_note": f"seen the pictures {SCRIPT}",
         "history": [],
     }
 
@@ -120,6 +125,30 @@ def report(pipeline: str, run: dict[str, Any]) -> dict[str, Any]:
             {"stage": "gate", "title": "Good enough?", "verdict": "pass", "reason": f"it is {SCRIPT}", "figures": {}}
         ],
         "models": [] if failed else models,
+        "edge": [
+            {
+                "kind": "tflite",
+                "title": "TFLite",
+                "mAP50": value - 0.004,
+                "mAP": None,
+                "drop": 0.004,
+                "bytes": 583376 - run["version"],
+                "sha256": "cd" * 32,
+                "verdict": "warn",
+                "reason": f"lost {SCRIPT}",
+                "notes": [SCRIPT],
+                "archive": f"{pipeline}/runs/{run['run']}/25-edge/out/{pipeline}-tflite.zip",
+            },
+        ],
+        "starts": [
+            {
+                "stage": "train",
+                "given": "champion",
+                "from": f"the champion, version 1 of run run-0001 {SCRIPT}",
+                "run": "run-0001",
+                "sha256": "9f" * 32,
+            }
+        ],
         "curves": [
             {
                 "stage": "train",

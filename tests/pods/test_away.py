@@ -10,14 +10,16 @@ from typing import Any, Never
 
 import pytest
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError, ProtocolError
 
-from operators import pod
+from operators import inputs, orphans, pod
 from operators.failures import FinalStageFailure
 from operators.pod_trigger import StageTrigger
 from operators.tao import TaoTrainOperator
+from refit.outcome import Outcome
+from refit.runtime.podstatus import Do, Verdict
 
 CONTEXT: Any = {"run_id": "r1", "ti": SimpleNamespace(dag_id="d", task_id="train", map_index=-1)}
 ENDED = {"status": "ended", "name": "live-train-1", "namespace": "refit"}
@@ -41,7 +43,7 @@ def operator(monkeypatch: pytest.MonkeyPatch) -> TaoTrainOperator:
     return made
 
 
-def raises(monkeypatch: pytest.MonkeyPatch, operator: TaoTrainOperator, method: str, exc: Exception) -> None:
+def raises(monkeypatch: pytest.MonkeyPatch, operator: pod.TaoStageOperator, method: str, exc: Exception) -> None:
     def call(*args: Any, **kwargs: Any) -> Never:
         raise exc
 
@@ -85,3 +87,61 @@ def test_an_answer_that_no_waiting_mends_is_not_waited_for(
     raises(monkeypatch, operator, "_read", http(422, "nonsense"))
     with pytest.raises(ApiException, match="422"):
         operator.trigger_reentry(CONTEXT, ENDED)
+
+
+def gone(*args: Any) -> Never:
+    raise inputs.BadInput("specs/pipelines/live.yaml: no such file")
+
+
+def test_a_pod_that_asks_for_a_result_is_the_tasks_and_not_taken_for_the_stages(
+    monkeypatch: pytest.MonkeyPatch, operator: TaoTrainOperator
+) -> None:
+    made = list[Any]()
+
+    def dies(pod: Any) -> Never:
+        made.append(pod.metadata)
+        raise KeyboardInterrupt  # as a worker that is killed
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        """Nobody is left to delete it."""
+
+    operator._prepare({**CONTEXT, "dag_run": SimpleNamespace(conf={})})
+    monkeypatch.setattr(operator, "_get_ti_pod_labels", lambda context: {"task_id": "train"} if context else {})
+    monkeypatch.setitem(vars(operator), "pod_manager", SimpleNamespace(create_pod=dies))
+    monkeypatch.setattr(operator, "_delete", away)
+    with pytest.raises(KeyboardInterrupt):
+        operator._read_back(Verdict(Do.READ_BACK, "no_answer", "lost", Outcome.TOOLKIT_ERROR), CONTEXT)
+    (left,) = made
+    assert "task_id" not in left.labels, "by which a task finds its stage's pod again"
+    states = {CONTEXT["run_id"]: {CONTEXT["ti"].task_id: "failed"}}
+    listed = {"metadata": {"uid": "1", "name": left.name, "annotations": left.annotations}}
+    assert [o.name for o in orphans.orphans([listed], lambda dag, runs: states, None)] == [left.name]
+
+
+@pytest.mark.parametrize("refused", ["pod", "file", "end"])
+def test_a_run_that_cannot_be_published_is_told_of_and_does_not_fail(
+    monkeypatch: pytest.MonkeyPatch, operator: TaoTrainOperator, refused: str
+) -> None:
+    publish, told = pod.PublishPodOperator(task_id="publish", pipeline="live"), list[Any]()
+    planned = operator.planned({**CONTEXT, "dag_run": SimpleNamespace(conf={})})
+    monkeypatch.setattr(publish, "planned", gone if refused == "file" else lambda context: planned)
+    monkeypatch.setattr(publish, "_get_ti_pod_labels", lambda context: {})
+    monkeypatch.setattr(pod.notify, "ended", lambda *about: told.append(about))
+    raises(monkeypatch, publish, "get_or_create_pod", http(422, "a policy wants a label"))
+    raises(monkeypatch, publish, "_read", http(422, "nonsense"))
+    with pytest.raises(AirflowSkipException, match=r"no report was published: .*(label|no such file|422)"):
+        publish.trigger_reentry(CONTEXT, ENDED) if refused == "end" else publish.execute(CONTEXT)
+    assert told == [("live", CONTEXT, None)]
+
+
+@pytest.mark.parametrize("bound", [{"cluster": "workstation"}, None])
+def test_a_run_is_published_where_it_was_bound(bound: dict[str, str] | None) -> None:
+    """Whatever its file says by now, or where there is none any more; it is asked where bind has not come so far."""
+    publish = pod.PublishPodOperator(task_id="publish", pipeline="live")
+    task = SimpleNamespace(dag_id="d", id="1", get_task_states=lambda **asked: {}, xcom_pull=lambda task_ids: bound)
+    context = {"run_id": "r1", "ti": task, "dag_run": SimpleNamespace(conf={})}
+    if bound is None:
+        with pytest.raises(inputs.BadInput, match=r"live\.yaml: no such file"):
+            publish.planned(context)
+    else:
+        assert publish.planned(context)[0] == pod.kubernetes_profile("workstation")

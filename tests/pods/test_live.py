@@ -131,10 +131,10 @@ def test_a_good_stage(airflow: Airflow, namespace: str) -> None:
 
 def test_a_pod_that_is_deleted_is_made_again_and_goes_on(airflow: Airflow, namespace: str) -> None:
     started = airflow.trigger("epochs")
-    pod = wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 120)
+    pod = wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 240)
     time.sleep(6)
     cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false", namespace=namespace)
-    assert wait_for("the end", lambda: _ended(airflow, "epochs", started), 180) == "success"
+    assert wait_for("the end", lambda: _ended(airflow, "epochs", started), 300) == "success"
     told = airflow.xcom("epochs", started, "train")
     assert sum(told["pods"].values()) == 1
     assert told["metrics"]["first"] >= 3, "it began anew"
@@ -143,10 +143,10 @@ def test_a_pod_that_is_deleted_is_made_again_and_goes_on(airflow: Airflow, names
 
 def test_a_runner_that_is_killed_goes_on_in_a_new_pod(airflow: Airflow, namespace: str) -> None:
     started = airflow.trigger("epochs")
-    pod = wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 120)
+    pod = wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 240)
     time.sleep(6)
     _kill_from_outside(pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2])
-    assert wait_for("the end", lambda: _ended(airflow, "epochs", started), 180) == "success"
+    assert wait_for("the end", lambda: _ended(airflow, "epochs", started), 300) == "success"
     told = airflow.xcom("epochs", started, "train")
     assert told["metrics"]["first"] >= 3
 
@@ -167,32 +167,32 @@ def _kill_from_outside(container: str) -> None:
 
 def test_marking_a_task_failed_deletes_its_pod(airflow: Airflow, namespace: str) -> None:
     started = airflow.trigger("epochs")
-    wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 120)
+    wait_for("a running pod", lambda: the_pod(namespace, "epochs"), 240)
     wait_for("the trigger at work", lambda: "starting at epoch" in airflow.log("epochs", started, "train"))
     airflow.mark("epochs", started, "train", "failed")
-    wait_for("the pod to go", lambda: not pods(namespace, "epochs"), 90)
+    wait_for("the pod to go", lambda: not pods(namespace, "epochs"), 240)
     assert airflow.finished("epochs", started) == "failed"
     assert "invoking on_kill" in airflow.log("epochs", started, "train")
 
 
 def test_a_task_that_is_ended_while_no_triggerer_runs_leaves_no_pod(airflow: Airflow, namespace: str) -> None:
     kept = airflow.trigger("slow")
-    wait_for("a pod that is followed", lambda: the_pod(namespace, "slow"), 120)
+    wait_for("a pod that is followed", lambda: the_pod(namespace, "slow"), 240)
     airflow.kill_component("triggerer")
     try:
         started = airflow.trigger("epochs")
-        wait_for("deferral", lambda: airflow.states("epochs", started)["train"] == "deferred", 120)
+        wait_for("deferral", lambda: airflow.states("epochs", started)["train"] == "deferred", 240)
         pod = pods(namespace, "epochs")[0]["metadata"]["name"]
         airflow.mark("epochs", started, "train", "failed")
     finally:
         airflow.start_component("triggerer")
-    wait_for("the pod to go", lambda: pod not in {p["metadata"]["name"] for p in pods(namespace, "epochs")}, 120)
+    wait_for("the pod to go", lambda: pod not in {p["metadata"]["name"] for p in pods(namespace, "epochs")}, 240)
     runs = wait_for("a run that tells", lambda: airflow.call("GET", "/dags/refit_orphans/dagRuns")["dag_runs"])
     log = airflow.log("refit_orphans", runs[0]["dag_run_id"], "delete").replace('\\"', '"')
     assert f"deleting pod {namespace}/{pod}: its task is failed (epochs {started} train)" in log
     assert the_pod(namespace, "slow"), "a pod whose task goes on was deleted"
     airflow.mark("slow", kept, "train", "failed")
-    wait_for("the other pod to go", lambda: not pods(namespace, "slow"), 90)
+    wait_for("the other pod to go", lambda: not pods(namespace, "slow"), 240)
 
 
 # What each of these runs says when it has failed; most of them wait for something, so they run side by side.
@@ -224,7 +224,7 @@ def test_what_another_try_would_only_repeat(
     for word in FAILING[dag]:
         assert word.format(namespace=namespace) in log, log[-3000:]
     assert "attempt=2" not in log
-    wait_for("the pod to go", lambda: not pods(namespace, dag), 60)
+    wait_for("the pod to go", lambda: not pods(namespace, dag), 240)
 
 
 def test_an_image_without_python_gets_one(airflow: Airflow, namespace: str) -> None:

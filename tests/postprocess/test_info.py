@@ -88,18 +88,6 @@ def test_the_form_is_the_contracts() -> None:
     }
 
 
-def test_clustering_as_a_tao_spec_says_it() -> None:
-    spec = {"coverage_threshold": 0.005, "dbscan_eps": 0.3, "dbscan_min_samples": 1, "minimum_bounding_box_height": 4}
-    assert Clustering.from_tao(spec, "x") == Clustering("dbscan", 0.005, 4, 0.3)
-    silent = {"nms_iou_threshold": 0, "dbscan_min_samples": 0.05, "neighborhood_size": 9}
-    assert Clustering.from_tao({"clustering_algorithm": "HYBRID", **silent}, "x") == Clustering("hybrid")
-    assert Clustering.from_tao({"clustering_algorithm": 1}, "x").algorithm == "nms"
-    with pytest.raises(ModelInfoError, match=r"train\.txt: algorithm is 'KMEANS'; use 'dbscan' or 'nms' or 'hybrid'"):
-        Clustering.from_tao({"clustering_algorithm": "KMEANS"}, "train.txt")
-    with pytest.raises(ModelInfoError, match=r"train\.txt: unknown key dbscan_epsilon"):
-        Clustering.from_tao({"dbscan_epsilon": 0.1}, "train.txt")
-
-
 def changed(path: tuple[str, ...], value: Any) -> Any:
     data = json.loads(INFO.text())
     at = data

@@ -120,3 +120,11 @@ def test_answers_that_are_not_there_are_no_verdict(house: House, tmp_path: Path)
     spec = house.ask("lost", INFO)
     with pytest.raises(GateError, match=r"cannot be read as answers of Triton .* run prove again"):
         parity(spec.model_copy(update={"answers": {"": tmp_path}}))
+
+
+def test_pictures_without_any_object_are_no_verdict(house: House) -> None:
+    spec = house.ask("empty", INFO)
+    path = spec.proof / "truth.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    with pytest.raises(GateError, match="no object in the pictures"):
+        parity(spec)

@@ -78,6 +78,14 @@ def test_without_a_server_it_says_so(tmp_path: Path) -> None:
     assert '"status": "FAILURE"' in (tmp_path / "out" / "status.json").read_text()
 
 
+def test_some_pictures_of_a_split_are_such_with_objects(house: House, tmp_path: Path) -> None:
+    rows = [{"file": f"{n}.png", "split": "test", "objects": [{}] if n > 7 else []} for n in range(10)]
+    (tmp_path / "annotations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = house.spec("some", INFO).model_copy(update={"snapshot": tmp_path, "split": "test", "images": 5})
+    assert [row["file"] for row in prepare._rows(spec)] == ["8.png", "9.png"]
+    assert len(prepare._rows(spec.model_copy(update={"images": None}))) == 10
+
+
 def test_what_is_prepared_is_one_picture_for_each_image_and_geometry(house: House) -> None:
     out = house.folder / "prepared" / "proof"
     prepare.run(house.spec("prepared", INFO, images=4, doubted=2), out, StatusWriter(out))

@@ -18,9 +18,18 @@ class Workspace:
         self.folder = root / "workspace" / name
         self.published = root / "workspace" / "published" / name
 
-    def run(self, run: str, *, prices: dict[str, Any] | None = None, **results: dict[str, Any]) -> Path:
+    def run(
+        self,
+        run: str,
+        *,
+        prices: dict[str, Any] | None = None,
+        start_from: dict[str, Any] | None = None,
+        snapshot: str | None = None,
+        **results: dict[str, Any],
+    ) -> Path:
         """A run with a plan of train, evaluate_trained, gate_trained and release; `results` by stage. Where one is
-        of quantize, that and evaluate_quantized are in the plan."""
+        of quantize, that and evaluate_quantized are in the plan; where one is of evaluate_coral, the stages of that
+        bundle."""
         folder = self.folder / "runs" / run
         stages = [
             self._request(folder, 1, "train", "train", [], GPU),
@@ -31,18 +40,28 @@ class Workspace:
         if "quantize" in results:
             stages.append(self._request(folder, 5, "quantize", "quantize", ["train"]))
             stages.append(self._request(folder, 6, "evaluate_quantized", "evaluate", ["quantize"]))
+        if "evaluate_champion" in results:
+            stages.append(self._request(folder, 11, "evaluate_champion", "evaluate", []))
+        if "pretrained" in results:
+            stages.insert(0, self._request(folder, 0, "pretrained", "pretrained", []))
+        if "evaluate_coral" in results:
+            stages.append(self._request(folder, 7, "evaluate_exported", "evaluate", ["train"]))
+            stages.append(self._request(folder, 8, "evaluate_coral", "evaluate", ["train"]))
+            stages.append(self._request(folder, 9, "gate_coral", "gate", ["evaluate_coral", "evaluate_exported"]))
+            stages.append(self._request(folder, 10, "edge", "bundle", ["evaluate_coral"]))
         plan = {
             "pipeline": self.folder.name,
             "run": run,
             "run_id": f"manual__{run}",
             "fingerprint": FINGERPRINT,
-            "snapshot": str(self.folder / "datasets" / FINGERPRINT),
+            "snapshot": snapshot or str(self.folder / "datasets" / FINGERPRINT),
             "stages": stages,
             "reused": {},
             "off": [],
             "conf": {"train_epochs": 3},
             "pipeline_file": {"name": "plates.yaml", "text": "toolkit: cpu"},
             **({"prices": prices} if prices else {}),
+            **({"start_from": start_from} if start_from else {}),
         }
         self.bind(run)
         (folder / "plan.json").write_text(json.dumps(plan))

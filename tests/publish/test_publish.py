@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,42 @@ def test_a_good_run(ws: Workspace) -> None:
     assert [(r["run"], r["state"], r["version"]) for r in found["runs"]] == [("r1", "succeeded", 1)]
 
 
+def test_the_pictures_of_a_run_with_a_snapshot_of_elsewhere(ws: Workspace, tmp_path: Path) -> None:
+    run = ws.run("r1", snapshot=str(tmp_path / "elsewhere"), **GOOD)
+    evaluation(run / "02-evaluate_trained" / "out")
+    images = tmp_path / "elsewhere" / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / "0.png"), np.zeros((30, 40, 3), np.uint8))
+    stage.refresh(ws.folder, "r1")
+    assert [s["file"] for s in report(ws, "r1")["samples"]] == ["0.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("<script>alert(2)<.png", "&lt;script&gt;alert(2)&lt;.png"),
+        ("\u202egnp.exe.png", "\ufffdgnp.exe.png"),
+        ("../../no.png", ""),
+    ],
+)
+def test_a_pictures_name_is_shown_and_never_a_path(ws: Workspace, name: str, shown: str) -> None:
+    run = ws.run("r1", **GOOD)
+    out = run / "02-evaluate_trained" / "out"
+    evaluation(out)
+    truth = json.loads((out / "ground_truth.json").read_text())
+    truth["images"][0]["file_name"] = name
+    (out / "ground_truth.json").write_text(json.dumps(truth))
+    images = ws.folder / "datasets" / FINGERPRINT / "images"
+    images.mkdir()
+    cv2.imwrite(str(images / name), np.zeros((30, 40, 3), np.uint8))
+    stage.refresh(ws.folder, "r1")
+    assert [s["file"] for s in report(ws, "r1")["samples"]] == ([name] if shown else [])
+    page = html(ws, "r1")
+    assert shown in page
+    assert "<script" not in page
+    assert "\u202e" not in page
+
+
 def test_what_quantization_did_stands_side_by_side(ws: Workspace) -> None:
     int8 = {"outputs": {"model": {"bytes": 600}}}
     run = ws.run("r1", **{**GOOD, "quantize": int8, "evaluate_quantized": {"metrics": {"mAP50": 0.79}}})
@@ -98,6 +135,41 @@ def test_a_release_whose_record_cannot_be_read_is_named(ws: Workspace) -> None:
     assert (found["damaged"], [r["version"] for r in found["releases"]]) == ([2], [1])
 
 
+def test_what_a_triton_answered_of_the_challenger_is_shown(ws: Workspace) -> None:
+    """As TAO's runs have it, whose evaluations leave figures only."""
+    run = ws.run("r1", **GOOD, evaluate_champion={"metrics": {"mAP50": 0.7}})
+    asked = run / "11-evaluate_champion" / "out"
+    evaluation(asked)  # of the version that serves
+    stage.refresh(ws.folder, "r1")
+    assert report(ws, "r1")["evaluation"] is None
+    (asked / "challenger").mkdir()
+    evaluation(asked / "challenger")
+    stage.refresh(ws.folder, "r1")
+    assert report(ws, "r1")["evaluation"]["images"] == 2
+    assert "Precision over recall" in html(ws, "r1")
+
+
+def test_what_the_trainings_began_with(ws: Workspace) -> None:
+    begun = {
+        "train": {"given": "champion", "value": f"taken:{'12' * 32}/model.pth", "from": "the champion", "run": "r0"},
+        "retrain": {"given": "resume:r<b>", "value": f"session:{'34' * 32}", "from": "that of run r<b>", "run": "r<b>"},
+        "distill": {"given": "champion", "value": None, "from": "random weights", "run": None},
+    }  # fmt: skip
+    fetched = {"summary": {"model": "nvidia/tao/pretrained:x", "file": "x.hdf5", "bytes": 1, "sha256": "56" * 32}}
+    ws.run("r1", **GOOD, start_from=begun, pretrained=fetched)
+    stage.refresh(ws.folder, "r1")
+    assert [(s["stage"], s["run"], s["sha256"]) for s in report(ws, "r1")["starts"]] == [
+        ("train", "r0", "12" * 32),
+        ("retrain", "r<b>", "34" * 32),
+        ("distill", None, None),
+        ("train", None, "56" * 32),
+    ]
+    page = html(ws, "r1")
+    assert "retrain: that of run r&lt;b&gt;" in page
+    assert "pretrained weights: nvidia/tao/pretrained:x" in page
+    assert "565656565656" in page
+
+
 def test_a_failed_run_says_why_and_what_to_do(ws: Workspace) -> None:
     said = {"outcome": "out_of_memory", "reason": "killed at 8 GiB", "advice": "Give it more.", "log_tail": ["<b>loud"]}
     ws.run("r1", train=said)
@@ -110,6 +182,17 @@ def test_a_failed_run_says_why_and_what_to_do(ws: Workspace) -> None:
     assert "Give it more." in page
     assert "&lt;b&gt;loud" in page
     assert index(ws)["champion"] is None
+
+
+def test_a_run_that_ended_before_bind_has_failed_and_says_why(ws: Workspace) -> None:
+    ws.run("r2", **GOOD)
+    stage.refresh(ws.folder, "r2")
+    (ws.folder / "runs" / "r1").mkdir()
+    stage.refresh(ws.folder, "r1", run_id="manual__1", failed={"arrival": "unknown params: 'train_epoch'"})
+    made = report(ws, "r1")
+    assert (made["state"], made["failed"], made["reason"]) == ("failed", "arrival", "unknown params: 'train_epoch'")
+    assert "Wait for complete data" in html(ws, "r1")
+    assert index(ws)["last"]["run"] == "r1"  # it has no start of its own, and is the newest all the same
 
 
 def test_a_run_that_ended_in_bind_has_a_report_with_its_data(ws: Workspace) -> None:
@@ -125,7 +208,7 @@ def test_what_airflow_knows_to_have_failed_without_a_result(ws: Workspace) -> No
     ws.run("r1")
     stage.refresh(ws.folder, "r1")
     assert report(ws, "r1")["state"] == "unfinished"
-    stage.refresh(ws.folder, "r1", failed=["train"])
+    stage.refresh(ws.folder, "r1", failed={"train": ""})
     made = report(ws, "r1")
     assert (made["state"], made["failed"]) == ("failed", "train")
     assert "log" in made["reason"]
@@ -154,7 +237,8 @@ def test_a_roll_back_shows_in_the_index(ws: Workspace) -> None:
     assert index(ws)["champion"]["version"] == 2
     ws.release(2, "r2", state="retired", reason="wrong at night")
     ws.release(1, "r1")
-    decisions = [{"run": "r1", "approved": True, "by": "olga"}, {"run": "r2", "approved": False, "by": "eve"}]
+    said = {"by": "olga", "note": "seen the pictures"}
+    decisions = [{"run": "r1", "approved": True, **said}, {"run": "r2", "approved": False, **said}]
     lines = "\n".join([*map(json.dumps, decisions), '{"run": "r3", "appr'])
     (ws.folder / "releases" / "decisions.jsonl").write_text(lines)
     (ws.folder / "releases" / "3").mkdir()
@@ -162,9 +246,10 @@ def test_a_roll_back_shows_in_the_index(ws: Workspace) -> None:
     stage.refresh(ws.folder)
     found = index(ws)
     assert found["champion"]["version"] == 1
-    assert [(r["version"], r["state"], r["reason"], r["approved_by"]) for r in found["releases"]] == [
-        (1, "serving", "", "olga"),
-        (2, "retired", "wrong at night", None),
+    keys = ("version", "state", "reason", "approved_by", "approval_note")
+    assert [tuple(r[k] for k in keys) for r in found["releases"]] == [
+        (1, "serving", "", "olga", "seen the pictures"),
+        (2, "retired", "wrong at night", None, None),
     ]
 
 
@@ -185,6 +270,32 @@ def test_a_run_of_which_nothing_can_be_told_is_refused(ws: Workspace) -> None:
     with pytest.raises(StageError, match="runs/r1"):
         stage.refresh(ws.folder, "r1")
     assert not list(ws.published.glob("runs/*"))
+
+
+def test_what_a_killed_publisher_left_goes_after_a_day(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then it may be another writer's that is at work; the index has its run once, as it was."""
+    ws.run("r1", **GOOD)
+    stage.refresh(ws.folder, "r1")
+
+    def killed(*args: Path, **how: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_swap", killed)
+        patch.setattr(stage.shutil, "rmtree", killed)  # nobody is left who could clear up
+        with pytest.raises(KeyboardInterrupt):
+            stage.refresh(ws.folder, "r1")
+    file = ws.published / "data" / f".{FINGERPRINT}.html.tmp-0a"
+    file.write_text("half")
+    left = [file, *(ws.published / "runs").glob(".r1.tmp-*")]
+    stage.refresh(ws.folder, "r1")
+    assert [path.exists() for path in left] == [True, True]
+    assert [r["run"] for r in index(ws)["runs"]] == ["r1"]
+    for path in left:
+        os.utime(path, (0, 0))
+    stage.refresh(ws.folder)
+    assert [path.exists() for path in left] == [False, False]
+    assert report(ws, "r1")["state"] == "succeeded"
 
 
 def test_old_reports_go_but_those_of_releases(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Runs written down in MLflow: a real server (REFIT_MLFLOW: a Python that has mlflow), and servers in trouble."""
+"""Runs written down in MLflow: a real server (`make judges` sets it up), and servers in trouble."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from refit.publish import place
 from refit.publish.stage import PublishSpec, publish
 from refit.status import StatusWriter
 from refit.track import Mlflow, Tracking
+from tests.judges import judge
 from tests.operators.receivers import webhook_server
 from tests.publish.made import GOOD, Workspace
 
@@ -47,9 +48,7 @@ def written(made: Workspace, tracking: Tracking, out: Path, capsys: pytest.Captu
 
 @pytest.fixture(scope="module")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    python = os.environ.get("REFIT_MLFLOW")
-    if not python:
-        pytest.skip("REFIT_MLFLOW names no Python with mlflow")
+    python = judge()
     root = tmp_path_factory.mktemp("mlflow")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -104,14 +103,17 @@ def test_a_run_and_its_model(mlflow: str, tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("refuses", "says no: HTTP 501"),  # that server knows POST alone
+        ("refuses", "says no: HTTP 501"),
         ("nobody", "does not answer"),
+        ("hang", "does not answer (timed out)"),
+        ("drip", "takes too long"),
     ],
 )
 def test_a_server_in_trouble_is_a_warning(
     how: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(track, "TIMEOUT", 0.5)
+    monkeypatch.setattr(track, "LONGEST", 2.0)
     with webhook_server(how) as server:
         url = f"http://127.0.0.1:{9 if how == 'nobody' else server.port}"
         said = written(released(tmp_path), Tracking(mlflow=Mlflow(url=url)), tmp_path / "out", capsys)
@@ -122,8 +124,11 @@ def test_the_login_is_never_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracking = Tracking(mlflow=Mlflow(url="http://127.0.0.1:9", connection="lab"))
-    monkeypatch.setenv("REFIT_CONNECTION", "http://lea:s3cret@")
-    assert "s3cret" not in written(released(tmp_path), tracking, tmp_path / "out", capsys)
+    for host, told in (("127.0.0.1:9", "does not answer"), ("mlflow.lab", "does not name 127.0.0.1:9 as its host")):
+        monkeypatch.setenv("REFIT_CONNECTION", f"http://lea:s3cret@{host}")
+        said = written(released(tmp_path / host), tracking, tmp_path / f"{host}.out", capsys)
+        assert told in said
+        assert "s3cret" not in said
     said = written(released(tmp_path / "2"), tracking, tmp_path / "out2", capsys)
     assert "connection lab: is neither a URI nor the JSON" in said
 

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUNNER = REPOSITORY / "refit" / "runner.py"
 VERSIONS = tuple(f"3.{minor}" for minor in range(6, 14))  # all that the runner must run on
 EDGES = ("3.6", "3.8", "3.13")  # the oldest, what TAO's images have, the newest
-PATIENCE = 20.0  # seconds until a test that waits gives up
+PATIENCE = 60.0  # seconds until a test that waits gives up
 
 
 @functools.cache

@@ -68,6 +68,7 @@ def test_files_and_folders_come_out(tmp_path: Path, out: Path, name: str) -> Non
         ([("a\\..\\x", b"")], "leads out of it"),
         ([("a\nb", b"")], "cannot be a file's name"),
         ([("n" * 256, b"")], "cannot be a file's name"),
+        ([("n/" * 3000 + "n", b"")], "cannot be a file's name"),
         ([("a.jpg", b"1"), ("A.jpg", b"2")], "one name on some systems"),
         ([("é.jpg", b"1"), ("e\u0301.jpg", b"2")], "one name on some systems"),
         ([("A/x", b"1"), ("a/y", b"2")], "one name on some systems"),
@@ -94,6 +95,13 @@ def test_the_same_name_twice(tmp_path: Path, out: Path) -> None:
     unpack(zipped(tmp_path / "c.zip", ("images/c", b"1")), out, LIMITS, names)
     with pytest.raises(Unsafe, match="'images/B'"):
         unpack(zipped(tmp_path / "d.zip", ("images/B", b"2")), out, LIMITS, names)
+
+
+def test_a_name_is_not_cut_at_a_nul(tmp_path: Path, out: Path) -> None:
+    made = zipped(tmp_path / "a.zip", ("a.jpg_b.txt", b"1"))
+    made.write_bytes(made.read_bytes().replace(b"a.jpg_b.txt", b"a.jpg\0b.txt"))
+    with pytest.raises(Unsafe, match="cannot be a file's name"):
+        unpack(made, out, LIMITS)
 
 
 @pytest.mark.parametrize("kind", [LINK, HARD, PIPE, DEVICE])

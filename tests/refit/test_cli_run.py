@@ -187,6 +187,19 @@ def test_a_killed_training_goes_on(here: Path) -> None:
     assert "epoch 30/30" in second.stdout
 
 
+def test_ctrl_c_while_it_is_imported_is_quiet() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "refit", "status"]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    imported = iter(run.stderr.readline, "")
+    assert any(line.endswith(" yaml\n") for line in imported)  # refit.cli's first one
+    os.kill(run.pid, signal.SIGINT)
+    rest = run.stderr.read()
+    assert (run.wait(timeout=60), "refit.cli\n" in rest) == (130, False)
+    assert "KeyboardInterrupt" not in rest
+
+
 def test_ctrl_c_says_how_to_go_on(here: Path) -> None:
     command = [sys.executable, "-m", "refit.cli", "run", str(here / "mine.yaml")]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -188,3 +188,10 @@ def test_what_a_run_of_a_cluster_advises(
     told = capsys.readouterr().err
     assert advice in told
     assert ("local" in told) == (toolkit == "cpu")
+
+
+def test_a_folder_that_is_not_there_is_a_warning(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("dataset: {source: /data/no-such-plates, classes: [plate]}\ntoolkit: cpu\n")
+    assert main(["validate", str(file)]) == GOOD
+    told = f"warning: {file}: dataset.source: /data/no-such-plates is not there (yet)\n"
+    assert capsys.readouterr().err == told

@@ -17,6 +17,7 @@ from refit import cli, collect
 from refit import plan as plans
 from refit.collect import Collection, Rules
 from refit.data import snapshot, synthetic
+from refit.runtime import report as workspaces
 from refit.triton.ledger import Ledger, Record
 from tests.refit.bind_helpers import Place
 
@@ -98,6 +99,24 @@ def test_what_a_kept_run_reuses_stays_and_the_rest_of_that_run_goes(place: Place
     assert [json.loads(k.read_text())["stage_dir"] for k in place.workspace.glob("keys/*.json")] == [str(used_folder)]
     place.bind("newer")
     assert place.plan["reused"] == {"dataset_convert": str(used_folder)}
+
+
+def test_looks_at_the_servers_are_no_runs_and_go_by_age(place: Place) -> None:
+    """They come every hour: counted as runs, they would push out all trainings."""
+    place.bind("old")
+    run = finish(place)
+    looks = [run.parent / f"reconcile-{k}" for k in range(3)]
+    for look in looks:
+        (look / "reconcile").mkdir(parents=True)
+        (look / "reconcile" / "request.json").write_text("{}")
+    age(run, 40)
+    age(looks[0], 40)
+    found = collect.collect(place.workspace, Rules(keep_runs=1, keep_days=30))
+    assert kinds(found) == {"aside": ["reconcile-0"]}
+    assert found.kept == {"old": "one of the newest 1"}
+    assert [look.exists() for look in looks] == [False, True, True]
+    entry = workspaces.workspace(place.workspace.parent)[0]
+    assert entry["run"] == "old"
 
 
 def test_a_plan_made_in_a_pod_names_its_folders_by_another_path(place: Place) -> None:

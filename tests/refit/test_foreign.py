@@ -62,6 +62,46 @@ def test_what_hides_a_second_pickle(tmp_path: Path) -> None:
     refused(path, "two files of one name")
 
 
+@pytest.mark.parametrize("tar", [False, True])
+def test_a_zip_that_stands_behind_something_else(tmp_path: Path, tar: bool) -> None:
+    """torch.load looks at the first bytes, a zip is known by its last."""
+    evil = pickle.dumps(Harmful(), protocol=2)
+    if tar:
+        with tarfile.open(tmp_path / "evil.tar", "w") as t:
+            info = tarfile.TarInfo("storages")
+            info.size = len(evil)
+            t.addfile(info, io.BytesIO(evil))
+        evil = (tmp_path / "evil.tar").read_bytes()
+    path = torch_file(tmp_path / "two.pth")
+    path.write_bytes(evil + path.read_bytes())
+    refused(path, "is a tar" if tar else "names posix.system", "model.state_dict()")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_zip_behind_a_zip(tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python moves the offsets of what stands behind something, torch goes where they say."""
+    if large:
+        monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 0)
+    path = torch_file(tmp_path / "two.pth")
+    examine(path, "two.pth")
+    path.write_bytes(path.read_bytes() * 2)
+    refused(path, "directory does not lie where its end says")
+    path = torch_file(tmp_path / "said.pth")
+    with zipfile.ZipFile(path, "a") as z:
+        z.comment = b"x" * 40
+    refused(path, "directory does not lie where its end says")
+
+
+@pytest.mark.parametrize("member", ["archive/DATA.PKL", "archive/inner.Pkl", "archive/x\0.pkl"])
+def test_a_pickle_by_another_spelling(tmp_path: Path, member: str) -> None:
+    path = torch_file(tmp_path / "two.pth")
+    with zipfile.ZipFile(path, "a") as z:
+        info = zipfile.ZipInfo("placeholder")
+        info.filename = member
+        z.writestr(info, pickle.dumps(Harmful(), protocol=2))
+    refused(path, "model.state_dict()")
+
+
 def test_a_program_of_torchscript(tmp_path: Path) -> None:
     path = torch_file(tmp_path / "script.pth")
     with zipfile.ZipFile(path, "a") as z:

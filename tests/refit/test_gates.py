@@ -38,6 +38,14 @@ def test_above_the_floor_passes(tmp_path: Path) -> None:
     assert verdict.figures == {"mAP50": 0.8, "floor": 0.75}
 
 
+def test_a_model_that_finds_nothing_needs_no_floor_to_fail(tmp_path: Path) -> None:
+    spec = QualitySpec(model="trained", candidate=results(tmp_path, "c", 0.0))
+    verdict = quality(spec)
+    assert verdict.state == "fail"
+    assert "mAP50 of the trained model is 0.000: it finds nothing" in verdict.reason
+    assert quality(spec.model_copy(update={"floor": 0.0})).state == "pass"
+
+
 @pytest.mark.parametrize(("policy", "state"), [("fail", "fail"), ("warn", "warn")])
 def test_below_the_floor(tmp_path: Path, policy: str, state: str) -> None:
     spec = QualitySpec.model_validate(
@@ -53,7 +61,7 @@ def test_a_drop_names_the_class_that_lost_most(tmp_path: Path) -> None:
     after = results(tmp_path, "c", 0.75, {"cell": 0.9, "plate": 0.6})
     verdict = quality(QualitySpec(model="quantized", candidate=after, baseline=before, max_drop=0.01))
     assert verdict.state == "fail"
-    assert "lost 0.050 mAP50 (0.800 -> 0.750), more than 0.010; plate lost most (+0.100)" in verdict.reason
+    assert "lost 0.050 mAP50 (0.800 -> 0.750), more than 0.010; plate lost most (0.100)" in verdict.reason
     assert verdict.figures["drop"] == pytest.approx(0.05)
 
 
@@ -70,7 +78,7 @@ def test_the_runners_record_of_another_commands_figures(tmp_path: Path) -> None:
     candidate, baseline = (str(path.parent / "out" / ".." / "result.json") for path in (after, before))
     verdict = quality(QualitySpec(model="quantized", candidate=candidate, baseline=baseline, max_drop=0.01))
     assert verdict.state == "fail"
-    assert "lost 0.050 mAP50 (0.800 -> 0.750), more than 0.010; van lost most (+0.100)" in verdict.reason
+    assert "lost 0.050 mAP50 (0.800 -> 0.750), more than 0.010; van lost most (0.100)" in verdict.reason
     assert verdict.figures["drop of van"] == pytest.approx(0.1)
 
 
@@ -316,8 +324,22 @@ def test_another_evaluation_set_than_before_is_told(tmp_path: Path) -> None:
     verdict = quality(QualitySpec(**spec, evaluation_before="b" * 64))
     assert verdict.state == "pass"
     assert verdict.reason.endswith(
-        "measured on evaluation set aaaaaaaaaaaa: figures of before, on bbbbbbbbbbbb, cannot be compared with it"
+        "measured on evaluation set aaaaaaaaaaaa: figures of earlier runs, on bbbbbbbbbbbb, cannot be compared with it"
     )
+
+
+def test_a_champion_that_was_released_on_another_evaluation_set_is_measured_on_this_one(tmp_path: Path) -> None:
+    """Its figure of then is not asked for; figures of two data sets are refused."""
+    spec = {"model": "trained", "against": "of the champion", "max_drop": 0.01, "evaluation": "a" * 64}
+    spec |= {"candidate": results(tmp_path, "c", 0.8), "evaluation_before": "b" * 64}
+    verdict = quality(QualitySpec.model_validate({**spec, "baseline": results(tmp_path, "b", 0.8)}))
+    assert verdict.state == "pass"
+    told = (
+        "; both measured now, on evaluation set aaaaaaaaaaaa; the champion was released by figures on bbbbbbbbbbbb, and"
+    )
+    assert told in verdict.reason
+    with pytest.raises(GateError, match=r"different dataset .* cannot be compared"):
+        quality(QualitySpec.model_validate({**spec, "baseline": results(tmp_path, "o", 0.8, dataset="g" * 64)}))
 
 
 def test_the_rung_of_the_ladder_is_told(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_stop_from_another_thread(bench: Bench, code: str) -> None:
     command = read_number(bench.out / "command")
     process.stop()
     assert not alive(command)
-    thread.join(timeout=20)
+    thread.join(timeout=60)
     assert (results[0].outcome, results[0].reason) == ("cancelled", "stopped by SIGTERM")
     process.stop()  # again: nothing happens
 
@@ -216,7 +216,7 @@ def test_stop_without_patience_kills_the_runner_and_the_command_goes_too(bench: 
     thread, results = in_thread(process)
     command = read_number(bench.out / "command")
     process.stop(grace=0)
-    thread.join(timeout=20)
+    thread.join(timeout=60)
     wait_for(lambda: not alive(command), "the command is gone")
     assert (results[0].outcome, results[0].reason) == ("cancelled", "the runner ended without a result (SIGKILL)")
 
@@ -268,7 +268,7 @@ def test_stop_inside_a_signal_handler_of_the_waiting_thread(bench: Bench, code: 
     starter = start(bench, code, "signal.signal(signal.SIGTERM, lambda *_: process.stop())")
     command = read_number(bench.out / "command")
     starter.terminate()
-    assert starter.wait(timeout=20) == 0
+    assert starter.wait(timeout=60) == 0
     assert (bench.root / "output").read_text().endswith("outcome cancelled\n")
     assert bench.result()["reason"] == "stopped by SIGTERM"
     assert not alive(command)
@@ -278,7 +278,7 @@ def test_ctrl_c_stops_the_stage(bench: Bench) -> None:
     starter = start(bench, SLEEP)
     command = read_number(bench.out / "command")
     starter.send_signal(signal.SIGINT)
-    assert starter.wait(timeout=20) == 130
+    assert starter.wait(timeout=60) == 130
     assert not alive(command)
     assert bench.result()["outcome"] == "cancelled"
 

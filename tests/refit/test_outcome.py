@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from refit import outcome as module
 from refit import runner
-from refit.outcome import TABLE, Outcome, Result, ResultError, StageFailed
+from refit.outcome import TABLE, Outcome, Result, ResultError
 from tests.refit.runner_helpers import REPOSITORY
 
 
@@ -86,12 +85,3 @@ def test_a_result_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> Non
     (tmp_path / "result.json").write_text("x")
     with pytest.raises(ResultError, match=r"result.json: the result is not JSON"):
         Result.read(tmp_path / "result.json")
-
-
-def test_stage_failed_says_what_and_what_to_do() -> None:
-    text = json.dumps(
-        {"schema": 1, "name": "train", "outcome": "diverged", "reason": "the loss became nan.", "advice": "Lower it."}
-    )
-    error = StageFailed(Result.from_json(text))
-    assert str(error) == "train: diverged: the loss became nan. Lower it."
-    assert error.result.outcome is Outcome.DIVERGED

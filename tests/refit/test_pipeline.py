@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,38 @@ def errors(path: Path) -> str:
     with pytest.raises(SpecError) as caught:
         pipelines.load(path, path.name)
     return str(caught.value)
+
+
+def test_a_spec_lies_with_the_pipeline_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, specs = tmp_path / "pipelines", tmp_path / "specs"
+    for place in (folder, specs):
+        place.mkdir()
+        (place / "own.txt").write_text("a: 1\n")
+    (folder / "..data").mkdir()  # as Kubernetes mounts a ConfigMap
+    (folder / "..data" / "mapped.txt").write_text("b: 2\n")
+    (folder / "mapped.txt").symlink_to("..data/mapped.txt")
+    (folder / "link.txt").symlink_to(specs / "own.txt")
+    (folder / "large.txt").write_bytes(b"#" * (2 << 20))
+    (folder / "latin.txt").write_bytes(b"\xe9")
+    os.mkfifo(folder / "pipe.txt")
+
+    def read(name: str) -> dict[str, str]:
+        return pipelines.attachments(parse_yaml(f"stages: {{train: {{spec: {name}}}}}", "mine.yaml"), folder)
+
+    assert read("own.txt") == {"own.txt": "a: 1\n"}
+    assert read("mapped.txt") == {"mapped.txt": "b: 2\n"}
+    outside = ("../specs/own.txt", "link.txt", str(specs / "own.txt"), "/proc/self/environ", "/dev/zero", "../none")
+    for name in outside:
+        with pytest.raises(SpecError, match=r"^mine.yaml:1: stages.train.spec: .*: it lies outside of .* REFIT_SPECS$"):
+            read(name)
+    for name, why in (("large.txt", "it has 2 MiB, a spec at most 1"), ("pipe.txt", "no file"), ("latin.txt", "UTF-8")):
+        with pytest.raises(SpecError, match=why):
+            read(name)
+    with pytest.raises(SpecError, match=r"No such file or directory; did you mean 'own.txt'"):
+        read("owm.txt")
+    monkeypatch.setenv("REFIT_SPECS", str(specs))
+    for name in outside[:3]:
+        assert read(name) == {name: "a: 1\n"}
 
 
 @pytest.mark.parametrize("path", pipelines.files(ROOT / "specs" / "pipelines"), ids=lambda p: p.name)

@@ -15,6 +15,7 @@ from refit import pipeline as pipelines
 from refit import plan as plans
 from refit.config import Settings
 from refit.specs import parse_yaml
+from refit.toolkits.smoke import changed as pipeline_changed
 from refit.triton.specs import CanarySpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,6 +202,26 @@ def test_conf_becomes_overrides() -> None:
         {"reuse": False},
     )
     assert plans.overrides(load(), {"train_epochs": 3}) == ({}, {})  # the form sends what nobody changed, too
+
+
+@pytest.mark.parametrize(
+    ("file", "asked", "same"),
+    [
+        ("s3://labels/plates", "s3://labels/other", True),
+        ("s3://labels/plates", "https://mine.example/x.zip", False),
+        ("s3://labels/plates", "gs://mine/x", False),
+        ("s3://labels/plates", "inbox", False),
+        ("https://lab.example/a.zip", "https://lab.example/b.zip", True),
+        ("https://lab.example/a.zip", "https://lab.example.mine.example/a.zip", False),
+        ("https://lab.example/a.zip", "https://lab.example:444/a.zip", False),
+        ("https://lab.example/a.zip", "http://lab.example/a.zip", False),
+        ("abfs://sets@theirs.dfs.core.windows.net/a", "abfs://sets@mine.dfs.core.windows.net/a", False),
+    ],
+)
+def test_another_server_is_asked_without_the_login(file: str, asked: str, same: bool) -> None:
+    pipeline = pipeline_changed(load(), {"dataset.source": file, "dataset.connection": "lab"})
+    without = {} if same else {"dataset.connection": None}
+    assert plans.overrides(pipeline, {"dataset_source": asked}) == ({"dataset.source": asked, **without}, {})
 
 
 @pytest.mark.parametrize(

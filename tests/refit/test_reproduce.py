@@ -24,7 +24,7 @@ def released(place: Place, version: int = 3, **bound: Any) -> dict[str, Any]:
     """Bind a run and leave the card that a release of it would have written."""
     assert place.bind(**bound) == 0, place.error
     run = Path(place.summary["plan"]).parent
-    lineage = Lineage(gather(run, None)).of("mine", version, "0" * 64, {"mAP50": 0.9})
+    lineage = Lineage(gather(run, None)).of("mine", version, "0" * 64, "", {"mAP50": 0.9})
     folder = place.workspace / "releases" / str(version)
     folder.mkdir(parents=True)
     (folder / "card.json").write_text(lineage.text)
@@ -142,11 +142,12 @@ def test_the_command_writes_a_folder_that_runs(
     assert cli.main(["reproduce", str(place.workspace / "releases" / "3"), "--to", str(to)]) == 0
     assert "refit run mine.yaml --snapshot data" in capsys.readouterr().out
     assert (to / "mine.yaml").read_text() == PIPELINE
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "refit").write_text(f'#!/bin/sh\nexec {sys.executable} -m refit.cli "$@" --help\n')
-    (tmp_path / "bin" / "refit").chmod(0o755)
-    path = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    shown = subprocess.run([to / "run.sh"], env=path, capture_output=True, text=True, check=True)
+    python = tmp_path / "envs" / "tools" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    bare = {"PATH": "/usr/bin:/bin", "REFIT_ENVS": str(tmp_path / "envs")}  # where no refit is in the PATH
+    shown = subprocess.run([to / "run.sh", "--help"], env=bare, capture_output=True, text=True, check=True)
     assert "--snapshot DIR" in shown.stdout
 
 

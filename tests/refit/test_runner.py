@@ -246,7 +246,7 @@ def call(*arguments: str, env: dict[str, str] | None = None, stdin: str = "") ->
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         env={**os.environ, **(env or {})},
         check=False,
     )

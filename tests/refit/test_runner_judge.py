@@ -87,10 +87,11 @@ def test_exit_0_with_missing_outputs_names_all_of_them(bench: Bench) -> None:
     )
 
 
-def test_a_summary_too_large_or_broken_is_left_out(bench: Bench) -> None:
-    done = bench.run(bench.request("json.dump({'x': 'y' * 3072}, open(path('s.json'), 'w'))", summary="s.json"))
-    assert (done.outcome, done.result["summary"]) == ("succeeded", {})
-    assert "s.json has 3080 bytes, 3072 are allowed: left out" in done.output
+def test_a_summary_too_large_fails_the_stage_and_a_nan_in_it_is_nothing(bench: Bench) -> None:
+    large = "json.dump({'x': 'y' * 3072}, open(path('s.json'), 'w'))"
+    done = bench.run(bench.request(large, summary="s.json"))
+    assert (done.outcome, done.result["summary"]) == ("toolkit_error", {})
+    assert done.reason == "s.json has 3080 bytes, 3072 are allowed"
     done = bench.run(bench.request("open(path('s.json'), 'w').write('{\"x\": NaN}')", summary="s.json", key="b" * 64))
     assert done.result["summary"] == {"x": None}
 

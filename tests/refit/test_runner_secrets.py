@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import given, settings
@@ -77,6 +77,40 @@ def test_a_private_key_is_blotted_out_line_by_line(bench: Bench, version: str) -
         if len(line) > 7:
             assert line not in done.output + everything_written(bench)
     assert "    > }" in done.output  # one bracket is no secret
+
+
+CONNECTION = {
+    "conn_type": "aws",
+    "login": "AKIAEXAMPLE",
+    "password": "Secr3t/S",
+    "host": "files.lab.example",
+    "extra": {"region_name": "eu-central-1", "verify": "true", "keyfile_dict": {"private_key": KEY, "type": "service"}},
+}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        json.dumps(CONNECTION),
+        json.dumps({**CONNECTION, "extra": json.dumps(CONNECTION["extra"])}),
+        "aws://AKIAEXAMPLE:Secr3t%2fS@files.lab.example/?"
+        + urlencode({"region_name": "eu-central-1", "__extra__": json.dumps(CONNECTION["extra"])}),
+    ],
+)
+def test_what_is_secret_in_a_connection(value: str) -> None:
+    """A library prints the password, its form in a header or a line of the key, and never the whole connection."""
+    scrubber = Scrubber({"REFIT_SECRET_AIRFLOW_CONN_LAB": value})
+    basic = base64.b64encode(b"AKIAEXAMPLE:Secr3t/S").decode()
+    for secret in ("Secr3t/S", "Secr3t%2FS", basic, *[line for line in KEY.splitlines() if len(line) > 7]):
+        assert scrubber.text(f"403 for {secret}, true") == "403 for ***, true"
+    told = "AKIAEXAMPLE at files.lab.example in eu-central-1 (aws)"
+    assert scrubber.text(told) == told
+
+
+def test_what_is_secret_in_a_header_and_a_signed_link() -> None:
+    extra = {"headers": {"Authorization": "Token 0123456789abcdef"}, "query": "?sv=2024&sig=ab%2Bcdefghijklmnop"}
+    scrubber = Scrubber({"REFIT_SECRET_LAB": json.dumps({"extra": extra})})
+    assert scrubber.text("0123456789abcdef ab%2Bcdefghijklmnop ab+cdefghijklmnop 2024") == "*** *** *** 2024"
 
 
 def test_empty_and_very_short_secrets_do_not_blot_out_words(bench: Bench) -> None:

@@ -143,17 +143,24 @@ def test_5_an_interruption_ends_with_exit_code_0_and_pass(bench: Bench) -> None:
     )
 
 
-def test_6_a_training_that_only_found_its_checkpoint(bench: Bench) -> None:
-    """What an attempt of the same key left is its own; under another key it must not be there to be found."""
-    code = """
+def falls_then_finds(epochs: int) -> str:
+    """A training that falls after two epochs with its last checkpoint written, and then only finds that."""
+    end = epochs - 1
+    last = f"train/model_epoch_{end:03}.pth"
+    return f"""
     status = Logger("train/status.json")
     status.write("Starting RT-DETR train.", "STARTED")
-    if not os.path.exists(path("train/model_epoch_001.pth")):
-        for epoch in range(2): status.write("Training loop in progress", epoch=epoch, max_epoch=1, max_step=8)
-        save("train/model_epoch_001.pth")
+    if not os.path.exists(path("{last}")):
+        for epoch in range(2): status.write("Training loop in progress", epoch=epoch, max_epoch={end}, max_step=8)
+        save("{last}")
         sys.exit(1)
     status.write("Train finished successfully.")
     """
+
+
+def test_6_a_training_that_only_found_its_checkpoint(bench: Bench) -> None:
+    """What an attempt of the same key left is its own; under another key it must not be there to be found."""
+    code = falls_then_finds(epochs=2)
     rules = {"success": FINISHED, "outputs": MODEL, "status": "train/status.json"}
     assert run(bench, code, **rules).outcome == "toolkit_error"
     same = run(bench, code, **rules)
@@ -161,6 +168,46 @@ def test_6_a_training_that_only_found_its_checkpoint(bench: Bench) -> None:
     other = run(bench, code, key="b" * 64, **rules)
     assert (other.outcome, other.result["resumed"]) == ("toolkit_error", False)  # it trained, and fell as the first did
     assert other.result["progress"] == {"epoch": 2, "max_epoch": 2}
+
+
+def test_6_a_resume_that_trains_nothing_under_the_same_key(bench: Bench) -> None:
+    """It came to epoch 2 of 8 when it was ended; what lies there as its last checkpoint is believed by TAO alone."""
+    code = falls_then_finds(epochs=8)
+    rules = {"success": FINISHED, "outputs": MODEL, "status": "train/status.json", "watch": {"epochs": 1}}
+    assert run(bench, code, **rules).outcome == "toolkit_error"
+    done = run(bench, code, **rules)
+    assert (done.code, done.outcome) == (2, "rejected")
+    assert done.reason == (
+        "the training trained nothing: it went on from what it found, and tells of no epoch; "
+        "it had come to epoch 2 of 8"
+    )
+    assert "trains from the beginning" in done.result["advice"]
+    anew = run(bench, code, **rules)
+    assert (anew.outcome, anew.result["resumed"], anew.result["progress"]["epoch"]) == ("toolkit_error", False, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "wanted", "nothing"),
+    [
+        ([], 1, "no start before it told of one"),
+        ([{"epoch": 8, "max_epoch": 8}], 12, "it had come to epoch 8 of 12"),  # the epochs of the run it goes on with
+        ([{"epoch": 8, "max_epoch": 8}], 1, ""),  # killed after its last epoch
+        ([{"epoch": 7, "max_epoch": 8}], 1, ""),  # DetectNet_v2, or killed before the line of the last one
+        ([{"epoch": 0, "max_epoch": 1}], 1, ""),  # DetectNet_v2 with one epoch
+        ([{"epoch": 6, "max_epoch": 8}], 1, "it had come to epoch 6 of 8"),
+        ([{"epoch": 6, "max_epoch": 8}], 0, ""),  # no training
+    ],
+)
+def test_when_a_start_without_an_epoch_has_trained_nothing(
+    old: list[dict[str, Any]], wanted: int, nothing: str
+) -> None:
+    progress = progress_of({}, epochs=wanted)
+    for record in old:
+        progress.add_old(record)
+    progress.add({"status": "RUNNING", "message": "Train finished successfully."})
+    assert progress.untrained().endswith(nothing) if nothing else not progress.untrained()
+    progress.add({"epoch": 8, "max_epoch": 8})
+    assert not progress.untrained()
 
 
 def test_7_an_export_whose_output_must_not_exist(bench: Bench) -> None:

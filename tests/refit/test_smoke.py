@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +15,6 @@ from refit.config import Settings
 from refit.data import subset
 from refit.data.snapshot import open_snapshot, read_annotations
 from refit.plan import Bound, make_plan
-from refit.runtime import pod
 from refit.specs import parse_yaml
 from refit.status import StatusWriter
 from refit.toolkits.base import Stage
@@ -114,22 +112,6 @@ def test_its_gate_asks_only_whether_triton_answers() -> None:
     spec = yaml.safe_load(str(stages(TAO + ON)["smoke_gate_parity"].files["parity.yaml"]))
     assert (spec["agreement"], spec["max_drop"], spec["figures"], spec["references"]) == (0, 1, {}, {})
     assert "most" not in json.dumps(stages(TAO + ON)["smoke_prune"].metrics)
-
-
-def test_what_bind_tells_of_it_fits_into_a_result() -> None:
-    pipeline = pipelines.from_document(parse_yaml(TAO + ON, "mine.yaml"), "mine")
-    known = dict.fromkeys(("tools", "cpu", "triton"), "")
-    bound = Bound(
-        run="r1", workspace=Path("/w"), snapshot=Path("/w/s"), fingerprint="f", code=lambda package: "",
-        environments=known, find=lambda stage, key: None,
-    )  # fmt: skip
-    requests = make_plan(pipeline, load("kubernetes", Settings.from_env({})), bound)["stages"]
-    packed: dict[str, Any] = pod.pack(requests)
-    names = [r["name"] for r in requests]
-    assert len(json.dumps([packed, names], separators=(",", ":"))) < 2500  # of 3,072, with everything reused
-    for request in requests:
-        found = pod.unpack(packed, request["name"], pipeline="mine", run="r1", plan="/p")
-        assert found.action == request["action"]
 
 
 def test_a_subset_has_every_class_and_is_a_snapshot(tmp_path: Path) -> None:

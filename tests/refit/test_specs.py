@@ -58,6 +58,29 @@ def test_fault_names_file_line_key_and_advice(text: str, expected: str) -> None:
     assert found[0].startswith(expected)
 
 
+@pytest.mark.parametrize("bomb", ["a{0}: &a{0} [{1}]\n", "a{0}: &a{0} {{<<: [{1}]}}\n"])
+def test_aliases_of_aliases_end_at_once(bomb: str) -> None:
+    """Twenty lines that mean 8 ** 20 values: who waits for them waits for ever."""
+    text = "a0: &a0 {x: 1}\n" + "".join(bomb.format(i, ", ".join([f"*a{i - 1}"] * 8)) for i in range(1, 21))
+    with pytest.raises(SpecError, match=r"^f.yaml:\d+: a\d.*: aliases stand for more than 10,000 values"):
+        parse_yaml(text, "f.yaml")
+    wide = "few: &few [1, 2]\nmany: [" + "*few, " * 2_000 + "]\n"
+    assert len(parse_yaml(wide + "plain: " + str([0] * 30_000), "f.yaml").data["many"]) == 2_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: " + "[" * 200_000,
+        "- " * 200_000,
+        "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 1_000)),
+    ],
+)
+def test_what_is_nested_too_deeply(text: str) -> None:
+    with pytest.raises(SpecError, match=r"^f.yaml:\d+: nested more than 100 levels deep"):
+        parse_yaml(text, "f.yaml")
+
+
 def test_all_faults_are_reported_in_the_order_of_the_file() -> None:
     found = problems("nmae: a\ninner:\n  size: 0\n  mode: 7\n")
     assert [f.split(":")[1] for f in found] == ["1", "1", "3", "4"]

@@ -138,7 +138,8 @@ def test_the_weights_of_another_run(place: Place) -> None:
     digest = json.loads((folder / "result.json").read_text())["outputs"]["model"]["sha256"]
     spec = begin(place, "r2", "run:r1", train_learning_rate=0.001)
     assert f"starts/{digest}/model.pth" in spec
-    assert place.plan["start_from"]["train"]["from"] == "the weights of run r1, stage train"
+    begun = place.plan["start_from"]["train"]
+    assert (begun["from"], begun["run"]) == ("the weights of run r1, stage train", "r1")
     assert "train" not in place.plan["reused"]
     (folder / "out" / "model.pth").write_text("changed")
     assert begin(place, "r3", "run:r1") == ""
@@ -178,6 +179,9 @@ def stopped(place: Place, run: str) -> Path:
     folder = Path(stage(place, "train")["paths"]["stage"])
     (folder / "out" / "tensorboard").mkdir(parents=True)
     (folder / "out" / "checkpoint.pth").write_bytes(b"epoch 1")
+    (folder / "out" / "latest.pth").symlink_to("checkpoint.pth")
+    (folder / "out" / "foreign.pth").symlink_to("/etc/hostname")
+    (folder / "out" / "gone.pth").symlink_to("checkpoint_0.pth")
     (folder / "request.json").write_text(json.dumps(stage(place, "train")))
     return folder
 
@@ -190,6 +194,9 @@ def test_a_training_is_gone_on_with_in_a_folder_of_its_own(place: Place) -> None
     assert "start_from: null" in spec
     new = Path(stage(place, "train")["paths"]["stage"])
     assert (new / "out" / "checkpoint.pth").read_bytes() == b"epoch 1"
+    latest = new / "out" / "latest.pth"
+    assert (latest.read_bytes(), latest.is_symlink()) == (b"epoch 1", False), "the old one is not written to"
+    assert sorted(p.name for p in (new / "out").iterdir()) == ["checkpoint.pth", "latest.pth"], "and no stray link"
     assert json.loads((new / "request.json").read_text())["key"] == stage(place, "train")["key"]
     # It goes on: what bind is told again leaves it alone, and the old one has not changed.
     (new / "out" / "checkpoint.pth").write_bytes(b"epoch 5")

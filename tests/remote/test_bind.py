@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +55,19 @@ def bind(place: Place, s3: S3, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         return place.bind(run_id, text)
 
     return run
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The images that are decoded for a check, as it goes on."""
+    found, decode = list[bytes](), pictures.verify
+
+    def verify(data: bytes, header: pictures.Header) -> pictures.Decoded:
+        found.append(data)
+        return decode(data, header)
+
+    monkeypatch.setattr(pictures, "verify", verify)
+    return found
 
 
 def names(folder: Path) -> list[str]:
@@ -139,7 +154,7 @@ def test_a_refused_arrival_is_kept_and_known(place: Place, bind: Callable[..., i
 
 
 def test_of_an_arrival_that_adds_a_little_only_that_is_fetched(
-    place: Place, bind: Callable[..., int], s3: S3, monkeypatch: pytest.MonkeyPatch
+    place: Place, bind: Callable[..., int], s3: S3, decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert bind() == 0
     first = place.plan["fingerprint"]
@@ -149,14 +164,8 @@ def test_of_an_arrival_that_adds_a_little_only_that_is_fetched(
         read.append(file.path)
         return real(self, file, start)
 
-    decoded, decode = [], pictures.verify
-
-    def verify(data: bytes, header: pictures.Header) -> pictures.Decoded:
-        decoded.append(data)
-        return decode(data, header)
-
     monkeypatch.setattr(Store, "read", reading)
-    monkeypatch.setattr(pictures, "verify", verify)
+    decoded.clear()
     images, labels = (sorted((place.data / kind).iterdir()) for kind in ("images", "labels"))
     drawn = np.random.default_rng(1).integers(0, 256, (192, 320, 3), dtype=np.uint8)
     news = {f"mine/images/new{images[0].suffix}": cv2.imencode(images[0].suffix, drawn)[1].tobytes()}
@@ -228,6 +237,40 @@ def test_an_archive_in_an_inbox_is_unpacked(place: Place) -> None:
     taken = arrival.last_taken(place.workspace)
     assert taken is not None
     assert taken.outcome == "bad_data"
+    with zipfile.ZipFile(packed, "w") as z:
+        z.writestr("../evil.png", b"")
+    assert place.bind("unsafe") == 3
+    assert "set.zip: it holds '../evil.png', which leads out of it" in place.error
+    assert not list(place.root.rglob("evil.png"))
+
+
+def test_what_archives_held_before_is_not_decoded_again(place: Place, decoded: list[bytes]) -> None:
+    """Neither what lies in the same archive, nor what came in another one under the same path."""
+    packed = pack(place)
+    assert place.bind("archive") == 0
+    decoded.clear()
+    drawn = np.random.default_rng(1).integers(0, 256, (192, 320, 3), dtype=np.uint8)
+    new = cv2.imencode(".jpg", drawn)[1].tobytes()
+    with zipfile.ZipFile(packed) as z:
+        image = next(n for n in z.namelist() if n.startswith("images/"))
+        label = f"labels/{Path(image).stem}.txt"
+        held = {name: z.read(name) for name in z.namelist()}
+    with zipfile.ZipFile(place.data / "more.zip", "w") as z:
+        z.writestr("images/new.jpg", new)
+        z.writestr("labels/new.txt", held[label])
+    assert place.bind("more") == 0
+    assert decoded == [new]
+    (place.data / "more.zip").unlink()
+    changed = held | {image: cv2.imencode(Path(image).suffix, drawn[::-1])[1].tobytes()}
+    with tarfile.open(packed.with_suffix(".tar"), "w") as t:
+        for name, data in changed.items():
+            info = tarfile.TarInfo(f"top/{name}")
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    packed.unlink()
+    decoded.clear()
+    assert place.bind("tar") == 0
+    assert decoded == [changed[image]]
 
 
 def test_a_manifest_s_hashes_are_held_against_an_inbox(place: Place) -> None:

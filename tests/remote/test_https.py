@@ -32,6 +32,8 @@ def settings(site: Https, *allowed: str) -> Settings:
 
 
 def web_source(site: Https, path: str = "/set.zip", login: Connection | None = None, *allowed: str) -> Web:
+    if login is not None:
+        login = dataclasses.replace(login, host=site.host)
     return Web(parse(site.url + path), login, settings(site, *allowed))
 
 
@@ -242,6 +244,22 @@ def test_ways_to_log_in(site: Https, login: Connection, header: str, path: str) 
     with pytest.raises(Broken) as told:
         web_source(site, "/set.zip", login).tree()
     assert SECRET not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [
+        (Connection("lab", "key", SECRET, kind="aws"), "is of type aws, and http is asked for"),
+        (Connection("lab", "user", SECRET, kind="http"), "does not name localhost:.* its login goes to no other"),
+        (Connection("lab", "user", SECRET, host="files.lab"), "does not name localhost:"),
+        (Connection("lab", "user", SECRET, host="localhost:1"), "does not name localhost:"),
+        (Connection("lab", "user", SECRET, host="localhost:port"), "does not name localhost:"),
+    ],
+)
+def test_a_login_goes_to_its_own_host(site: Https, login: Connection, message: str) -> None:
+    with pytest.raises(Refused, match=message):
+        Web(parse(site.url + "/set.zip"), login, settings(site))
+    assert site.asked == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from refit.data.faults import BadData, NoSpace
 from refit.data.manifest import Named
 from refit.data.remote import fetch
 from refit.data.remote.connection import Connection
-from refit.data.remote.errors import Broken, Refused
+from refit.data.remote.errors import Broken, Refused, Vanished
 from refit.data.remote.stores import Store
 from refit.data.source import parse
 from refit.hosts import Allowed
@@ -226,7 +226,17 @@ def test_an_endpoint_must_be_public_or_allowed(endpoint: str, allowed: tuple[str
         ("s3://sets", {"extra": {"role_arn": "arn"}, "login": KEY, "password": SECRET}, "role_arn in its extra"),
         ("s3://sets", {"extra": {"region_name": "evil.example/"}}, "no region's name"),
         ("s3://sets", {"extra": {"endpoint_url": [SECRET]}}, "connection lab: endpoint_url in its extra is no text"),
+        (
+            "s3://sets",
+            {"conn_type": "postgres", "login": KEY, "password": SECRET},
+            "of type postgres, and aws is asked",
+        ),
         ("gs://sets", {"password": SECRET}, "has no keyfile_dict"),
+        (
+            "abfs://sets@mine.dfs.core.windows.net",
+            {"conn_type": "wasb", "login": "account", "extra": {"sas_token": SECRET}},
+            "connection lab is for another storage account",
+        ),
         ("gs://sets", {"extra": {"keyfile_dict": SECRET}}, "keyfile_dict in its extra is no JSON object"),
         ("gs://sets", {"extra": {"keyfile_dict": [SECRET]}}, "keyfile_dict in its extra is no JSON object"),
         ("gs://sets", {"extra": {"keyfile_dict": '{"private_key": "' + SECRET + '"}'}}, "the login of connection lab"),
@@ -281,7 +291,8 @@ def azure() -> Iterator[tuple[str, list[str]]]:
             query = parse_qs(urlsplit(self.path).query)
             good = query.get("sig") == [SECRET]
             body = AZURE.encode() if good and "comp" in query else b"good" if good else b"<Error/>"
-            self.send_response(200 if good else 403)
+            changed = self.headers.get("If-Match", '"0x8DBE55A0"') != '"0x8DBE55A0"'
+            self.send_response(412 if changed else 200 if good else 403)
             self.send_header("ETag", '"0x8DBE55A0"')
             self.send_header("Last-Modified", "Tue, 14 Nov 2023 22:13:20 GMT")
             self.send_header("Content-Length", str(len(body)))
@@ -308,6 +319,10 @@ def test_an_azure_container_by_a_shared_access_signature(azure: tuple[str, list[
     source = parse("abfs://sets@account.dfs.core.windows.net/a")
     good = Store(source, made("planted%2Bsecret%2Fof-the-tests"), settings(url))
     assert content(bring(good, tmp_path)) == {"x.jpg": b"good"}
+    listed = good.files()[0].files["x.jpg"]  # its list has the ETag without quotes
+    assert good.resumes(listed)
+    with pytest.raises(Vanished, match="it was written anew"):
+        list(good.read(listed._replace(tag='"0x8DBE0000"'), 0))
     with pytest.raises(Refused, match="access denied") as told:
         Store(source, made("wrong-signature"), settings(url)).tree()
     assert "wrong-signature" not in str(told.value)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +54,56 @@ def test_the_program_is_python_3_6_and_needs_no_package() -> None:
     assert not re.search(r"(?<![\w.])(?:dict|list|tuple|set)\[|removeprefix|:=|from __future__", text), "newer than 3.6"
 
 
-def test_the_first_rung_that_is_good_enough_is_the_engine(bench: Bench, programs: Path, shapes: Path) -> None:
-    run, done = climbed(bench, programs, shapes, 1)
-    assert done.outcome == "succeeded", done.output
-    found = report(run)
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory: pytest.TempPathFactory, programs: Path, shapes: Path) -> Iterator[Run]:
+    """A run to its last gate, whose first rung is good enough."""
+    with Bench(tmp_path_factory.mktemp("easy")) as bench:
+        run, done = climbed(bench, programs, shapes, 1)
+        assert done.outcome == "succeeded", done.output
+        done = run.until("gate_quantized", **SECRETS)
+        assert done.outcome == "succeeded", done.reason
+        yield run
+
+
+def test_the_first_rung_that_is_good_enough_is_the_engine(easy: Run) -> None:
+    found = report(easy)
     assert (found["winner"], [t["name"] for t in found["rungs"]]) == ("int8", ["int8"])
     assert found["rungs"][0]["drops"].keys() == {"cross", "ring", "triangle"}
-    assert done.result["summary"] == {"winner": "int8", "rungs": {"int8": "passes"}}
-    assert "a-key-of-tests" not in run.text("build_engine", "request.json")
-    assert "a-key-of-tests" not in run.text("build_engine", "out/rungs/int8/build_engine.json")
-    until = run.until("gate_quantized", **SECRETS)
-    assert until.outcome == "succeeded", until.reason
-    assert "made by rung int8, tried 1" in until.result["summary"]["reason"]
-    engine = json.loads(run.text("describe_engine", "out/engine.json"))
+    built = json.loads(easy.text("build_engine", "result.json"))
+    assert built["summary"] == {"winner": "int8", "rungs": {"int8": "passes"}}
+    evaluated = easy.text("build_engine", "out/rungs/int8/evaluate_build_engine/log.txt")
+    assert "Producing predictions for 6 of 6 images" in evaluated, "the gate compares with all of them"
+    assert "a-key-of-tests" not in easy.text("build_engine", "request.json")
+    assert "a-key-of-tests" not in easy.text("build_engine", "out/rungs/int8/build_engine.json")
+    judged = json.loads(easy.text("gate_quantized", "result.json"))
+    assert "made by rung int8, tried 1" in judged["summary"]["reason"]
+    engine = json.loads(easy.text("describe_engine", "out/engine.json"))
     assert (engine["precision"], engine["calibration"]["images"]) == ("int8", 4)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("onnx_sha256", "0" * 64, "was built from another ONNX file"),
+        ("plan", {"file": "model.plan", "sha256": "0" * 64, "bytes": 2000}, "is not the plan that engine.json"),
+    ],
+)
+def test_an_engine_of_another_export_or_that_was_changed_is_not_packed(
+    easy: Run, key: str, value: Any, said: str
+) -> None:
+    """As if it were that of the model before pruning: hashed again, so that package has to see it and not the hash."""
+    folder = Path(easy.stages["describe_engine"]["paths"]["stage"])
+    record, result = folder / "out" / "engine.json", folder / "result.json"
+    kept = {path: path.read_text() for path in (record, result)}
+    record.write_text(json.dumps({**json.loads(kept[record]), key: value}))
+    forged = json.loads(kept[result])
+    forged["outputs"]["engine"] |= dict(zip(("bytes", "sha256"), runner.measure(str(record)), strict=True))
+    result.write_text(json.dumps(forged))
+    done = easy.stage("package", **SECRETS)
+    for path, text in kept.items():
+        path.write_text(text)
+    assert done.outcome in ("bad_data", "bad_spec")
+    assert said in done.reason
 
 
 def test_what_loses_too_much_is_tried_in_other_ways_and_a_killed_climb_goes_on(
@@ -124,7 +161,11 @@ def figures(value: float, cat: float, dog: float) -> dict[str, float]:
             [rung("a", metrics=figures(0.74, 0.88, 0.68)), rung("b", metrics=figures(0.8, 0.9, 0.7))], 0, "b",
             ["lost 0.0600 mAP50 (0.8000 -> 0.7400), more than 0.02", "its mAP50 of 0.7400 is below the floor of 0.75"],
         ),
-        ([rung("a", outcome="toolkit_error", reason="no memory")], 1, None, ["build: no memory"]),
+        ([rung("a", outcome="toolkit_error", reason="no plugin")], 1, None, ["build: no plugin"]),
+        (
+            [rung("a", outcome="no_space", reason="disk full"), rung("b", metrics=BEFORE["metrics"])], 66, None,
+            ["build: disk full"],
+        ),
         ([rung("a", outcome="cancelled", code=143), rung("b", metrics=BEFORE["metrics"])], 143, None, []),
     ],
 )  # fmt: skip

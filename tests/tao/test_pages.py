@@ -63,7 +63,6 @@ ANOTHER: dict[str, Any] = {
     "stages.build_engine.precision": "fp16",
     "stages.build_engine.calibration_batches": 13,
     "stages.build_engine.calibration_batch_size": 3,
-    "stages.build_engine.min_batch_size": 2,
     "stages.build_engine.opt_batch_size": 3,
     "stages.build_engine.max_batch_size": 32,
     "stages.build_engine.workspace_gib": 5,

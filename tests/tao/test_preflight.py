@@ -251,6 +251,11 @@ def test_an_output_that_is_there(profile: Profile, tmp_path: Any) -> None:
     assert any("is there already" in t for t in told)
 
 
+def test_the_name_of_an_onnx_node_is_no_place(profile: Profile) -> None:
+    layers = "gen_trt_engine.tensorrt.layers_precision: [/model/decoder/MatMul:fp16]"
+    assert found(pipeline("rtdetr", f"  build_engine: {{set: {{{layers}}}}}\n"), profile) == []
+
+
 def test_a_place_of_another_machine(profile: Profile) -> None:
     told = found(pipeline("rtdetr", "    set: {model.pretrained_backbone_path: /home/me/weights.pth}\n"), profile)
     assert any("/home/me/weights.pth is no place that a stage sees; put it below /workspace/cars" in t for t in told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_the_threshold_of_the_wanted_size_is_found_and_the_retraining_goes_on_fr
     found = report(run)
     assert found["prunings"] == {"0.1": 0.8, "0.325": 0.35, "0.55": 0.1}
     assert [(t["ratio"], t["threshold"], t["passed"]) for t in found["tries"]] == [(0.38, 0.325, True)]
-    assert done.result["metrics"] == {"kept": 0.35}
+    assert done.result["metrics"] == {"kept": 0.35, "parameters": pytest.approx(0.35 * 112_000)}
     assert done.result["summary"] == {"wanted": 0.38, "chosen": 0.38, "kept": 0.35, "threshold": 0.325, "tries": 1}
     assert "a-key-of-tests" not in run.text("prune", "request.json")
     folder = Path(run.stages["prune"]["paths"]["stage"])
@@ -83,12 +84,39 @@ def test_the_threshold_of_the_wanted_size_is_found_and_the_retraining_goes_on_fr
         assert goes_on.outcome == "succeeded", goes_on.reason
 
 
-def test_a_prune_that_prunes_a_thousandth_of_a_per_cent_is_refused(bench: Bench, programs: Path, shapes: Path) -> None:
-    text = re.sub(r", search: \{.*?\}", "", PIPELINE.format(network="detectnet_v2", key="", batch="{}"))
-    lie = {"REFIT_STANDIN_LIE": "12", "REFIT_STANDIN_LIE_TASK": "prune"}
-    done = Run(bench, programs, shapes, text).until("prune", **lie)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, programs: Path, shapes: Path) -> Iterator[Run]:
+    """A run to its training, which will prune without a search."""
+    text = PIPELINE.format(network="detectnet_v2", key=", key_secret: TAO_KEY", batch="{}")
+    text = re.sub(r"threshold: 0.1, search: \{.*?\}", "threshold: 0.3", text)
+    with Bench(tmp_path_factory.mktemp("trained")) as bench:
+        run = Run(bench, programs, shapes, text.replace("gates:", "  build_engine: false\ngates:") + "release: false\n")
+        for name in (n for n, s in run.stages.items() if s["action"] in ("prepare", "dataset_convert", "train")):
+            done = run.stage(name, **SECRETS)
+            assert done.outcome == "succeeded", done.reason
+        yield run
+
+
+def test_a_prune_that_prunes_a_thousandth_of_a_per_cent_is_refused(trained: Run) -> None:
+    done = trained.stage("prune", REFIT_STANDIN_LIE="12", REFIT_STANDIN_LIE_TASK="prune", **SECRETS)
     assert done.outcome == "rejected"
     assert done.reason == "kept 99.999 % of the parameters, at most 98 % was wanted: nothing was pruned"
+
+
+def test_an_export_of_the_model_before_pruning_is_not_packed(trained: Run) -> None:
+    """As by a spec of the user's own that names the first training's checkpoint."""
+    for name in ("prune", "retrain", "export", "package"):
+        done = trained.stage(name, **SECRETS)
+        assert done.outcome == "succeeded", f"{name}: {done.reason}"
+    export, train = trained.stages["export"], trained.stages["train"]
+    export["inputs"]["retrain"], export["input_keys"]["retrain"] = train["paths"]["stage"], train["key"]
+    assert trained.stage("export", REFIT_AGAIN="1", **SECRETS).outcome == "succeeded"
+    done = trained.stage("package", REFIT_AGAIN="1", **SECRETS)
+    assert done.outcome == "bad_data"
+    assert (
+        "has 112,000 weights, as the model before pruning (112,000 parameters), of which prune left 44,8" in done.reason
+    )
+    assert "what was exported or retrained is not the pruned model" in done.reason
 
 
 RUNNER = """
@@ -99,7 +127,7 @@ kept = max(0.1, 1 - 2 * threshold)
 says = {"prune": {"kept": kept}, "retrain": {}, "evaluate": {"mAP50": 0.8 - 0.1 * (1 - kept)}}[name]
 os.makedirs(folder + "/out", exist_ok=True)
 open(folder + "/out/model", "w").write(str(kept))
-outcome = "toolkit_error" if name == os.environ.get("FAILS") else "succeeded"
+outcome = os.environ["OUTCOME"] if name == os.environ.get("FAILS") else "succeeded"
 json.dump({"outcome": outcome, "reason": "no memory", "metrics": says}, open(folder + "/result.json", "w"))
 sys.exit(143 if name == os.environ.get("STOPPED") else 0)
 """
@@ -114,7 +142,8 @@ sys.exit(143 if name == os.environ.get("STOPPED") else 0)
         ({"max_drop": 0.04, "tries": 1}, {}, 4, [0.2938], None),
         ({"max_drop": 0.0, "tries": 32}, {}, 4, None, None),
         ({"ratio": 0.05}, {}, 2, None, None),
-        ({}, {"FAILS": "retrain"}, 1, None, None),
+        ({}, {"FAILS": "retrain", "OUTCOME": "toolkit_error"}, 1, [], None),
+        ({}, {"FAILS": "retrain", "OUTCOME": "out_of_memory"}, 65, [], None),
         ({}, {"STOPPED": "retrain"}, 143, None, None),
     ],
 )
@@ -139,15 +168,15 @@ def test_the_smallest_size_that_loses_little_wins(
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     assert climb.main([*(str(tmp_path / name) for name in ("runner", "spec", "before")), str(out)]) == code
-    if code not in (0, 4):
-        assert not (out / "model").exists()
+    assert (out / "model").exists() is (code == 0)
+    if code in (2, 143):
         assert not (out / "search.json").exists()
         return
     found = json.loads((out / "search.json").read_text())
     sizes = [round(t["kept"], 4) for t in found["tries"]]
     assert tried is None or sizes == tried
     assert len(set(sizes)) == len(sizes)
-    assert max(sizes) <= 0.98
+    assert max(sizes, default=0) <= 0.98
     assert (round(found["kept"], 4) if found["kept"] else None) == chosen
     assert not chosen or float((out / "model").read_text()) == found["kept"]
 

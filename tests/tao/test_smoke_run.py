@@ -18,7 +18,7 @@ toolkit: tao
 network: {{name: {network}, image_extension: png}}
 stages:
   prepare: {{convert: png}}
-  train: {{epochs: 100, batch_size: 2}}
+  train: {{epochs: 100, batch_size: 4}}
   build_engine: {{calibration_batch_size: 4}}
   {prune}
 resources: {{default: {{gpus: 1}}}}
@@ -37,6 +37,8 @@ def test_it_goes_from_the_data_to_what_triton_would_be_asked(
     assert done.outcome == "succeeded", done.reason
     trained = json.loads(run.text("smoke_train", "result.json"))
     assert (trained["progress"]["max_epoch"], trained["resumed"]) == (1, False)
+    evaluated = run.text("smoke_evaluate_quantized", "log.txt")
+    assert "Producing predictions for 6 of 6 images" in evaluated, "of all images, though the training's batch is 4"
     package = json.loads(run.text("smoke_package", "out/package.json"))
     assert {"model.onnx", "model.plan", "engine.json", "model.json"} <= package["files"].keys()
     assert json.loads(run.text("smoke_prepare_proof", "out/request.json"))["asks"]

@@ -181,7 +181,7 @@ def test_stage_command_fails_with_one_sentence(
     assert not (place.folder / "out" / "release.json").exists()
 
 
-def refit_cli(place: Place, *words: object) -> subprocess.CompletedProcess[str]:
+def refit_cli(place: Place, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
     """`refit ...` for the place's workspace, Triton and model repository."""
     return subprocess.run(
         [sys.executable, "-m", "refit.cli", *map(str, words)],
@@ -191,6 +191,7 @@ def refit_cli(place: Place, *words: object) -> subprocess.CompletedProcess[str]:
             "REFIT_WORKSPACE": str(place.ledger.parent.parent),
             "REFIT_TRITON_URL": place.server.url,
             "REFIT_MODEL_REPOSITORY": str(place.repository),
+            **env,
         },
         capture_output=True,
         text=True,
@@ -204,7 +205,12 @@ def test_rollback_command(place: Place) -> None:
     place.release(place.model("b", seed=5))
     done = refit_cli(place, "releases", place.name)
     assert f"\n  back to version 1: refit rollback {place.name} --reason WHY\n" in done.stdout
-    done = refit_cli(place, "rollback", place.name, "--reason", "plates at night are missed")
+    # The pipeline's file names a Triton of its own; the profile's is another.
+    own = {"url": place.server.url, "repository": str(place.repository)}
+    minimal = {"dataset": {"source": "x", "classes": ["plate"]}, "toolkit": "cpu", "release": {"triton": own}}
+    (place.folder / f"{place.ledger.parent.name}.yaml").write_text(json.dumps(minimal))
+    elsewhere = {"REFIT_PIPELINES": str(place.folder), "REFIT_TRITON_URL": "http://127.0.0.1:9"}
+    done = refit_cli(place, "rollback", place.name, "--reason", "plates at night are missed", **elsewhere)
     assert done.returncode == 0, done.stderr
     assert f"Triton serves version 1 of {place.name} again (before: 2)" in done.stdout
     assert f"To undo it: refit rollback {place.name} --to 2" in done.stdout

@@ -30,6 +30,7 @@ from refit.triton.transaction import STEPS, UNDO_STEPS
 from tests.triton.fixtures import Place
 from tests.triton.models import INPUT, REPOSITORY, make_model, noise, release_spec, write_spec
 from tests.triton.test_canary import snapshot, trial_spec
+from tests.triton.test_reconcile import compared
 
 
 def _release(step: str, spec: ReleaseSpec) -> None:
@@ -118,9 +119,21 @@ def test_killed_while_undoing_is_undone(place: Place, processes: ForkServerConte
 def test_killed_first_release_leaves_nothing_or_all(place: Place, processes: ForkServerContext, step: str) -> None:
     operator = "Unknown" if step.startswith("undo") else "Sigmoid"
     run_until_killed(processes, _release, step, place.spec(place.model("a", operator=operator)))
+    assert compared(place).outcome == "differs", "nothing serves by the ledger, and something is there"
     report = place.release(place.model("a"))
     assert report.version == (1 if step == "verified" else 2)
     assert_settled(place, report.version)
+
+
+@pytest.mark.parametrize(("step", "version"), [("loaded", None), ("verified", 1)])
+def test_killed_first_release_is_settled_by_reconcile(
+    place: Place, processes: ForkServerContext, step: str, version: int | None
+) -> None:
+    run_until_killed(processes, _release, step, place.spec(place.model("a")))
+    mended = compared(place, mend=True)
+    assert (mended.outcome, mended.version) == ("mended", version)
+    assert compared(place).outcome == "agrees"
+    assert place.client.ready_versions(place.name) == ((version,) if version else ())
 
 
 @pytest.mark.parametrize("step", ["configured", "loaded", "verified"])

@@ -169,6 +169,8 @@ def test_ledger(tmp_path: Path) -> None:
     assert found is not None
     assert found.state == "serving"
     assert found.turn("serving", "released") is found
+    watched = found.turn("serving", "watched")
+    assert watched.began == found.history[1], "it serves since its release, not since the end of its watch"
     assert [e.state for e in found.history] == ["staged", "serving"]
     assert [r.version for r in ledger.records("other")] == [2]
     assert ledger.used_versions() == {1, 2}

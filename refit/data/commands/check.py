@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refit.data.codes import CODES, Severity
-from refit.data.commands import BAD, GOOD, listed
+from refit.data.commands import BAD, GOOD, listed, share
 from refit.data.commands.progress import Progress
 from refit.data.commands.terminal import show
 from refit.data.faults import BadData, Fault, counts, graded
@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", help="names separated by commas; other ones are faults (default: all are taken)")
     parser.add_argument("--image-dir", help="folder of the images below PATH (default: the format's own)")
     parser.add_argument("--label-dir", help="folder of the labels below PATH (default: the format's own)")
-    parser.add_argument("--max-bad-labels", type=float, default=0.01, help="share of faulty objects (default 0.01)")
+    parser.add_argument("--max-bad-labels", type=share, default=0.01, help="share of faulty objects (default 0.01)")
     parser.add_argument("--no-decode", action="store_true", help="look at the images' headers only: much faster")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object on stdout")
 

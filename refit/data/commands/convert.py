@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from refit.data.codes import CODES, Severity
-from refit.data.commands import BAD, FAILED, GOOD
+from refit.data.commands import BAD, GOOD, share
 from refit.data.commands.progress import Progress
-from refit.data.faults import BadData, NoSpace, counts
+from refit.data.faults import BadData, counts
 from refit.data.settings import FORMATS
 
 
@@ -31,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--map", action="append", default=[], type=_pair, metavar="OLD=NEW", help="rename a class; OLD= leaves it out"
     )
     parser.add_argument("--allow", default="", help="checks that shall not stop it, separated by commas")
-    parser.add_argument("--max-bad-labels", type=float, default=0.01, help="share of faulty objects (default 0.01)")
+    parser.add_argument("--max-bad-labels", type=share, default=0.01, help="share of faulty objects (default 0.01)")
     parser.add_argument("--copy", action="store_true", help="copy the images in place of linking them")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object on stdout")
 
@@ -52,9 +52,6 @@ def run(args: argparse.Namespace) -> int:
     except (FileExistsError, ValueError) as exc:
         message = f"{exc.filename}: {exc.strerror}" if isinstance(exc, OSError) else str(exc)
         return _refused(args, about, message, [])
-    except (NoSpace, OSError) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return FAILED
     about |= {
         "images": written.images,
         "objects": dict(written.objects),

@@ -1,5 +1,6 @@
 """Take a data set into a pipeline's workspace as an immutable snapshot, as the first task of a run does, and print its
-fingerprint. No run is started, and one that sees the same data still takes it as new: it finds the work done."""
+fingerprint. No run is started, and one that sees the same data still takes it as new: it finds the work done. With
+mode: append SRC is added to what a run took last, not to another snapshot taken by hand."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from refit.data.commands import BAD, FAILED, GOOD, listed
+from refit.data.commands import BAD, GOOD, listed, refused
 from refit.data.commands.progress import Progress
-from refit.data.faults import BadData, NoSpace
+from refit.data.faults import BadData
 from refit.data.settings import FORMATS, DatasetSettings
 
 
@@ -30,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     from refit import pipeline as pipelines
     from refit.collect import binding
+    from refit.data import append
     from refit.data.ingest import ingest
     from refit.specs import SpecError
 
@@ -40,13 +42,15 @@ def run(args: argparse.Namespace) -> int:
             settings = DatasetSettings(classes=listed(args.classes) or [], format=args.format)
         args.workspace.mkdir(parents=True, exist_ok=True)
         with Progress(args.json) as progress, binding(args.workspace):
+            if settings.mode == "append" and append.last(args.workspace) is None:
+                print(f"mode: append: no run has taken data into {args.workspace}, SRC is all of it", file=sys.stderr)
             taken = ingest(args.source, settings, args.workspace, progress=progress)
-    except (BadData, SpecError, ValidationError) as exc:
+    except ValidationError as exc:
+        print("\n".join(refused(exc)), file=sys.stderr)
+        return BAD
+    except (BadData, SpecError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return BAD
-    except NoSpace as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return FAILED
     about = {"splits": dict(taken.splits), "objects": dict(taken.objects), "issues": dict(taken.issues)}
     if args.json:
         made = {"fingerprint": taken.fingerprint, "path": str(taken.path), "reused": taken.reused}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refit.data.codes import CODES
-from refit.data.commands import BAD, GOOD, listed
+from refit.data.commands import BAD, GOOD, listed, refused
 from refit.data.commands.progress import Progress
 from refit.data.commands.terminal import show
 from refit.data.faults import BadData, Fault, counts
@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         by = Split(val=args.val, seed=args.seed, group=_group(args.group))
     except ValidationError as exc:
-        for error in exc.errors():
-            show([f"error: --{error['loc'][0]}: {error['msg'].removeprefix('Value error, ')}"])
+        show(refused(exc))
         return BAD
     taken = [n for n in ("train.txt", "val.txt") if args.lists and (args.lists / n).exists()]
     if taken:
@@ -154,6 +153,13 @@ def _write(divided: Divided, folder: Path) -> None:
     from refit.files import write_text
 
     os.makedirs(folder, exist_ok=True)
-    for part in ("train", "val"):
-        names = sorted(s.name for s in divided.samples if divided.parts[s.file] == part)
-        write_text(folder / f"{part}.txt", "".join(f"{name}\n" for name in names))
+    written: list[Path] = []
+    try:
+        for part in ("train", "val"):
+            names = sorted(s.name for s in divided.samples if divided.parts[s.file] == part)
+            write_text(folder / f"{part}.txt", "".join(f"{name}\n" for name in names))
+            written.append(folder / f"{part}.txt")
+    except BaseException:
+        for path in written:  # one list without the other would be taken for the whole
+            path.unlink()
+        raise

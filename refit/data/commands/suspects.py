@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from refit.data.commands import BAD, GOOD
+from refit.data.commands import BAD, GOOD, share
 from refit.data.commands.terminal import show
 
 
@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the COCO file that names their ids (default: ground_truth.json beside a detections.json)",
     )
-    parser.add_argument("--least", type=float, default=0.5, help="least score that is told, 0 to 1 (default 0.5)")
+    parser.add_argument("--least", type=share, default=0.5, help="least score that is told, 0 to 1 (default 0.5)")
     parser.add_argument("--most", type=int, default=50, help="suspects on the terminal (default 50; --json gives all)")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT.html", help="a page with the pictures of the likeliest")
     parser.add_argument("--json", action="store_true", help="everything as one JSON object on stdout")

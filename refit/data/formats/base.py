@@ -63,7 +63,8 @@ class Record:
     """A checked image on its way into another format.
 
     `name` is its path below the image folder (it may hold folders), `part` its split ("train", "val", ...) where there
-    is one, `objects` have boxes in pixels of the image as stored, x2 and y2 the exclusive edges.
+    is one, `objects` have boxes in pixels of the image as stored, x2 and y2 the exclusive edges. `tags` are those of
+    the image as a whole that are no part's name.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Record:
     sha256: str
     part: str | None
     objects: Sequence[Box]
+    tags: tuple[str, ...] = ()
 
 
 class Writer(Protocol):
@@ -104,6 +106,11 @@ def names_lost(records: Iterable[Record], called: Mapping[str, str]) -> Counter[
     """How many objects are of a class that is `called` otherwise in the format."""
     other = {c for c, name in called.items() if c != name}
     return +Counter(class_name=sum(o.cls in other for r in records for o in r.objects))
+
+
+def tags_besides(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags of an image that are not its part's name: "night", and not "train"."""
+    return tuple(tag for tag in tags if known_part(tag) is None)
 
 
 def check_stems(records: Iterable[Record], what: str) -> None:
@@ -216,7 +223,10 @@ def ignored(tree: Tree, read: Collection[str]) -> Iterator[Fault]:
 
 
 def beside(tree: Tree, rest: list[str]) -> Iterator[Fault]:
-    """Files that are neither images nor labels: counted, an example named (an image before others)."""
+    """Files that are neither images, labels nor a part's list: counted, an example named (an image before others)."""
+    if any(path.startswith("ImageSets/") for path in rest):
+        lists = set(own_lists(tree).values())
+        rest = [path for path in rest if path not in lists]
     rest.sort(key=lambda path: suffix_of(path) not in SUFFIXES.keys() | OTHER_SUFFIXES)
     if rest:
         message = f"{len(rest)} files are neither images nor labels, for example {rest[0]}"
@@ -255,4 +265,5 @@ def not_recognised(tree: Tree, message: str) -> BadData:
     advice = ""
     if len(nested) == 1 and all("/" in p for p in tree.files):
         advice = f"is the data set in {nested[0]}/? then name that folder as the source"
-    return BadData(str(tree.root), [fault("not_recognised", "", message, advice=advice)])
+    unseen = (fault("not_followed", path, why) for path, why in sorted(tree.skipped.items()))
+    return BadData(str(tree.root), [fault("not_recognised", "", message, advice=advice), *unseen])

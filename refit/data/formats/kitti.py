@@ -12,12 +12,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import compress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from refit.data.faults import BadData, fault
+from refit.data.codes import CODES
+from refit.data.faults import BadData, Fault, fault
 from refit.data.formats import yolo
 from refit.data.formats.base import Record, check_stems, fields_lost, names_lost, part_lines
 from refit.data.formats.paired import PairedReader
@@ -27,9 +27,10 @@ from refit.data.text import NotText, decode, finite, number
 SUFFIX = ".txt"
 _COLUMNS = (15, 16)
 _NO_3D = " ".join(["0.00"] * 7)
-_DONT_CARE = b"dontcare"
+_DONT_CARE = "dontcare"
 _OCCLUDED = (0, 1, 2, 3)
-_USED = (1, 2, 4, 5, 6, 7)  # the columns that count: truncated, occluded, box
+_USED = (1, 2, 4, 5, 6, 7, 8)  # the columns that count: truncated, occluded, box; and h
+_TALL = 20.0  # h is in metres, and higher objects are not labelled: it is a coordinate in pixels
 # What tools write: lines of 15 plain numbers and names, which need no look at each word.
 _PLAIN = re.compile(rb"(?:[A-Za-z][!-~]*+(?: -?+[0-9]{1,15}+(?:\.[0-9]{1,15}+)?+){14}+\r?+\n)++")
 
@@ -51,30 +52,46 @@ def parse(data: bytes, file: str) -> Labels:
         row = _line(words, number_, file, labels)
         if row is not None:
             rows.append(row)
-    if rows and all(row[6] == 0 for row in rows):
+    if rows:
         _shifted(rows, file, labels)
     return labels
 
 
 def columns(files: Sequence[bytes]) -> Columns:
-    """The objects of files that match `_PLAIN` and hold none that is not learnt."""
-    plain = [_PLAIN.fullmatch(data) is not None and _DONT_CARE not in data.lower() for data in files]
-    lines = b"".join(compress(files, plain)).decode().splitlines()
+    """The objects of files that match `_PLAIN`."""
+    plain = [_PLAIN.fullmatch(data) is not None for data in files]
+    counts, labels, lines = list[int](), list[str](), list[str]()
+    faults: dict[int, list[Fault]] = {}
+    for number_, data in enumerate(files):
+        if not plain[number_]:
+            counts.append(-1)
+            continue
+        before = len(lines)
+        for at, line in enumerate(data.decode().splitlines(), 1):
+            label = line.partition(" ")[0]
+            if label.lower() == _DONT_CARE:
+                faults.setdefault(number_, []).append(_not_learnt("", at))
+            else:
+                labels.append(label)
+                lines.append(line)
+        counts.append(len(lines) - before)
     boxes = np.zeros((len(lines), NUMBERS))
     if lines:
-        boxes[:, (5, 6, 0, 1, 2, 3)] = np.loadtxt(lines, comments=None, delimiter=" ", usecols=_USED, ndmin=2)
+        found = np.loadtxt(lines, comments=None, delimiter=" ", usecols=_USED, ndmin=2)
+        boxes[:, (5, 6, 0, 1, 2, 3)] = found[:, :-1]
+        for at in np.flatnonzero(found[:, -1] > _TALL).tolist():  # for `_shifted`
+            labels[at] = ""
     truncated, occluded = boxes[:, 5], boxes[:, 6]  # as in `_line`
     truncated[(truncated < 0) | (truncated > 1)] = np.nan
     occluded[~np.isin(occluded, _OCCLUDED)] = np.nan
-    counts = [data.count(b"\n") if good else -1 for data, good in zip(files, plain, strict=True)]
-    return Columns(counts, [line.partition(" ")[0] for line in lines], boxes)
+    return Columns(counts, labels, boxes, faults=faults)
 
 
 def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] | None:
     """Add one line to `labels`; returns its numbers (columns 2 to 15) when it is an object."""
     name, shown = words[0], " ".join(words)[:120]
-    if name.lower().encode() == _DONT_CARE:
-        labels.faults.append(fault("dont_care", file, "a DontCare region", line=at, objects=1))
+    if name.lower() == _DONT_CARE:
+        labels.faults.append(_not_learnt(file, at))
         return None
     if len(words) not in _COLUMNS:
         advice = _column_advice(words)
@@ -99,6 +116,10 @@ def _line(words: list[str], at: int, file: str, labels: Labels) -> list[float] |
     return row
 
 
+def _not_learnt(file: str, at: int) -> Fault:
+    return fault("dont_care", file, "a DontCare region", line=at, objects=1)
+
+
 def _column_advice(words: list[str]) -> str:
     values = [number(w) for w in words]
     if len(words) == 5 and all(v is not None and 0 <= v <= 1 for v in values[1:]):
@@ -111,15 +132,20 @@ def _column_advice(words: list[str]) -> str:
 
 
 def _shifted(rows: list[list[float]], file: str, labels: Labels) -> None:
-    """Every y2 is 0: no one labels so; a column is missing before the box, or one too many stands in it."""
-    first = labels.objects[0]
-    message = f"y2 (column 8) is 0 in all {len(rows)} objects: a column is shifted"
-    advice = ""
-    if all(0 <= r[2] < r[4] and 0 <= r[3] < r[5] for r in rows):
-        advice = (
-            "the boxes stand in columns 4 to 7, one too early: a column before them (alpha?) is missing; "
-            "write: class truncated occluded alpha x1 y1 x2 y2 h w l x y z ry"
-        )
+    """Whether all boxes stand in other columns than theirs. Every y2 is 0: no one labels so; a column is missing before
+    the box, or the last one in it is no coordinate. Or y2 stands where h belongs, so high and beyond what stands in the
+    place of x2: then there is a column too many before y2."""
+    first, advice = labels.objects[0], ""
+    if all(r[6] == 0 for r in rows):
+        message = f"y2 (column 8) is 0 in all {len(rows)} objects: a column is shifted"
+        if all(0 <= r[2] < r[4] and 0 <= r[3] < r[5] for r in rows):
+            advice = "the boxes stand in columns 4 to 7, one too early: a column before them (alpha?) is missing"
+    elif all(r[5] < r[7] for r in rows) and max(r[7] for r in rows) > _TALL:
+        message = f"h (column 9) is larger than x2 (column 7) in all {len(rows)} objects: a column is shifted"
+        advice = "the boxes end in column 9, one too late: a column too many stands before them or in them"
+    else:
+        return
+    advice += "; " * bool(advice) + CODES["shifted_column"].advice
     value = f"{first.x1:g} {first.y1:g} {first.x2:g} {first.y2:g}"
     labels.faults.append(
         fault("shifted_column", file, message, line=first.line, value=value, advice=advice, objects=len(rows))
@@ -181,7 +207,7 @@ def _called(classes: Sequence[str]) -> dict[str, str]:
     faults = []
     for cls in classes:
         name = "_".join(cls.split())
-        if not name or name.lower().encode() == _DONT_CARE or name in called.values():
+        if not name or name.lower() == _DONT_CARE or name in called.values():
             why = "another class has this name" if name in called.values() else "this is no class in KITTI's labels"
             faults.append(fault("bad_class_name", "", f"class {cls!r} would be written {name!r}: {why}", value=cls))
         called[cls] = name

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from refit.data.faults import Fault, fault
 from refit.data.formats.base import (
@@ -262,7 +263,7 @@ def _below(folder: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class SuperviselyWriter:
-    """Writes a project of one data set, ds0; an image's part is its tag."""
+    """Writes a project of one data set, ds0; an image's part is one of its tags."""
 
     name: str = "supervisely"
     image_dir: str | None = "ds0/img"
@@ -271,17 +272,21 @@ class SuperviselyWriter:
         self, out: Path, records: Iterable[Record], classes: Sequence[str], image: Callable[[Record], bytes]
     ) -> Counter[str]:
         gone = Counter[str]()
-        parts: dict[str, None] = {}
+        valued: dict[str, bool] = {}  # tag -> whether it has values
         for r in records:
             path = out / "ds0" / "ann" / f"{r.name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(annotation(r), ensure_ascii=False), encoding="utf-8")
-            parts |= {r.part: None} if r.part else {}
+            for tag in _tags(r):
+                valued[tag["name"]] = tag["value"] is not None or valued.get(tag["name"], False)
             gone["part"] += r.part is not None and known_part(r.part) != r.part
             gone += fields_lost((r,), "difficult", "truncated", "occluded")
         meta = {
             "classes": [{"title": name, "shape": "rectangle", "color": _colour(name)} for name in classes],
-            "tags": [{"name": part, "value_type": "none", "color": _colour(part)} for part in parts],
+            "tags": [
+                {"name": name, "value_type": "any_string" if has else "none", "color": _colour(name)}
+                for name, has in valued.items()
+            ],
             "projectType": "images",
         }
         (out / META).write_text(json.dumps(meta, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
@@ -305,10 +310,19 @@ def annotation(record: Record) -> Mapping[str, object]:
     ]
     return {
         "description": "",
-        "tags": [{"name": record.part, "value": None}] if record.part else [],
+        "tags": _tags(record),
         "size": {"height": record.height, "width": record.width},
         "objects": objects,
     }
+
+
+def _tags(record: Record) -> list[dict[str, Any]]:
+    """The image's part and its other tags, as `_tag` reads them: "camera:3" is the value 3 of camera."""
+    tags = []
+    for tag in dict.fromkeys([*([record.part] if record.part else []), *record.tags]):
+        name, _, value = tag.partition(":")
+        tags.append({"name": name, "value": value} if value else {"name": tag, "value": None})
+    return tags
 
 
 def _colour(name: str) -> str:

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import yaml
 
 from refit.data.faults import BadData, Fault, fault
@@ -38,7 +39,7 @@ from refit.data.formats.base import (
 )
 from refit.data.formats.paired import PairedReader
 from refit.data.images import SUFFIXES
-from refit.data.model import Box, Item, Labelled, Labels
+from refit.data.model import NUMBERS, Box, Columns, Item, Labelled, Labels
 from refit.data.text import NotText, class_name, decode, finite, number
 from refit.data.tree import Tree, suffix_of
 
@@ -50,6 +51,8 @@ _HEAD = 65_536  # bytes
 _NO_LABELS = re.compile(r"(classes|train|val|valid|test|trainval|readme.*|notes)\.txt$", re.IGNORECASE)
 _NO_PARTS = frozenset({"path", "names", "nc", "download", "kpt_shape", "flip_idx", "backup", "classes"})
 _MAX_YAML = 2**20
+# What tools write: lines of a small number and four plain shares, which need no look at each word.
+_PLAIN = re.compile(rb"(?:[0-9]{1,4}+(?: [01](?:\.[0-9]{1,20}+)?+){4}+\r?+\n)++")
 
 
 def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> Labels:
@@ -77,6 +80,23 @@ def parse(data: bytes, file: str, names: Mapping[int, str] | None = None) -> Lab
         message = f"{len(polygons)} objects are polygons or oriented boxes"
         labels.faults.append(fault("polygon_boxed", file, message, line=polygons[0]))
     return labels
+
+
+def columns(files: Sequence[bytes], names: Mapping[int, str] | None = None) -> Columns:
+    """The objects of files that match `_PLAIN`. A share beyond `_BEYOND` leads out of the image, and so to `parse`."""
+    ended = [data if data.endswith(b"\n") else data + b"\n" for data in files]
+    counts = [data.count(b"\n") if _PLAIN.fullmatch(data) else -1 for data in ended]
+    lines = b"".join(data for data, count in zip(ended, counts, strict=True) if count > 0).decode().splitlines()
+    boxes = np.zeros((len(lines), NUMBERS))
+    boxes[:, 5:] = np.nan  # truncated and occluded
+    labels = list[str]()
+    if lines:
+        index, x, y, width, height = np.loadtxt(lines, comments=None, delimiter=" ", ndmin=2).T
+        labels = [str(i) if names is None else names.get(i, "") for i in index.astype(np.int64).tolist()]
+        boxes[:, :4] = np.stack((x - width / 2, y - height / 2, x + width / 2, y + height / 2), axis=1)
+        for edge in (0.0, 1.0):  # as in `_at_edge`
+            boxes[:, :4][np.abs(boxes[:, :4] - edge) < _EDGE] = edge
+    return Columns(counts, labels, boxes, relative=True)
 
 
 def _line(words: list[str], at: int, file: str, names: Mapping[int, str] | None) -> Labelled | Fault:
@@ -181,12 +201,16 @@ def _is_label(tree: Tree, label_dir: str | None) -> Callable[[str], bool]:
     """What tells label files: in a folder that was named, below one called `labels`, or beside images; but for lists
     and read-mes, unless an image is called like these."""
     folders = {path.rpartition("/")[0] for path in tree.files.ending(*SUFFIXES)}
+    named = label_dir not in (None, ".")
+    holds: dict[str, bool] = {}  # by folder: most files are of a few
 
     def is_label(path: str) -> bool:
         folder, _, file = path.rpartition("/")
-        if suffix_of(path) != SUFFIX or (_NO_LABELS.match(file) and not _pictured(tree, path)):
+        if folder not in holds:
+            holds[folder] = named or folder in folders or "labels" in folder.split("/")
+        if not holds[folder] or suffix_of(path) != SUFFIX:
             return False
-        return label_dir not in (None, ".") or "labels" in folder.split("/") or folder in folders
+        return not _NO_LABELS.match(file) or _pictured(tree, path)
 
     return is_label
 
@@ -213,21 +237,22 @@ class YoloReader:
         yield from about.faults
         if about.names:
             yield Names(tuple(dict.fromkeys(about.names[i] for i in sorted(about.names))))
-        paired = self._paired(tree, layout.label_dir, partial(parse, names=about.names), about.parts)
+        paired = self._paired(tree, layout.label_dir, about.names, about.parts)
         yield from paired.read(tree, layout, {*leave, *about.files})
 
     def _paired(
         self,
         tree: Tree,
         label_dir: str | None = None,
-        parse: Callable[[bytes, str], Labels] = parse,
+        names: Mapping[int, str] | None = None,
         part: Callable[[str], str | None] = lambda path: None,
     ) -> PairedReader:
         is_label = _is_label(tree, label_dir)
         tops = {path.partition("/")[0] for path in tree.files.ending(*SUFFIXES)}
         apart = tops == {"images"} and any(is_label(f.path) for f in tree.below("labels"))
         dirs = (("images",), ("labels",)) if apart else ((".",), (".",))
-        return PairedReader(self.name, SUFFIX, *dirs, parse, looks, is_label, _key, part, background=True)
+        one, many = partial(parse, names=names), partial(columns, names=names)
+        return PairedReader(self.name, SUFFIX, *dirs, one, looks, is_label, _key, part, background=True, many=many)
 
 
 def _listing(tree: Tree) -> Iterator[str]:

@@ -98,6 +98,6 @@ class Dvc:
             return None
         except OSError as exc:
             raise Refused(f"{path}: cannot be read: {exc.strerror}") from None
-        except (yaml.YAMLError, ValueError, TypeError, KeyError):
+        except (yaml.YAMLError, ValueError, TypeError, KeyError, RecursionError):
             raise Refused(f"{path}: is no .dvc file with one entry in `outs` that has path and md5") from None
         return out, status.st_mtime_ns

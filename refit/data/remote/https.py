@@ -1,7 +1,7 @@
 """One archive by https, from a public address or a host that was allowed by name (`refit.web`, `refit.hosts`).
 
 The login of the connection (login and password, or a password alone as a bearer token, or `headers` and `query` of its
-extra) goes to the host that the source names, never to where it redirects.
+extra) goes to the host that connection and source name both, never to where it redirects.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Web:
     def __init__(self, source: Source, connection: Connection | None, settings: Settings) -> None:
         self._source, self._connection, self._allowed = source, connection, settings.allowed_hosts
         self._url = source.text.partition("#")[0]
+        if connection is not None:
+            connection.only_to(self._url)
         try:
             self._tls = ssl.create_default_context()
             if settings.ca_file is not None:

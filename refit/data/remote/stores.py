@@ -148,12 +148,15 @@ class Store:
 
     def _login(self) -> tuple[str, dict[str, Any]]:
         """obstore's class, and its options."""
-        by: dict[Kind, Callable[[Connection | None], tuple[str, dict[str, Any]]]] = {
-            Kind.S3: self._s3,
-            Kind.GCS: self._gcs,
-            Kind.AZURE: self._azure,
+        by: dict[Kind, tuple[str, Callable[[Connection | None], tuple[str, dict[str, Any]]]]] = {
+            Kind.S3: ("aws", self._s3),
+            Kind.GCS: ("google_cloud_platform", self._gcs),
+            Kind.AZURE: ("wasb", self._azure),
         }
-        return by[self._source.kind](self._connection)
+        kind, options = by[self._source.kind]
+        if self._connection is not None:
+            self._connection.only_for(kind)
+        return options(self._connection)
 
     def _s3(self, c: Connection | None) -> tuple[str, dict[str, Any]]:
         """Airflow's `aws` connection: login and password are the key, extra has region_name, endpoint_url and
@@ -191,7 +194,10 @@ class Store:
         """Airflow's `wasb` connection: login is the account, password its key; or extra has sas_token, or tenant_id
         (then login and password are an application's id and secret, and the account stands in the source)."""
         tenant = c.text("tenant_id") if c else ""
-        account = self._source.account or (c.text("account_name") if c else "") or (c.login if c and not tenant else "")
+        own = (c.text("account_name") or ("" if tenant else c.login)) if c else ""
+        account = self._source.account or own
+        if own not in ("", account):
+            raise Refused(f"{self._source}: {shown(c)} is for another storage account")
         if not re.fullmatch(r"[a-z0-9]{3,24}", account):
             raise Refused(
                 f"{self._source}: no storage account is known; write "
@@ -245,7 +251,10 @@ class Store:
 
 def _info(meta: Mapping[str, Any]) -> FileInfo:
     moment = int(meta["last_modified"].timestamp() * 1_000_000_000)
-    return FileInfo(meta["path"], int(meta["size"]), moment, moment, meta["e_tag"] or f"modified {moment}")
+    tag = meta["e_tag"] or f"modified {moment}"
+    if meta["e_tag"] and not tag.endswith('"'):  # Azure's "List Blobs" leaves off the quotes, which If-Match needs
+        tag = f'"{tag}"'
+    return FileInfo(meta["path"], int(meta["size"]), moment, moment, tag)
 
 
 def _said(exc: Exception) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
     incoming/<signature>/files/   what was fetched: from a remote source, each file whole
                          parts/   what is on the way
-                         data/    what archives hold, once all of them have opened whole
+                         data/    what archives hold, once all of them have opened whole; contents.json: digests
     incoming/last/                files/ of the last snapshot, images as links into its store, and index.json: of what
     incoming/.lock                one process at a time
 
@@ -38,13 +38,13 @@ from refit.data.tree import FileInfo, Files, Tree, scan
 from refit.files import link_or_copy, sha256, sync_folder, write_json
 from refit.status import StatusWriter
 
-INCOMING, LAST, LOCK, INDEX = "incoming", "last", ".lock", "index.json"
+INCOMING, LAST, LOCK, INDEX, CONTENTS = "incoming", "last", ".lock", "index.json", "contents.json"
 
 
 @dataclass
 class AtHand:
-    """The folder to read, and the validators of its files where they were fetched; whoever makes a snapshot of it says
-    so here."""
+    """The folder to read, and the validators of its files where they were fetched or unpacked; whoever makes a snapshot
+    of it says so here."""
 
     folder: Path
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -118,7 +118,10 @@ def _begin(folder: Path, data: Path, dataset: Dataset) -> AtHand:
     if data == folder:
         return AtHand(data, {path: tag for path, (_, tag) in _index(folder.parent).items()})
     free = dataset.image_dir is None and dataset.label_dir is None and dataset.split.lists is None
-    return AtHand(inner(data) if free else data)
+    top = inner(data) if free else data
+    below = "" if top == data else f"{top.relative_to(data)}/"
+    digests: dict[str, str] = json.loads((data.parent / CONTENTS).read_text(encoding="utf-8"))
+    return AtHand(top, {path.removeprefix(below): digest for path, digest in digests.items()})
 
 
 def _index(folder: Path) -> dict[str, list[Any]]:
@@ -218,17 +221,19 @@ def _unpacked(source: Source, folder: Path, own: Path, beside: Set[str], status:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         names: archive.Names = {}
+        digests: dict[str, str] = {}
         for f in files:
             status.running(f"Unpacking {f.path} ({f.size >> 20:,} MiB)")
             limits = archive.Limits(bytes=max(0, shutil.disk_usage(aside).free - RESERVE))
             try:
-                archive.unpack(folder / f.path, aside, limits, names)
+                archive.unpack(folder / f.path, aside, limits, names, digests)
             except archive.Damaged as exc:
                 raise BadData(source.text, [fault("archive_damaged", f.path, str(exc))]) from None
             except archive.Unsafe as exc:
                 raise BadData(source.text, [fault("archive_unsafe", f.path, f"{exc}; it is not unpacked")]) from None
             except FileNotFoundError:
                 raise BadData(source.text, [fault("source_changed", f.path, "vanished")]) from None
+        write_json(own / CONTENTS, digests)
         os.rename(aside, data)
         sync_folder(own)
     return data

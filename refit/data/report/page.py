@@ -32,6 +32,7 @@ _LINES = 6  # faults of a kind
 _FAULT_PICTURES = 3  # of a kind
 _PAIRS = 6
 _NAMES = 8
+_ALL = "in issues.jsonl of a run, or by refit dataset check --json"
 
 _ARROW = "\N{RIGHTWARDS ARROW}"
 _MODEL = 1  # the colour of what a model sees: blue
@@ -165,7 +166,7 @@ def _cards(report: Report) -> Markup:
         cards.append(tag("article", tag("h3", charts.legend(i, name)), *shown, class_="card"))
     more = len(classes) - _CLASSES
     return join(
-        tag("div", *cards, class_="cards"), tag("p", f"{_n(more)} more classes are in report.json.") if more > 0 else ""
+        tag("div", *cards, class_="cards"), tag("p", f"{_n(more)} more classes are in the JSON.") if more > 0 else ""
     )
 
 
@@ -278,9 +279,13 @@ def _group(
 ) -> Markup:
     severity, code = key
     lost = sum(f.objects for f in found)
-    items = [tag("li", tag("code", _where(f)) if f.file else "", " ", f.message) for f in found[:_LINES]]
+    advice = found[0].advice if len({f.advice for f in found}) == 1 else ""
+    items = []
+    for f in found[:_LINES]:
+        own = "" if advice or f.advice in ("", CODES[code].advice) else f"; {f.advice}"
+        items.append(tag("li", tag("code", _where(f)) if f.file else "", " ", f.message, own))
     if len(found) > _LINES:
-        items.append(tag("li", f"and {_n(len(found) - _LINES)} more, in report.json", class_="more"))
+        items.append(tag("li", f"and {_n(len(found) - _LINES)} more, {_ALL}", class_="more"))
     shown: list[Markup] = []
     for f in found[:_LINES]:
         i = images.get(f.file)
@@ -297,9 +302,15 @@ def _group(
         f" {code} ",
         tag("small", f"{_n(len(found))}x" + (f", {_counted(lost, 'object')} left out" if lost else "")),
     )
-    advice = tag("p", CODES[code].advice[:1].upper() + CODES[code].advice[1:] + ".", class_="advice")
     gallery = tag("div", *shown, class_="pictures") if shown else ""
-    return tag("article", head, advice, tag("ul", *items), gallery, class_="fault")
+    told = tag("p", _sentence(advice or CODES[code].advice), class_="advice")
+    return tag("article", head, told, tag("ul", *items), gallery, class_="fault")
+
+
+def _sentence(text: str) -> str:
+    """With a capital and a full stop; what begins with a key or a file's name keeps its own letters."""
+    word = text.split(" ", 1)[0]
+    return f"{text if '.' in word else text[:1].upper() + text[1:]}."
 
 
 def _where(f: Fault) -> str:

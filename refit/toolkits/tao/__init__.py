@@ -64,8 +64,8 @@ def _less(pipeline: TaoPipeline, profile: Profile) -> tuple[TaoPipeline, Needed]
 
 
 def _batch(pipeline: TaoPipeline, profile: Profile, block: str) -> int:
-    """Images of a batch on one GPU. tao_deploy's loaders cannot evaluate fewer than the training's batch
-    (dataloader/kitti.py), so the other splits need as many too."""
+    """Images of a batch on one GPU. The other splits get as many too: a loader that takes whole batches only
+    (tao_deploy's dataloader/kitti.py) refuses to have none."""
     params = getattr(pipeline.stages, block)
     if params.spec is None and not params.set:
         return int(params.batch_size or _BATCH)

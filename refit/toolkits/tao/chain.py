@@ -348,7 +348,7 @@ class TaoChain(Chain):
             grace_seconds=60,
             resumes=self._told(work) if fact.resumes == "told" else fact.resumes == "itself",
             session=start.session_of(getattr(self.p.stages, work.trained).start_from) if work.trains else None,
-            watch=self._watch if work.trains else self._held(work) if fact.gpu else None,
+            watch=self._watched(work) if work.trains else self._held(work) if fact.gpu else None,
         )
 
     def _output(self, fact: OutputFact, work: Work, values: Mapping[str, Any]) -> Output:
@@ -374,10 +374,11 @@ class TaoChain(Chain):
             }
         )
 
-    @property
-    def _watch(self) -> dict[str, Any]:
-        dog = self.p.watchdog
+    def _watched(self, work: Work) -> dict[str, Any]:
+        """Of a training. One that goes on with another run's finds that one's epochs in its status file."""
+        dog, params = self.p.watchdog, getattr(self.p.stages, work.trained)
         return {
+            "epochs": params.epochs if start.session_of(params.start_from) else 1,
             "stall_seconds": dog.stall_minutes * 60,
             "loss_factor": dog.loss_factor,
             "zero_metric": "mAP50",

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import refit
-from refit.toolkits.base import OUR_EXIT_CODES, Output, Stage, spec_text
+from refit.tao.climb import EXITS
+from refit.toolkits.base import Output, Stage, spec_text
 from refit.toolkits.lazy import Lazy
 from refit.toolkits.smoke import changed
 from refit.toolkits.tao.scope import Work
@@ -148,7 +149,7 @@ def trying(
         success={"status": "SUCCESS"},
         metrics=None,
         summary="summary.json",
-        exit_codes=dict(OUR_EXIT_CODES),
+        exit_codes={str(code): outcome for outcome, code in EXITS.items()},
         resumes=True,
     )
 

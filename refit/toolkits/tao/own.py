@@ -90,7 +90,7 @@ def pretrained(chain: TaoChain) -> Stage:
         files={"download.yaml": {"model": model, "path": path, "file": file, "cache": "{workspace}/ngc"}},
         outputs=(Output("weights", "weights/*"),),
         resources=chain.light("pretrained"),
-        code=("refit/ngc", "refit/archive.py", "refit/specs.py"),
+        code=("refit/ngc", "refit/start/foreign.py", "refit/archive.py", "refit/specs.py"),
         secrets=(secret,) if secret else (),
         env={"NGC_API_KEY": f"{{secret:{secret}}}"} if secret else {},
     )
@@ -106,7 +106,7 @@ def describe(chain: TaoChain, engine: str, onnx: str) -> Stage:
         "onnx": f"{{input:{onnx}.model}}",
         "precision": params.precision,
         "quantization": {"ptq": "calibrated", "qat": "explicit", "qdq": "explicit"}.get(way or "", "none"),
-        "batch": {"min": params.min_batch_size, "opt": params.opt_batch_size, "max": params.max_batch_size},
+        "batch": {"min": 1, "opt": params.opt_batch_size, "max": params.max_batch_size},
         "gpu": {"csv": f"{{input:{engine}}}/gpu.csv"},
         "builder": networks.image(chain.p.network, chain.facts.stages["build_engine"].image),
     }
@@ -150,6 +150,9 @@ def package(chain: TaoChain, onnx: str, judged: str) -> Stage:
         "onnx": f"{{input:{onnx}.model}}",
         "engines": [f"{{input:{name}}}" for name in engines],
     }
+    pruned = ("prune",) if chain.p.stages.prune else ()
+    if pruned:
+        spec["pruned"] = "{input:prune}/../result.json"
     return Stage(
         name="package",
         action="package",
@@ -157,7 +160,7 @@ def package(chain: TaoChain, onnx: str, judged: str) -> Stage:
         environment="tools",
         argv=command("refit.engine", "package", "package.yaml"),
         files=Lazy(lambda: {"package.yaml": spec, "model.json": chain.sidecar}),
-        inputs=(onnx, *engines),
+        inputs=(onnx, *engines, *pruned),
         after=(f"gate_{judged}",),
         outputs=(Output("package", "package.json", "json"), Output("model", "model.json", "json")),
         resources=chain.light("package"),

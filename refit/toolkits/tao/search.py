@@ -57,5 +57,8 @@ def searches(chain: TaoChain, plain: Stage, trained: str) -> Stage:
         made,
         title="Search for the size to prune to",
         resources=retrain.resources,
-        metrics={"kept": {"file": "search.json", "key": "kept", "most": params.max_kept}},
+        metrics={
+            "kept": {"file": "search.json", "key": "kept", "most": params.max_kept},
+            "parameters": {"file": "search.json", "key": "parameters"},
+        },
     )

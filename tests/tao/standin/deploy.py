@@ -188,20 +188,33 @@ class Task:
             spec = tf1.facts(self.program, self.args.spec)
             if not self.args.image_dir or not self.args.label_dir:
                 raise TypeError("expected str, bytes or os.PathLike object, not NoneType")
-            for path in files.images(self.args.image_dir):
+            pictures = files.images(self.args.image_dir)
+            for path in pictures:
                 files.kitti_objects(Path(self.args.label_dir, f"{path.stem}.txt"))
+            self._loaded(len(pictures), self.args.batch_size)
             found = {f"AP_{name.lower()}": engine["map50"] for name in spec.classes}
             if self.program in {"ssd", "yolo_v4"}:
                 found["mAP"] = round(engine["map50"], 3)
             print(f"{'':<14}{'mAP':<6}{round(engine['map50'], 3)}")
         else:
             if self.program == "efficientdet_tf2":
-                Coco.read(self.config.need("dataset.val_json_file"), self.config.need("dataset.val_dirs")[0])
+                coco = Coco.read(self.config.need("dataset.val_json_file"), self.config.need("dataset.val_dirs")[0])
+                batch = self.config.get("evaluate.batch_size", 1)
+                if batch > 1:  # TAO 6; before, the engine's largest
+                    raise ValueError(f"input list bigger ({batch}) than engine max batch size (1)")
             else:
                 source = self.config.need("dataset.test_data_sources")
-                Coco.read(source["json_file"], source["image_dir"])
+                coco = Coco.read(source["json_file"], source["image_dir"])
+                batch = self.config.get("dataset.batch_size", 4)
+            self._loaded(len(coco.found), batch)
             found = {"AP": round(0.6 * engine["map50"], 6), "AP50": engine["map50"], "AP75": 0.4, "APs": -1.0}
         (self.out / "results.json").write_text(json.dumps(found))
+
+    def _loaded(self, images: int, batch: int) -> None:
+        """dataloader/{kitti,coco}.py: whole batches."""
+        whole = images // batch * batch
+        assert whole, "empty image dir or batch size too large!"
+        print(f"Producing predictions for {whole} of {images} images")
 
     def _inference(self) -> None:
         self._engine("inference")

@@ -40,7 +40,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        return int(11_200_000 * self.kept)
+        return int(112_000 * self.kept)
 
     def average_precisions(self) -> dict[str, float]:
         """AP50 by class: it grows with the epochs, falls with pruning until retrained, 0 for what the data has not."""

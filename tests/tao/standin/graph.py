@@ -81,6 +81,8 @@ def write(path: Path, model: Model, rows: int, opset: int) -> None:
         pooled = graph.node("GlobalAveragePool", [graph.node("Reshape", [name, "one"], "flattened")], "pooled")
         mean = graph.node("Reshape", [pooled, "flat"], "mean")
         _lists(graph, mean, model, rows)
+    used = sum(w.size for w in map(numpy_helper.to_array, graph.weights))
+    graph.weight("backbone", np.zeros(max(0, model.parameters - used), dtype=np.float32))  # as many as it says
     made = helper.make_graph(
         graph.nodes,
         model.program,
