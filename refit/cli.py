@@ -102,6 +102,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
             faults = toolkits.get(pipeline.toolkit).preflight(pipeline, profile, dataset)
             problems += map(doc.told, faults)
             problems += _transforms(pipeline, profile, doc)
+            problems += _refused_source(pipeline, profile, doc)
             problems += lacking(pipeline, profile, settings)
             if problems:
                 raise SpecError(problems)
@@ -133,6 +134,17 @@ def _elsewhere(pipeline: Any, settings: Settings) -> str:
     except ConfigError as exc:
         return str(exc)
     return ""
+
+
+def _refused_source(pipeline: Any, profile: cluster.Profile, doc: Document) -> list[Problem]:
+    """Why the cluster's pods would not read the source; the profile says all that they know."""
+    if not isinstance(profile, cluster.KubernetesProfile):
+        return []
+    try:
+        cluster.settings_in_pod(profile).source(pipeline.dataset.source, "")
+    except ConfigError as exc:
+        return [doc.problem(("dataset", "source"), str(exc).removeprefix(":").strip())]
+    return []
 
 
 def _transforms(pipeline: Any, profile: cluster.Profile, doc: Document) -> list[Problem]:

@@ -97,7 +97,7 @@ class Settings:
         if source.kind is Kind.WEB and text.startswith("http://") and not self.allowed_hosts.plain(text):
             raise ConfigError(
                 f"{key} {text!r}: plain http: anyone on the way can change what comes; use https, or allow "
-                "the host by name (REFIT_ALLOWED_HOSTS=http://HOST)"
+                "the host by name (REFIT_ALLOWED_HOSTS=http://HOST; allowed_hosts of the cluster profile for pods)"
             )
         return source
 

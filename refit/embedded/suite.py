@@ -1,8 +1,10 @@
 """``make test``: pytest in each environment, a few at a time, the outputs kept apart, one line that sums up.
 
-    python -m refit.embedded.suite [PATH ...] [PYTEST OPTION ...]
+    python -m refit.embedded.suite [--again] [PATH ...] [PYTEST OPTION ...]
 
-Without paths all of tests/ runs. Exit codes: 0 all passed (or were skipped, with the reason printed), 1 otherwise.
+Without paths all of tests/ runs. With --again, as CI does, tests that failed run once more when the others are done,
+with nothing beside them: one that passes then is named as such, and is no failure. Exit codes: 0 all passed (or were
+skipped, with the reason printed), 1 otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import time
 import types
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from refit.config import Settings
@@ -57,6 +59,7 @@ if os.environ.get("REFIT_E2E") == "1":
 HANG_SECONDS = 300  # a test that takes longer has its stack traces printed
 NOTHING_COLLECTED = 5  # pytest's exit code
 TELL_SECONDS = 60
+AGAIN = "--again"
 
 
 @dataclass
@@ -147,6 +150,33 @@ class Part:
                 self.process.wait()
 
 
+    def failed(self) -> list[str]:
+        """The paths of the tests that failed, as pytest takes them; all of the part's where the report does not say."""
+        try:
+            return read_failed(self.report, self.settings.repository) or list(self.paths)
+        except (OSError, ET.ParseError):
+            return list(self.paths)
+
+
+def read_failed(file: Path, root: Path) -> list[str]:
+    """``tests/a/test_b.py::Class::test_c[d]`` of each failure of a JUnit XML report; only the file where that could not
+    be collected. Raises OSError and ParseError."""
+    found = []
+    for case in ET.parse(file).getroot().iter("testcase"):  # noqa: S314  pytest wrote it
+        if case.find("failure") is None and case.find("error") is None:
+            continue
+        module, name = case.get("classname", ""), case.get("name", "")
+        if not module:
+            module, name = name, ""
+        parts = module.split(".")
+        size = next((n for n in range(len(parts), 0, -1) if (root / Path(*parts[:n])).with_suffix(".py").is_file()), 0)
+        if not size:
+            raise OSError(f"{file}: {module} is no test file")
+        path = Path(*parts[:size]).with_suffix(".py").as_posix()
+        found.append("::".join([path, *parts[size:], *([name] if name else [])]))
+    return list(dict.fromkeys(found))
+
+
 def read_report(file: Path) -> Count:
     """The counts of a JUnit XML report. Raises OSError and ParseError."""
     counted = Count()
@@ -183,25 +213,40 @@ def _has_tests(path: Path) -> bool:
 
 def main(words: Sequence[str] | None = None) -> int:
     settings = Settings.from_env()
-    paths, options = divide(settings.repository / "tests", list(sys.argv[1:] if words is None else words))
+    given = list(sys.argv[1:] if words is None else words)
+    paths, options = divide(settings.repository / "tests", [word for word in given if word != AGAIN])
     folder = settings.home / "tests"
-    waiting = [Part(name, paths[name], options, settings, folder) for name in ORDER if name in paths]
+    parts = [Part(name, paths[name], options, settings, folder) for name in ORDER if name in paths]
     catch_signals(_interrupt)
-    running: list[Part] = []
-    total = Count()
+    began = time.monotonic()
+    try:
+        counted = run(parts, AT_ONCE)
+        total = sum(counted.values(), Count())
+        if AGAIN in given and total.failed:
+            total = total + again([part for part in parts if counted[part.name].failed])
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+    print(f"\nall tests took {time.monotonic() - began:.0f} s\n{total}", flush=True)
+    return 1 if total.failed or not (total.passed or total.skipped) else 0
+
+
+def run(parts: Sequence[Part], at_once: int) -> dict[str, Count]:
+    """Run parts, so many at a time, and print what each says when it ends. Raises KeyboardInterrupt, when all have."""
+    waiting, running = list(parts), list[Part]()
+    counted = {}
     began = told = time.monotonic()
     try:
         while waiting or running:
-            while waiting and len(running) < AT_ONCE:
+            while waiting and len(running) < at_once:
                 running.append(waiting.pop(0))
                 running[-1].start()
                 print(f"{running[-1].name}: {' '.join(running[-1].paths)}", flush=True)
             time.sleep(0.2)
             for part in [p for p in running if not p.running()]:
                 running.remove(part)
-                counted = part.count()
-                total += counted
-                print(f"\n===== {part.name}: {counted}, {time.monotonic() - part.began:.0f} s =====")
+                counted[part.name] = part.count()
+                print(f"\n===== {part.name}: {counted[part.name]}, {time.monotonic() - part.began:.0f} s =====")
                 print(part.log.read_text(errors="replace").rstrip(), flush=True)
                 told = time.monotonic()
             if running and time.monotonic() - told > TELL_SECONDS:
@@ -211,10 +256,24 @@ def main(words: Sequence[str] | None = None) -> int:
         for part in running:
             part.stop()
             print(f"\n===== {part.name}: interrupted =====\n{part.log.read_text(errors='replace')[-3000:]}")
-        print("interrupted", flush=True)
-        return 130
-    print(f"\nall tests took {time.monotonic() - began:.0f} s\n{total}", flush=True)
-    return 1 if total.failed or not (total.passed or total.skipped) else 0
+        raise
+    return counted
+
+
+def again(parts: Sequence[Part]) -> Count:
+    """Run the failed tests of these parts once more, alone, and name those that pass now. Returns what that changes of
+    the counts."""
+    print("\n===== what failed, once more and alone =====", flush=True)
+    changed = Count()
+    for part in parts:
+        first, alone = part.count(), replace(part, paths=part.failed(), folder=part.folder / "again", process=None)
+        second = run([alone], 1)[part.name]
+        changed += Count(second.passed, second.failed - first.failed, second.skipped)
+        still = alone.failed() if second.failed else []
+        for test in alone.paths:
+            if test not in still:
+                print(f"FAILED BESIDE OTHERS, PASSED ALONE: {test}", flush=True)
+    return changed
 
 
 def _interrupt(signum: int, frame: types.FrameType | None) -> None:

@@ -72,6 +72,44 @@ def test_whatever_goes_wrong_is_a_failure(repository):
     assert done.returncode == 1
 
 
+def test_what_failed_runs_once_more_when_asked(repository):
+    """A test that passes alone is named and counts as passed; one that fails again, and a file that cannot be
+    collected, are failures."""
+    (repository / "tests" / "cpu" / "test_more.py").write_text(
+        "import pathlib, pytest\n"
+        "SEEN = pathlib.Path(__file__).with_name('seen')\n"
+        "class TestIt:\n"
+        "    @pytest.mark.parametrize('word', ['a - b', 'c'])\n"
+        "    def test_busy(self, word):\n"
+        "        there = SEEN.exists()\n"
+        "        SEEN.touch()\n"
+        "        assert there\n"
+        "def test_good(): assert not SEEN.with_name('again').exists(), 'only what failed runs again'\n"
+        "@pytest.fixture\n"
+        "def late():\n"
+        "    yield\n"
+        "    SEEN.with_name('again').touch()\n"
+        "    assert False, 'torn down badly'\n"
+        "def test_worse(late): pass\n"
+    )
+    broken = repository / "tests" / "operators" / "test_operators.py"
+    broken.write_text("import not_there\n")
+    once = suite(repository)
+    assert once.returncode == 1
+    assert "once more" not in once.stdout
+    for name in ("seen", "again"):
+        (repository / "tests" / "cpu" / name).unlink()
+    twice = suite(repository, "--again")
+    assert "FAILED BESIDE OTHERS, PASSED ALONE: tests/cpu/test_more.py::TestIt::test_busy[a - b]\n" in twice.stdout
+    assert twice.stdout.count("PASSED ALONE") == 1
+    assert twice.stdout.splitlines()[-1] == "5 passed, 2 failed, 0 skipped"
+    assert twice.returncode == 1
+    (repository / "tests" / "cpu" / "seen").unlink()
+    mended = suite(repository, "--again", "tests/cpu/test_more.py", "-k", "busy")
+    assert mended.stdout.splitlines()[-1] == "2 passed, 0 failed, 0 skipped"
+    assert mended.returncode == 0
+
+
 def test_every_folder_of_tests_belongs_to_a_group(repository):
     paths, options = divide(repository / "tests", [])
     assert paths == {"cpu": ["tests/cpu"], "airflow": ["tests/operators"], "tools": ["tests/refit"]}

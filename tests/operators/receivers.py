@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Received:
-    """`requests`: (path, headers, body); of an email ("", its addresses as keys, the message)."""
+    """`requests`: (path, headers, body); of an email ("", its addresses as keys, the message). `gave_up`: a receiver in
+    trouble has ended an answer by itself."""
 
     port: int = 0
+    gave_up: bool = False
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
 
@@ -32,7 +34,7 @@ def webhook_server(how: str = "") -> Iterator[Received]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             received.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
             if how == "hang":
-                over.wait(30)
+                received.gave_up = not over.wait(120)
                 return
             self.send_response(
                 {"500": 500, "refuses": 501, "redirect": 307, "ok": 200, "no_service": 404}.get(how, 204)

@@ -7,7 +7,6 @@ import email.policy
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,9 +148,8 @@ def test_a_receiver_in_trouble_is_a_line_in_the_log(
         )
         if how == "nobody":
             connections["hook"].port = 9
-        begin = time.monotonic()
         notify.deliver([(bad, told()), (Notify(to="webhook", connection="good"), told())])
-        assert time.monotonic() - begin < 5
+        assert not server.gave_up, "nobody waits until the receiver is done"
     assert len(good.requests) == 1, "the others are told all the same"
     lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
     assert len(lines) == 1

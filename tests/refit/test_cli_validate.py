@@ -46,6 +46,23 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> list[str]
     return capsys.readouterr().err.splitlines()
 
 
+# --- the source ---------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_the_pods_would_refuse(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(TEXT.replace("inbox/cars", "http://files.lab/cars.zip"))
+    (line,) = refused(capsys, file)
+    assert line.startswith(f"error: {file}:2: dataset.source: 'http://files.lab/cars.zip': plain http: anyone on")
+    assert "allowed_hosts of the cluster profile for pods" in line
+    profile = file.parent / "clusters" / "kubernetes.yaml"
+    values = yaml.safe_load(profile.read_text())
+    profile.write_text(yaml.safe_dump(values | {"allowed_hosts": ["http://files.lab"]}))
+    assert main(["validate", str(file)]) == GOOD
+    file.write_text(TEXT.replace("inbox/cars", "/elsewhere/cars"))
+    (line,) = refused(capsys, file)
+    assert line.startswith(f"error: {file}:2: dataset.source: '/elsewhere/cars' is outside the allowed data roots")
+
+
 # --- the data -----------------------------------------------------------------------------------------------------
 
 
