@@ -51,16 +51,21 @@ class FileInfo(NamedTuple):
     inode: int = 0
 
 
+_WIDE = "qqqQ"  # of size, mtime, ctime and inode
+_NARROW = "IqqI"  # enough for the sizes and inodes of almost all files
+_MOST = 2 ** (8 * array("I").itemsize) - 1
+
+
 def _columns() -> tuple[array[int], ...]:
-    return tuple(array(code) for code in "qqqQ")
+    return tuple(array(code) for code in _WIDE)
 
 
 class Files(Mapping[str, FileInfo]):
-    """Files by path, sorted by it; some 120 bytes each, where a dict of `FileInfo` takes 400."""
+    """Files by path, sorted by it; some 110 bytes each, where a dict of `FileInfo` takes 400."""
 
     def __init__(self, rows: Iterable[FileInfo] = ()) -> None:
         self.paths: list[str] = []
-        self._numbers = _columns()
+        self._numbers = [array(code) for code in _NARROW]
         self._tags: dict[str, str] = {}
         self._endings: dict[str, array[int]] = {}
         for row in sorted(rows):
@@ -70,23 +75,28 @@ class Files(Mapping[str, FileInfo]):
         self.paths.append(info[0])
         if info.tag:
             self._tags[info.path] = info.tag
-        numbers = info.size, info.mtime_ns, info.ctime_ns, info.inode
-        for column, number in zip(self._numbers, numbers, strict=True):
-            column.append(number)
+        self._put(((info.size,), (info.mtime_ns,), (info.ctime_ns,), (info.inode,)))
+
+    def _put(self, columns: Iterable[Iterable[int]]) -> None:
+        """Add numbers to the columns; one that gets a number too large for it becomes a wide one."""
+        for at, numbers in enumerate(columns):
+            column, its = self._numbers[at], list(numbers)
+            if column.typecode != _WIDE[at] and not all(0 <= number <= _MOST for number in its):
+                column = self._numbers[at] = array(_WIDE[at], column)
+            column.extend(its)
 
     def _extend(self, paths: Sequence[str], columns: tuple[array[int], ...]) -> None:
         """Add files by `statuses`, but for those that are gone."""
         there = [size >= 0 for size in columns[0]]
         self.paths.extend(compress(paths, there))
-        for column, numbers in zip(self._numbers, columns, strict=True):
-            column.extend(compress(numbers, there))
+        self._put(compress(numbers, there) for numbers in columns)
 
     def _sort(self) -> None:
         if all(map(le, self.paths, islice(self.paths, 1, None))):
             return
         order = sorted(range(len(self.paths)), key=self.paths.__getitem__)
         self.paths = [self.paths[i] for i in order]
-        self._numbers = tuple(array(c.typecode, map(c.__getitem__, order)) for c in self._numbers)
+        self._numbers = [array(c.typecode, map(c.__getitem__, order)) for c in self._numbers]
 
     def ending(self, *suffixes: str) -> Iterator[str]:
         """The paths with these endings (`suffix_of`), ending by ending, each in order."""
@@ -127,7 +137,7 @@ class Files(Mapping[str, FileInfo]):
             return range(first, first + len(paths))
         return [self.find(path) for path in paths]
 
-    def numbers(self) -> tuple[array[int], ...]:
+    def numbers(self) -> Sequence[array[int]]:
         """Sizes, mtimes, ctimes and inodes in the order of the paths."""
         return self._numbers
 

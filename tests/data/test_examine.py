@@ -14,6 +14,7 @@ from refit.data.codes import CODES
 from refit.data.examine import Examination, examine
 from refit.data.faults import BadData, Fault
 from refit.data.formats import recognise
+from refit.data.tree import FileInfo, Files
 
 ALL = Classes(CLASSES)
 
@@ -380,3 +381,17 @@ def test_message_is_one_line_whatever_the_names(tmp_path: Path) -> None:
 
 def test_every_code_has_advice() -> None:
     assert all(code.advice and code.severity in ("error", "warning", "info") for code in CODES.values())
+
+
+def test_a_listing_holds_any_size_and_inode() -> None:
+    """Files that need more than 32 bits, objects of unknown size, and small ones before and after them."""
+    rows = [
+        FileInfo("a.jpg", 5, 1, 2, inode=7),
+        FileInfo("b.jpg", 2**40, 3, 4, inode=2**64 - 1),
+        FileInfo("c.jpg", -1, 5, 6, "tag"),
+        FileInfo("d.jpg", 2**32 - 1, 7, 8, inode=2**32 - 1),
+    ]
+    files = Files(rows)
+    assert list(files.values()) == rows
+    assert files.sizes([0, 1, 3]) == [5, 2**40, 2**32 - 1]
+    assert list(Files(rows[:1] + rows[3:]).values()) == rows[:1] + rows[3:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import ssl
 import subprocess
 import threading
@@ -21,18 +20,17 @@ import pytest
 from obstore.store import S3Store
 
 from refit.data.remote.connection import Connection
+from refit.runtime.local import EnvironmentMissing, interpreter
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY, SECRET = "KEY-ID-PLANTED-BY-TESTS", "planted+secret/of-the-tests"
 
 
-def interpreter() -> Path:
+def s3_python() -> Path:
     """The Python of the environment `s3`."""
-    envs = Path(os.environ.get("REFIT_ENVS") or Path(os.environ.get("REFIT_HOME") or ROOT / ".refit") / "envs")
-    found = envs / "s3" / "bin" / "python"
-    if not found.exists():
-        pytest.skip(f"{found} is not there: sh bin/setup s3 makes the environment with the S3 server")
-    return found
+    try:
+        return interpreter("s3")
+    except EnvironmentMissing as exc:
+        pytest.skip(f"no S3 server: {exc}")
 
 
 @dataclass
@@ -86,7 +84,7 @@ class S3:
 @contextmanager
 def s3_server() -> Iterator[S3]:
     process = subprocess.Popen(
-        [interpreter(), ROOT / "tests" / "remote" / "moto_server.py"],
+        [s3_python(), Path(__file__).with_name("moto_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -137,7 +135,7 @@ def https_server(folder: Path, tls: bool = True) -> Iterator[Https]:
     """A server on loopback by the name of localhost."""
     if tls and not (folder / "client.pem").exists():
         words = ["-m", "trustme", "-q", "-d", str(folder), "-i", "localhost"]
-        subprocess.run([interpreter(), *words], check=True)
+        subprocess.run([s3_python(), *words], check=True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     scheme = "http"
     if tls:
