@@ -1,14 +1,14 @@
 """What reading and checking a data set costs, against floors of the same run that only read, hash or decode it.
 
-    PYTHONPATH=. .refit/envs/tools/bin/python -m benchmarks.data [--jpegs 20000] [--pngs 10000] [--folder FOLDER]
+    PYTHONPATH=. .refit/envs/tools/bin/python -m benchmarks.data [--jpegs 20000] [--pngs 20000] [--folder FOLDER]
         [--labels 1000000]
 
 What we add to an image is the same whatever its size, so it is measured twice: with PNGs as large as KITTI's (1242x375,
 some 826 KB: 12 GB are 14,999 images), and with JPEGs of the same pixels, of which hashing takes a twentieth. A few
 pictures are made different by a comment; each label file has six objects. All is read from the page cache: a disk would
-hide what we add, so have twice the PNGs' size of memory free. Each floor uses as many threads as there are cores, as a
-simple program would; `hash_processes` uses processes. Everything is done in a process of its own, in turn, and the
-median counts.
+hide what we add, so have more memory free than the PNGs take (16.6 GB). Each floor uses as many threads as there are
+cores, as a simple program would; `hash_processes` uses processes. Everything is done in a process of its own, in turn,
+and the median counts.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def memory(folder: Path, labels: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jpegs", type=int, default=20_000, help="images of some 37 KB")
-    parser.add_argument("--pngs", type=int, default=10_000, help="images of some 826 KB")
+    parser.add_argument("--pngs", type=int, default=20_000, help="images of some 826 KB")
     parser.add_argument(
         "--labels", type=int, default=1_000_000, help="label files of the memory's measurement; 0: none"
     )
