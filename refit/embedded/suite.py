@@ -149,7 +149,6 @@ class Part:
                     os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
 
-
     def failed(self) -> list[str]:
         """The paths of the tests that failed, as pytest takes them; all of the part's where the report does not say."""
         try:
