@@ -231,8 +231,10 @@ def _write_preview(path: Path, images: Path, groups: Sequence[Group], classes: S
 
 
 def _caption(row: Row) -> str:
-    """The name of an original; what was done to a copy."""
-    return ", ".join(row["augmented"]["transforms"]) or "nothing drawn" if "augmented" in row else str(row["file"])
+    """The name of an original; what was done to a copy, own transforms by their class alone: a cell has little room."""
+    if "augmented" not in row:
+        return str(row["file"])
+    return ", ".join(name.rpartition(":")[2] for name in row["augmented"]["transforms"]) or "nothing drawn"
 
 
 def _drawn(images: Path, row: Row, classes: Sequence[str]) -> NDArray[np.uint8]:

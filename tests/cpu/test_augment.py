@@ -256,6 +256,13 @@ class Thing: pass
 """
 
 
+def test_a_caption_of_the_preview_has_room_in_its_cell() -> None:
+    done = {"file": "a_1.jpg", "augmented": {"transforms": ["acme.vision.augmentation.v2:Invert", "Blur"]}}
+    assert augment._caption(done) == "Invert, Blur"
+    assert augment._caption(done | {"augmented": {"transforms": []}}) == "nothing drawn"
+    assert augment._caption({"file": "a.jpg"}) == "a.jpg"
+
+
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package acme with transforms, allowed here."""
