@@ -93,7 +93,7 @@ class Settings:
         except ValueError as exc:
             raise ConfigError(f"{key}: {exc}") from None
         if source.kind in (Kind.FOLDER, Kind.DVC):
-            return Source(source.kind, str(self.data_path(text, key)))
+            return Source(source.kind, str(self.data_path(text, key, single=single)))
         if source.kind is Kind.WEB and text.startswith("http://") and not self.allowed_hosts.plain(text):
             raise ConfigError(
                 f"{key} {text!r}: plain http: anyone on the way can change what comes; use https, or allow "
@@ -101,8 +101,8 @@ class Settings:
             )
         return source
 
-    def data_path(self, source: str, key: str = "dataset.source") -> Path:
-        """The folder that a pipeline's `dataset.source` means (or the file of another key).
+    def data_path(self, source: str, key: str = "dataset.source", *, single: bool = False) -> Path:
+        """The folder that a pipeline's `dataset.source` means (or, with `single`, the file of another key).
 
         A relative source lies below the first data root. Raises ConfigError where it would be outside every root,
         links followed.
@@ -111,10 +111,12 @@ class Settings:
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(os.path.realpath(root)) for root in self.data_roots):
             roots = [str(r) for r in self.data_roots]
+            more = str(path.parent if single else path)
+            what = "file" if single else "data"
             raise ConfigError(
-                f"{key} {source!r} is outside the allowed data roots ({', '.join(roots)}); move or mount the data "
-                f"there, or start with REFIT_DATA_ROOTS={':'.join([*roots, str(path)])} "
-                "(`make run PIPELINE=...` does that for its own pipeline)"
+                f"{key} {source!r} is outside the allowed data roots ({', '.join(roots)}); move or mount the {what} "
+                f"there, or start with REFIT_DATA_ROOTS={':'.join([*roots, more])}"
+                + ("" if single else " (`make run PIPELINE=...` does that for its own pipeline)")
             )
         return path
 

@@ -29,6 +29,7 @@ _ZIP = b"PK\x03\x04"
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
 _MOST_PICKLE = 256 << 20
 _MOST_NAMES = 10_000
+_HEAD = 16  # bytes of a file that a message shows
 _HDF5, _PICKLE, _PICKLED = b"\x89HDF\r\n\x1a\n", b"\x80", (".pth", ".pt", ".ckpt", ".pkl", ".bin")
 _LEGACY_PICKLES = 5  # magic number, version, system, content, keys: torch.save before 1.6
 _TF_NAMES = re.compile(r"(^|/)(pipeline\.config|saved_model\.pb|checkpoint|[^/]+\.ckpt([.-][^/]+)?|ckpt-\d+\.index)$")
@@ -105,9 +106,11 @@ def _no_tensorflow(path: Path, name: str) -> None:
 def _torch(path: Path, name: str) -> None:
     """What torch.load makes of a file is asked in its own order (torch/serialization.py): a zip is what begins like
     one, whatever the end looks like; else a tar; else pickles."""
+    head = b""
     try:
         with open(path, "rb") as f:
-            if f.read(len(_ZIP)) == _ZIP:
+            head = f.read(_HEAD)
+            if head.startswith(_ZIP):
                 _one_archive(f)
                 with zipfile.ZipFile(f) as z:
                     for member in _pickles(z, name):
@@ -120,7 +123,9 @@ def _torch(path: Path, name: str) -> None:
             for _ in range(_LEGACY_PICKLES):
                 _unharmful(f, name)
     except (*DAMAGED, struct.error, ValueError, OSError) as exc:
-        raise Refused(f"{name}: is no file of torch.save, or damaged ({exc}); copy it again") from None
+        # Of what no pickle begins like (text, a page, a pointer of git-lfs) a parser's words would tell nothing.
+        why = str(exc) if head.startswith((_ZIP, _PICKLE)) else f"it begins with {head!r}" if head else "it is empty"
+        raise Refused(f"{name}: is no file of torch.save, or damaged ({why}); copy it again") from None
 
 
 def _one_archive(f: IO[bytes]) -> None:

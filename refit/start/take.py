@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import uuid
@@ -38,6 +39,7 @@ from refit.status import StatusWriter
 from refit.triton.ledger import Ledger
 
 _CHECKPOINTS = (".pth", ".hdf5", ".tlt", ".ckzip")
+_LOOKED_AT = 200  # of the latest runs, for those whose training could be meant
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,24 @@ class Starts:
             return Taken(value, self._file(start, key), start.what)
         if start.kind == "champion":
             return self._champion(block, value)
-        run = self._run(start.what)
+        stage = start.stage or block
+        run = self._run(start.what, stage)
         if start.kind == "resume":
             return self._session(run, block, value)
-        stage = start.stage or block
         return Taken(value, self._trained(run, stage), f"the weights of run {run.name}, stage {stage}", run.name)
 
     # --- other runs ---------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str) -> Path:
+    def _run(self, name: str, stage: str) -> Path:
         """The folder of a run, by its name or by Airflow's id of it."""
         runs = self._workspace / "runs"
         for folder in (runs / run_folder(name), runs / name):
             if (folder / "plan.json").is_file():
                 return folder
-        known = [p.name for p in report.runs(self._workspace)[-5:]]
-        raise BadSpec(f"there is no run {name!r} of this pipeline; the last ones are {', '.join(known) or 'none'}")
+        latest = reversed(report.runs(self._workspace)[-_LOOKED_AT:])
+        known = [p.name for p in itertools.islice((p for p in latest if _has_trained(p, stage)), 5)]
+        what = f"the last ones with a {stage} are {', '.join(known)}" if known else f"none has a {stage} yet"
+        raise BadSpec(f"there is no run {name!r} of this pipeline; {what}")
 
     def _stage(self, run: Path, stage: str) -> tuple[dict[str, Any], Path]:
         """The plan of a run, and the folder of one of its trainings, which another run may have made."""
@@ -115,7 +119,7 @@ class Starts:
         if row is None:
             raise BadSpec(f"run {run.name} has no stage {stage}")
         self._same_network(plan, run)
-        return plan, Path(plan["reused"].get(stage) or row["paths"]["stage"])
+        return plan, _folder(plan, row)
 
     def _same_network(self, plan: Mapping[str, Any], run: Path) -> None:
         with contextlib.suppress(SpecError, KeyError, AttributeError):
@@ -236,6 +240,18 @@ class Starts:
                 aside.unlink(missing_ok=True)
             files.sync_folder(folder)
         return starts.taken(f"{digest}/{name}")
+
+
+def _folder(plan: Mapping[str, Any], row: Mapping[str, Any]) -> Path:
+    """Where a stage of a plan has worked, in this run or in the one whose result it took over."""
+    return Path(plan["reused"].get(row["name"]) or row["paths"]["stage"])
+
+
+def _has_trained(run: Path, stage: str) -> bool:
+    """Whether a training of this run could be begun or gone on with."""
+    plan = report.current_plan(run) or {}
+    rows = (s for s in plan.get("stages", ()) if s["name"] == stage)
+    return any(name.endswith(_CHECKPOINTS) for row in rows for name in _left(_folder(plan, row) / "out"))
 
 
 def _at_work(stage: Path) -> bool:

@@ -141,8 +141,10 @@ def test_a_model_zoo_archive_under_any_name(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("page.pth", b"<html>", "no file of torch.save, or damaged"),
-        ("empty.pth", b"", "no file of torch.save, or damaged"),
+        ("page.pth", b"<html>", "is no file of torch.save, or damaged (it begins with b'<html>'); copy it again"),
+        ("text.pth", b"I am not a model\n", "damaged (it begins with b'I am not a model'); copy it again"),
+        ("empty.pth", b"", "is no file of torch.save, or damaged (it is empty); copy it again"),
+        ("cut.pth", b"\x80\x02}q", "is no file of torch.save, or damaged (not enough data in stream"),
         ("half.onnx", b"\x08\x07\x3a\xff\xff", "is cut off, or is no ONNX file"),
         ("empty.tlt", b"", "is empty"),
     ],

@@ -123,8 +123,23 @@ def test_a_file_outside_of_the_data_roots_is_refused(place: Place) -> None:
     for value in ("../mine.pth", str(place.root / "mine.pth"), "link.pth"):
         assert begin(place, "r1", value) == ""
         assert f"stages.train.start_from {value!r} is outside the allowed data roots" in place.error
+    assert place.error.endswith(f"start with REFIT_DATA_ROOTS={place.root / 'data'}:{place.root / 'data'}")
     assert begin(place, "r1", "none.pth") == ""
     assert place.error == "stages.train.start_from: none.pth: there is no such file"
+
+
+def test_a_run_that_is_not_there_is_answered_with_those_that_trained(place: Place) -> None:
+    assert begin(place, "r2", "resume:nope") == ""
+    assert place.error.endswith("there is no run 'nope' of this pipeline; none has a train yet")
+    for run in ("r1", "r2", "r3"):
+        assert place.bind(run) == 0
+        if run != "r2":
+            out = Path(stage(place, "train")["paths"]["stage"]) / "out"
+            out.mkdir(parents=True)
+            (out / "checkpoint.pth").write_bytes(b"epoch 1")
+            os.utime(place.workspace / "runs" / run, (int(run[1]), int(run[1])))
+    assert begin(place, "r4", "resume:nope") == ""
+    assert place.error.endswith("there is no run 'nope' of this pipeline; the last ones with a train are r3, r1")
 
 
 def test_the_weights_of_another_run(place: Place) -> None:
