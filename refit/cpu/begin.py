@@ -49,21 +49,32 @@ class Taken:
 
     def why(self) -> str:
         """The tensors that were not taken, some by name."""
-        rows = [f"{name} ({reason})" for name, reason in list(self.left.items())[:_NAMED]]
-        more = len(self.left) - len(rows)
-        return ", ".join(rows) + (f" and {more} more" if more else "")
+        return some(self.left)
+
+
+def misfits(network: Detector, found: Mapping[str, Tensor]) -> dict[str, str]:
+    """The tensors of a network that a file lacks or has in another shape -> why."""
+    left = {}
+    for name, tensor in network.state_dict().items():
+        if name not in found:
+            left[name] = "not in the file"
+        elif found[name].shape != tensor.shape:
+            left[name] = f"{_shape(found[name])} in the file, {_shape(tensor)} here"
+    return left
+
+
+def some(left: Mapping[str, str]) -> str:
+    """Tensors and why, the first by name."""
+    rows = [f"{name} ({reason})" for name, reason in list(left.items())[:_NAMED]]
+    more = len(left) - len(rows)
+    return ", ".join(rows) + (f" and {more} more" if more else "")
 
 
 def begin(network: Detector, path: str) -> Taken:
     """Put a file's weights into a network. Raises BadSpec: it cannot be read, or has too little of this network."""
     found = _initializers(path) if path.endswith(".onnx") else _state(path)
     own = network.state_dict()
-    left = {}
-    for name, tensor in own.items():
-        if name not in found:
-            left[name] = "not in the file"
-        elif found[name].shape != tensor.shape:
-            left[name] = f"{_shape(found[name])} in the file, {_shape(tensor)} here"
+    left = misfits(network, found)
     fitting = {name: found[name].to(tensor.dtype) for name, tensor in own.items() if name not in left}
     if broken := [name for name, tensor in fitting.items() if not torch.isfinite(tensor).all()]:
         raise BadSpec(f"{path}: {', '.join(broken[:_NAMED])} hold values that are no finite numbers")

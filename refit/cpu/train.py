@@ -170,6 +170,11 @@ def _resume(
                 raise BadSpec(
                     f"it has {state['epoch']} epochs, and epochs is {spec.epochs}, which counts them; use more"
                 )
+            if left := begin.misfits(learner.network, state["network"]):
+                raise BadSpec(
+                    f"it is of another network: {begin.some(left)}; set `network` to what it was, or begin with its "
+                    "weights (run:RUN), which takes what fits"
+                )
         learner.restore(state)
     except (BadSpec, KeyError, ValueError, RuntimeError) as exc:
         if spec.resume:
