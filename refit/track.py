@@ -77,8 +77,11 @@ def track(
             notes.extend(_Run(_Server(mlflow, login), report, workspace, published).write())
         except NotTracked as exc:
             notes.append(str(exc))
-        except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as exc:
+        except (OSError, http.client.HTTPException) as exc:
             notes.append(f"MLflow at {mlflow.url}: {type(exc).__name__}")
+        except (ValueError, KeyError, TypeError) as exc:
+            why = f"({type(exc).__name__}); does tracking.mlflow.url lead to one?"
+            notes.append(f"MLflow at {mlflow.url} answers as no MLflow server does {why}")
 
     thread = threading.Thread(target=write, daemon=True)
     thread.start()

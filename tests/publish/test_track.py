@@ -107,6 +107,8 @@ def test_a_run_and_its_model(mlflow: str, tmp_path: Path, capsys: pytest.Capture
         ("nobody", "does not answer"),
         ("hang", "does not answer (timed out)"),
         ("drip", "takes too long"),
+        ("ok", "answers as no MLflow server does (JSONDecodeError); does tracking.mlflow.url lead to one?"),
+        ("", "answers as no MLflow server does (KeyError)"),
     ],
 )
 def test_a_server_in_trouble_is_a_warning(
