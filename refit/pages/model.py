@@ -20,6 +20,7 @@ from refit.report.values import ago, clock, figure, integer, items, mapping, mon
 Json = Mapping[str, Any]
 RETRAIN, ROLLBACK = "retrain_", "refit_rollback"  # operators.names and operators.release say the same
 RUNS = 25
+_SUCCESSOR = re.compile(r"(?<=by version )(\d+) \([^()\s]+/[^()\s]+\)$")  # its run: the successor's own row leads to it
 _KINDS = {"serving": "good", "staged": "info", "retired": "", "failed": "error"}
 
 
@@ -200,6 +201,7 @@ def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
         promote = (
             _button("Make champion", "promote", may, class_="small", data_version=version) if state == "retired" else ""
         )
+        why = _SUCCESSOR.sub(r"\1", text_of(r.get("reason"))) if state != "serving" else ""  # else what its run says
         cells = [
             ("", pick if run in known else ""),
             ("State", badge(state, _KINDS.get(state, ""))),
@@ -208,7 +210,7 @@ def _versions(name: str, index: Json, viewer: Viewer) -> Markup | None:
             ("95 %", interval(r)),
             ("Size", size(r.get("bytes"))),
             ("Run", tag("a", "its run", href=viewer.page("models", name, run=run)) if run in known else ""),
-            ("Why", "" if state == "serving" else text_of(r.get("reason"))),  # else what its run says
+            ("Why", why),
             ("", promote),
         ]
         rows.append((f"v{version}", cells))

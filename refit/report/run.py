@@ -110,7 +110,7 @@ def _trouble(report: Json) -> Markup:
         told = "Only the plan was made: no stage was started. The stages below show what a run would do."
         return tag("div", tag("p", told), class_="lead")
     if state == "unfinished":
-        told = "Not every stage has a result: the run was stopped, or goes on."
+        told = "Not every stage has a result: the run was stopped, was to go no further (--until), or goes on."
         return tag("div", tag("p", told), class_="lead")
     if state not in ("failed", "cancelled"):
         return Markup("")

@@ -128,6 +128,7 @@ def test_one_model(client: TestClient, olga: dict[str, str]) -> None:
     for said in ("version 6 serves", "Models side by side", "144,231", "Precision over recall", "Give it"):
         assert (said in text) == (said != "Give it")
     assert "mAP@0.5 by version" in text
+    assert "replaced by version 2</td>" in text  # and not by which run, which its own row tells
     assert "model-000/runs/run-0006/25-edge/out/model-000-tflite.zip" in text
     assert re.search(r'href="/refit/models/model-000\?run=run-0001">train: the champion, version 1 of run', text)
     assert text.count("<script") == 1  # the page's own

@@ -49,11 +49,12 @@ def row(pipeline: str, number: int, state: str = "succeeded") -> dict[str, Any]:
 
 def release(pipeline: str, run: dict[str, Any], serves: bool) -> dict[str, Any]:
     keys = ("run", "bytes", "parameters", "milliseconds", "mAP50", "low", "high", "per_class", "fingerprint", "version")
+    later = run["version"] + 1
     return {
         **{k: run[k] for k in keys},
         "model": pipeline,
         "state": "serving" if serves else "retired",
-        "reason": f"released by {run['run']}" if serves else "replaced",
+        "reason": f"released by {run['run']}" if serves else f"replaced by version {later} ({pipeline}/run-{later:04})",
         "since": run["ended"],
         "sha256": "cd" * 32,
         "approved_by": "olga",
