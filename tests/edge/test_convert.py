@@ -28,6 +28,23 @@ from refit.runtime.local import EnvironmentMissing, interpreter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("REFIT_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+# Chooses a file as a person does, and shows what the page then shows.
+CHOOSE = """<!doctype html><iframe src="index.html"></iframe><script>
+const frame = document.querySelector("iframe");
+const until = async (found) => { while (!found()) await new Promise((done) => setTimeout(done, 20)); };
+frame.onload = async () => {
+  const page = frame.contentDocument;
+  const field = page.getElementById("file");
+  await until(() => !field.disabled);
+  const chosen = new DataTransfer();
+  chosen.items.add(new File([await (await fetch("picture.png")).blob()], "picture.png"));
+  field.files = chosen.files;
+  field.dispatchEvent(new Event("change"));
+  await until(() => /found|cannot/.test(page.getElementById("said").textContent));
+  document.body.innerHTML = page.body.innerHTML;
+};
+</script>
+"""
 # A detector of 160x96 and its data, by the cpu toolkit.
 MAKE = """
 import sys
@@ -152,30 +169,40 @@ def page(house: House) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (in PATH, or REFIT_CHROMIUM)")
-def test_the_page_finds_in_a_browser_what_refit_finds(house: House, page: str, tmp_path: Path) -> None:
-    """At the input's own size, so that the browser scales nothing and the pixels are the same."""
-    info = ModelInfo.read(house / "export" / "model.json")
-    with np.load(house / "export" / "reference.npz") as reference:
-        pixels = (reference[f"input:{info.input.name}"][0] * 255).round().astype(np.uint8).transpose(1, 2, 0)
-        outputs = {name: reference[f"output:{name}"][:1] for name in info.outputs.values()}
-    picture = house.convert("tfjs") / "web" / "picture.png"
-    cv2.imwrite(str(picture), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
-    (want,) = decoder_for(info)(outputs, [Frame.fit(160, 96, info.input)])
-    said = subprocess.run(
+browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (in PATH, or REFIT_CHROMIUM)")
+
+
+def shown(address: str, profile: Path) -> str:
+    """The HTML of a page once its scripts are at rest."""
+    return subprocess.run(
         [
             str(CHROMIUM),
             *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--user-data-dir={profile}",
             "--virtual-time-budget=60000",
             "--dump-dom",
-            f"{page}/index.html?image=picture.png",
+            address,
         ],
         check=True,
         capture_output=True,
         text=True,
         timeout=120,
     ).stdout
+
+
+@browser
+@pytest.mark.parametrize("how", ["index.html?image=picture.png", "choose.html"])
+def test_the_page_finds_in_a_browser_what_refit_finds(house: House, page: str, tmp_path: Path, how: str) -> None:
+    """At the input's own size, so that the browser scales nothing and the pixels are the same."""
+    info = ModelInfo.read(house / "export" / "model.json")
+    with np.load(house / "export" / "reference.npz") as reference:
+        pixels = (reference[f"input:{info.input.name}"][0] * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        outputs = {name: reference[f"output:{name}"][:1] for name in info.outputs.values()}
+    web = house.convert("tfjs") / "web"
+    cv2.imwrite(str(web / "picture.png"), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    (web / "choose.html").write_text(CHOOSE)
+    (want,) = decoder_for(info)(outputs, [Frame.fit(160, 96, info.input)])
+    said = shown(f"{page}/{how}", tmp_path / "profile")
     status = re.search(r'<p id="said"[^>]*>(.*?)</p>', said)
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", said)
     assert status is not None
@@ -186,3 +213,16 @@ def test_the_page_finds_in_a_browser_what_refit_finds(house: House, page: str, t
         assert html.unescape(name) == info.classes[cls]
         assert float(score) == pytest.approx(float(sure), abs=0.002)
         assert [int(n) for n in box.split(", ")] == pytest.approx(edges.tolist(), abs=0.6)
+
+
+@browser
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("image=gone.png", "gone.png cannot be looked at: the server says 404 File not found"),
+        ("image=refit.json", "refit.json cannot be looked at: The source image could not be decoded."),
+        ("backend=gpu", "The model cannot be loaded: Backend name 'gpu' not found in registry."),
+    ],
+)
+def test_the_page_says_what_it_cannot_look_at(page: str, tmp_path: Path, asked: str, told: str) -> None:
+    assert told in shown(f"{page}/index.html?{asked}", tmp_path / "profile")

@@ -2,9 +2,18 @@
 // ?backend=wasm|webgl|cpu chooses where it runs; wasm is what `refit.edge evaluate` used for the bundle's figures.
 "use strict";
 
-const COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000"];
 const byId = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
+
+// A class's colour and that of letters on it, as in refit.postprocess.draw: golden steps around the colour wheel.
+function colours(index) {
+  const hue = ((index * 0.6180339887) % 1) * 6;
+  const [r, g, b] = [5, 3, 1].map((n) => {
+    const at = (n + hue) % 6;
+    return Math.round(255 * (1 - (220 / 255) * Math.max(0, Math.min(at, 4 - at, 1))));
+  });
+  return { fill: `rgb(${r}, ${g}, ${b})`, ink: 0.299 * r + 0.587 * g + 0.114 * b < 140 ? "#fff" : "#000" };
+}
 
 // The picture as float32 [1, h, w, c]. The browser scales it, so its pixels differ a little from OpenCV's.
 function tensor(picture, input, placed) {
@@ -30,19 +39,27 @@ function tensor(picture, input, placed) {
   return tf.tensor(values, [1, input.height, input.width, input.channels]);
 }
 
-function draw(picture, found) {
+function draw(picture, found, classes) {
   const canvas = byId("canvas");
   canvas.width = picture.width;
   canvas.height = picture.height;
   const context = canvas.getContext("2d");
   context.drawImage(picture, 0, 0);
-  const names = [...new Set(found.map((one) => one.name))].sort();
+  const letters = Math.max(12, Math.round(picture.width / 40));
   context.lineWidth = Math.max(2, picture.width / 250);
-  context.font = `${Math.max(12, Math.round(picture.width / 40))}px system-ui, sans-serif`;
-  for (const { name, score, box: [x1, y1, x2, y2] } of found) {
-    context.strokeStyle = context.fillStyle = COLOURS[names.indexOf(name) % COLOURS.length];
+  context.font = `${letters}px system-ui, sans-serif`;
+  context.textBaseline = "top";
+  for (const { name, score, box: [x1, y1, x2, y2] } of [...found].reverse()) { // the best lie on top
+    const { fill, ink } = colours(classes.indexOf(name));
+    const text = `${name} ${score.toFixed(2)}`;
+    const [width, height] = [context.measureText(text).width + 6, letters + 4];
+    const x = Math.max(0, Math.min(x1, picture.width - width));
+    const y = y1 < height ? y1 : y1 - height;
+    context.strokeStyle = context.fillStyle = fill;
     context.strokeRect(x1, y1, x2 - x1, y2 - y1);
-    context.fillText(`${name} ${score.toFixed(2)}`, x1 + 2, Math.max(y1 - 4, 14));
+    context.fillRect(x, y, width, height);
+    context.fillStyle = ink;
+    context.fillText(text, x + 3, y + 3);
   }
   const rows = found.map(({ name, score, box }) => {
     const row = document.createElement("tr");
@@ -55,9 +72,16 @@ function draw(picture, found) {
   byId("found").tBodies[0].replaceChildren(...rows);
 }
 
+async function fetched(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`the server says ${answer.status} ${answer.statusText}`);
+  return answer.blob();
+}
+
 async function main() {
   tf.wasm.setWasmPaths("lib/");
-  await tf.setBackend(asked.get("backend") || "wasm");
+  const backend = asked.get("backend") || "wasm";
+  if (!(await tf.setBackend(backend))) throw new Error(`the backend ${backend} does not start in this browser`);
   await tf.ready();
   const about = await (await fetch("refit.json")).json();
   const network = await tf.loadGraphModel("model.json");
@@ -68,16 +92,18 @@ async function main() {
     if (last === null) return;
     const least = Number(byId("threshold").value);
     const found = detect(about, last.coverage, last.bbox, last.picture, last.placed, least);
-    draw(last.picture, found);
+    draw(last.picture, found, about.classes);
     byId("said").textContent =
       `${found.length} found in ${last.milliseconds.toFixed(0)} ms by ${tf.getBackend()}; ` +
       `${last.picture.width} x ${last.picture.height} pixels`;
     window.refit = { found, backend: tf.getBackend(), milliseconds: last.milliseconds }; // for whoever drives the page
   }
 
-  async function look(address) {
+  // A picture as a Blob: a file that was chosen is one already, and no policy has to let it be fetched.
+  async function look(name, blob) {
+    byId("said").textContent = `Looking at ${name} ...`;
     try {
-      const picture = await createImageBitmap(await (await fetch(address)).blob());
+      const picture = await createImageBitmap(await blob);
       const placed = fit(picture.width, picture.height, about.input);
       const image = tensor(picture, about.input, placed);
       const began = performance.now();
@@ -87,7 +113,7 @@ async function main() {
       tf.dispose([image, answers]);
       show();
     } catch (error) {
-      byId("said").textContent = `This picture cannot be looked at: ${error.message}`;
+      byId("said").textContent = `${name} cannot be looked at: ${error.message}`;
     }
   }
 
@@ -99,18 +125,16 @@ async function main() {
     show();
   });
   byId("file").disabled = false;
-  byId("file").addEventListener("change", async (event) => {
+  byId("file").addEventListener("change", (event) => {
     const [file] = event.target.files;
-    if (!file) return;
-    const address = URL.createObjectURL(file);
-    await look(address);
-    URL.revokeObjectURL(address);
+    if (file) look(file.name, file);
   });
   byId("said").textContent = "Choose a picture. It stays in this browser.";
-  if (asked.get("image")) await look(asked.get("image"));
+  if (asked.get("image")) await look(asked.get("image"), fetched(asked.get("image")));
 }
 
 main().catch((error) => {
-  byId("said").textContent = `The model cannot be loaded: ${error.message}. Serve this folder: python3 -m http.server`;
+  const advice = location.protocol === "file:" ? " Serve this folder: python3 -m http.server" : "";
+  byId("said").textContent = `The model cannot be loaded: ${error.message}.${advice}`;
   window.refit = { error: error.message };
 });
