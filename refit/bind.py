@@ -33,7 +33,7 @@ from refit.data.settings import Dataset
 from refit.data.source import Kind, Source
 from refit.publish import place
 from refit.runtime import pod, report
-from refit.runtime.local import EnvironmentMissing, interpreter
+from refit.runtime.local import absent
 from refit.specs import Document, Spec, SpecError, parse_yaml
 from refit.start import spec as starts
 from refit.status import StatusWriter
@@ -246,14 +246,13 @@ def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profi
 def _environments(pipeline: Any, profile: cluster.Profile, settings: Settings) -> dict[str, str]:
     """What identifies each environment: the digest of a pinned image, else its lock."""
     optional = edge.environments(getattr(pipeline, "edge", None))
-    for name in optional:  # they are no part of an ordinary installation: known before the training, not after it
-        if isinstance(profile, cluster.LocalProfile):
-            try:
-                interpreter(name)
-            except EnvironmentMissing as exc:
-                raise BadSpec(f"edge: {exc}") from None
-        elif isinstance(profile, cluster.KubernetesProfile) and name not in profile.images:
-            raise BadSpec(f"edge: cluster profile {pipeline.profile} has no image for it; add images.{name}")
+    # They are no part of an ordinary installation: what is missing is known before the training, not after it.
+    if isinstance(profile, cluster.LocalProfile) and (told := absent(optional)):
+        raise BadSpec(f"edge: {told}")
+    if isinstance(profile, cluster.KubernetesProfile):
+        missing = [f"images.{name}" for name in optional if name not in profile.images]
+        if missing:
+            raise BadSpec(f"edge: cluster profile {pipeline.profile} has no image for it; add {', '.join(missing)}")
     found = {name: environment_digest(settings, name) for name in ("tools", "cpu", "triton", *optional)}
     if isinstance(profile, cluster.KubernetesProfile):
         found |= {name: image.digest for name, image in profile.images.items() if image.digest}

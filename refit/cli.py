@@ -37,7 +37,7 @@ from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.predict.cli import add_predict, run_predict
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
-from refit.toolkits.edge import ENVIRONMENTS
+from refit.toolkits import edge
 from refit.triton.cli import (
     add_reconcile,
     add_releases,
@@ -113,7 +113,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
         else:
             for doubt in map(doc.told, toolkits.get(pipeline.toolkit).doubts(pipeline, profile)):
                 print(f"warning: {doubt}", file=sys.stderr)
-            if told := _elsewhere(pipeline, settings):
+            for told in filter(None, (_elsewhere(pipeline, settings), _not_set_up(pipeline, profile))):
                 print(f"warning: {file}: {told}", file=sys.stderr)
             stages = [n.name for n in plans.skeleton(pipeline)]
             print(f"{file}: good; {len(stages)} stages: {', '.join(stages)}")
@@ -134,6 +134,16 @@ def _elsewhere(pipeline: Any, settings: Settings) -> str:
     except ConfigError as exc:
         return str(exc)
     return ""
+
+
+def _not_set_up(pipeline: Any, profile: cluster.Profile) -> str:
+    """Why a run on this machine would end in bind: environments that are no part of an ordinary installation."""
+    from refit.runtime.local import absent
+
+    if not isinstance(profile, cluster.LocalProfile):
+        return ""
+    told = absent(edge.environments(getattr(pipeline, "edge", None)))
+    return f"edge: {told}" if told else ""
 
 
 def _refused_source(pipeline: Any, profile: cluster.Profile, doc: Document) -> list[Problem]:
@@ -234,7 +244,7 @@ def _plan(pipeline: Any, profile: cluster.Profile, workspace: Path) -> dict[str,
         snapshot=own / "datasets" / "<fingerprint>",
         fingerprint="<fingerprint>",
         code=lambda package: "",
-        environments=dict.fromkeys(("tools", "cpu", "triton", *ENVIRONMENTS), ""),
+        environments=dict.fromkeys(("tools", "cpu", "triton", *edge.ENVIRONMENTS), ""),
         find=lambda stage, key: None,
     )
     return plans.make_plan(pipeline, profile, bound)

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,19 @@ def interpreter(environment: str) -> Path:
             f"environment {environment!r} has no Python at {path}: run `sh bin/setup {environment}`"
         )
     return path
+
+
+def absent(environments: Iterable[str]) -> str:
+    """What is to be said of those environments that are not on this machine; "" where all are."""
+    missing = {}
+    for name in environments:
+        try:
+            interpreter(name)
+        except EnvironmentMissing as exc:
+            missing[name] = str(exc)
+    if len(missing) < 2:
+        return "".join(missing.values())
+    return f"environments {', '.join(missing)} are not installed: run `sh bin/setup {' '.join(missing)}`"
 
 
 class StageProcess:

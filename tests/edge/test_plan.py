@@ -12,6 +12,7 @@ import yaml
 from refit import cluster
 from refit import pipeline as pipelines
 from refit import plan as plans
+from refit.cli import GOOD, main
 from refit.cluster import LocalProfile
 from refit.command import BadSpec
 from refit.config import Settings
@@ -125,6 +126,32 @@ def test_a_run_whose_environment_is_missing_ends_before_the_training(
     assert isinstance(profile, LocalProfile)
     with pytest.raises(BadSpec, match=r"edge: environment 'tensorflow' .* run `sh bin/setup tensorflow`"):
         _environments(load("edge: {tflite: true}\n"), profile, settings)
+    both = r"edge: environments tensorflow, tfjs are not installed: run `sh bin/setup tensorflow tfjs`"
+    with pytest.raises(BadSpec, match=both):
+        _environments(load("edge: {tfjs: true}\n"), profile, settings)
+
+
+def test_a_run_on_a_cluster_without_their_images_ends_before_the_training() -> None:
+    from refit.bind import _environments
+
+    settings = Settings.from_env({})
+    told = r"edge: cluster profile \w+ has no image for it; add images\.tensorflow, images\.tfjs$"
+    with pytest.raises(BadSpec, match=told):
+        _environments(load("edge: {tfjs: true}\n"), cluster.load("kubernetes", settings), settings)
+
+
+def test_validate_warns_of_environments_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REFIT_ENVS", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    file.write_text(TEXT + "edge: {tfjs: true}\n")
+    assert main(["validate", str(file)]) == GOOD, "it may be another machine that runs it"
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {file}: edge: environments tensorflow, tfjs are not installed: run `sh")
+    file.write_text(TEXT + "edge: {onnx: true}\n")
+    assert main(["validate", str(file)]) == GOOD
+    assert not capsys.readouterr().err
 
 
 def test_a_release_writes_down_which_bundles_belong_to_it(tmp_path: Path) -> None:
