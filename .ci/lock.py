@@ -45,9 +45,9 @@ LIKE = {"images/airflow/cluster.in": "requirements.txt"}
 # needs; of TensorRT the public index has a placeholder that fetches from another index when it is asked what it needs.
 WITHOUT_DEPENDENCIES = ("nvidia-pytriton", "nvidia-tao-core", "nvidia-tao-deploy", "tensorrt-")
 
-# Resolved and not written down: tensorflow-cpu has the modules of tensorflow, and refit/edge/tfjs.py stands in for the
-# decision forests.
-LEFT_OUT = ("tensorflow", "tensorflow-decision-forests", "ydf", "pandas", "wurlitzer")
+# Resolved and not written down: tensorflow-cpu has the modules of tensorflow, refit/edge/tfjs.py stands in for the
+# decision forests, and the backport is for Pythons before 3.11: uv takes it all the same, pip refuses.
+LEFT_OUT = ("tensorflow", "tensorflow-decision-forests", "ydf", "pandas", "wurlitzer", "backports-strenum")
 OF_TENSORFLOW = ("images/tensorflow/requirements.in", "images/tfjs/requirements.in")
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
+
+from refit.embedded.setup import ENVIRONMENTS
+from refit.runtime.local import EnvironmentMissing, interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "images").glob("*/Dockerfile"))
@@ -98,6 +103,24 @@ def test_airflow_in_a_cluster_is_the_airflow_that_is_tested() -> None:
     tested, image = (_pins(ROOT / name) for name in ("requirements.txt", "images/airflow/cluster.txt"))
     assert not set(tested) - set(image)
     assert {name for name in tested if tested[name] != image[name]} <= {"python-dateutil"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ENVIRONMENTS and name != "airflow"])
+def test_pip_can_install_the_lock(name: str) -> None:
+    """uv, which makes locks and environments, takes a package that is for older Pythons only; pip, in an image, not."""
+    try:
+        environment = interpreter(name).parents[1]
+    except EnvironmentMissing as exc:
+        pytest.skip(str(exc))
+    (packages,) = environment.glob("lib/python*/site-packages")
+    locked = {_name(pin) for pin in _pins(ROOT / "images" / name / "requirements.txt")}
+    for found in distributions(path=[str(packages)]):
+        pythons = SpecifierSet(found.metadata["Requires-Python"] or "")
+        assert _name(found.name) not in locked or "3.11.2" in pythons, f"{found.name} {found.version}: {pythons}"
+
+
+def _name(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def _final_stage(path: Path) -> list[tuple[str, str]]:
