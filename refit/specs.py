@@ -177,7 +177,17 @@ def load(model: type[M], doc: Document, data: Any = None) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as exc:
-        raise SpecError([_explain(model, doc, data, e) for e in exc.errors(include_url=False)]) from None
+        errors = exc.errors(include_url=False)
+        keys = [_real_key(e["loc"], data, e["type"] == "missing") for e in errors]
+        # Where a plain value or a mapping may stand (deepstream: true), a mapping's faults are those of its keys.
+        inside = {key[:n] for key in keys for n in range(len(key))}
+        raise SpecError(
+            [
+                _explain(model, doc, key, e)
+                for key, e in zip(keys, errors, strict=True)
+                if not (key in inside and e["type"].endswith("_type") and isinstance(e["input"], dict))
+            ]
+        ) from None
 
 
 def read(model: type[M], path: str | Path) -> M:
@@ -216,9 +226,8 @@ def near_file(path: Path) -> str:
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 
-def _explain(model: type[BaseModel], doc: Document, data: Any, error: Any) -> Problem:
+def _explain(model: type[BaseModel], doc: Document, key: Key, error: Any) -> Problem:
     kind, value = error["type"], error.get("input")
-    key = _real_key(error["loc"], data, kind == "missing")
     if kind == "extra_forbidden":
         for at in _models_at(model, key[:-1]):
             if key[-1] in at.instead:
@@ -233,6 +242,10 @@ def _explain(model: type[BaseModel], doc: Document, data: Any, error: Any) -> Pr
         expected = error.get("ctx", {}).get("expected", "")
         choices = [c.strip(" '") for c in expected.replace(" or ", ",").split(",")]
         return doc.problem(key, f"{value!r} is not a choice; use {expected}{did_you_mean(str(value), choices)}")
+    if kind == "model_type":
+        given = "" if isinstance(value, list) else f" (it is {value!r})"
+        known = ", ".join(field_names(model, key))
+        return doc.problem(key, f"must be a mapping of keys to values{given}; known here: {known}")
     if isinstance(value, dict | list) or kind == "value_error":
         return doc.problem(key, message)
     return doc.problem(key, f"{message} (it is {value!r})")

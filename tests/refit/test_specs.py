@@ -20,6 +20,7 @@ class Outer(Spec):
     inner: Inner = Inner()
     many: list[Inner] = Field(default_factory=list)
     maybe: Inner | None = None
+    flag: bool | Inner = False
 
 
 def problems(text: str) -> list[str]:
@@ -45,6 +46,12 @@ def problems(text: str) -> list[str]:
         ),
         ("name: a\nname: b\n", "f.yaml:2: name: given twice; first on line 1"),
         ("name: [a\n", "f.yaml:2: not valid YAML"),
+        (
+            "name: a\ninner: fast\n",
+            "f.yaml:2: inner: must be a mapping of keys to values (it is 'fast'); known here: mode",
+        ),
+        ("name: a\ninner: [size]\n", "f.yaml:2: inner: must be a mapping of keys to values; known here: mode, size"),
+        ("name: a\nflag: {sise: 3}\n", "f.yaml:2: flag.sise: unknown key; did you mean 'size'?"),
         ("", "f.yaml:1: the file is empty"),
         ("- a\n", "f.yaml:1: must be a mapping"),
         ("name: &x {a: *x}\n", "f.yaml:1: name.a: an alias that contains itself"),

@@ -520,7 +520,7 @@ def test_a_key_in_plain_text_is_never_printed(
         ("enc_key: nvidia_tlt", "network.enc_key", "unknown key; use key_secret"),
         ("pretrained: {ngc: 'a/b:1', api_key: nvidia_tlt}", "network.pretrained.api_key", "unknown key; use secret"),
         ("pretrained: {ngc: 'a/b:1', secret: nvidia_tlt}", "network.pretrained.secret", "names a secret of"),
-        ("pretrained: resnet18", "network.pretrained", "valid dictionary"),
+        ("pretrained: resnet18", "network.pretrained", "must be a mapping"),
     ],
 )
 def test_a_key_where_its_name_is_wanted(block: str, key: str, message: str, profile: Profile) -> None:
