@@ -28,6 +28,8 @@ BUILDER = ROOT.parent / "shared" / "cluster" / "image"
 TAG = os.environ.get("REFIT_IMAGES_TAG") or "0.1.0"
 # Those of a row need none of the same row, only of the rows before.
 IMAGES = (("triton", "cpu", "tools", "airflow"), ("release", "standin"))
+if os.environ.get("REFIT_E2E_EDGE") == "1":
+    IMAGES = (*IMAGES, ("tensorflow", "tfjs"))
 AIRFLOW_BASE = "apache/airflow:slim-3.3.2-python3.11"
 
 

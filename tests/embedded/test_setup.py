@@ -136,6 +136,8 @@ def test_nothing_is_rebuilt_under_a_running_make_run(place):
         ("error: No space left on device (os error 28)", "disk is full"),
         ("invalid peer certificate: UnknownIssuer", "SSL_CERT_FILE"),
         ("client error (Connect): dns error: failed to lookup", "PIP_INDEX_URL"),
+        ("npm error code SELF_SIGNED_CERT_IN_CHAIN", "SSL_CERT_FILE"),
+        ("npm error Exit handler never called!", "NPM_CONFIG_REGISTRY"),
         ("from model_signing._signing import sign_certificate as certificate", ""),
         ("something else", ""),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -164,3 +166,73 @@ class TestAirflow:
         env = [{"name": "AIRFLOW_HOME", "value": "/tmp/airflow"}]
         words = ["sh", "-c", f'cd / && python -c "{work}"']
         assert cluster.run(cluster.pod("import", image, words, env=env, user=None), namespace).splitlines()[-1] == "ok"
+
+
+# --- edge bundles ------------------------------------------------------------------------------------------------
+
+ONNX = """
+from pathlib import Path
+import numpy as np, onnx, onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from refit.postprocess import InputInfo, ModelInfo
+
+work, rng = Path("/work"), np.random.default_rng(1)
+outputs = {"coverage": "cov", "bbox": "bbox"}
+info = ModelInfo("detectnet_v2", ("a", "b"), InputInfo("image", 64, 32), outputs)
+(work / "model.json").write_text(info.text())
+weights, nodes, ends = [], [], []
+for name, count in (("logits", 2), ("bbox", 8)):
+    weights.append(numpy_helper.from_array(rng.normal(0, 0.1, (count, 3, 16, 16)).astype(np.float32), name + "_w"))
+    nodes.append(helper.make_node("Conv", ["image", name + "_w"], [name], strides=[16, 16]))
+nodes.append(helper.make_node("Sigmoid", ["logits"], ["cov"]))
+for name, count in (("cov", 2), ("bbox", 8)):
+    ends.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", count, 2, 4]))
+start = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 32, 64])
+graph = helper.make_graph(nodes, "small", [start], ends, weights)
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+onnx.save(model, work / "model.onnx")
+image = rng.random((1, 3, 32, 64), dtype=np.float32)
+answers = onnxruntime.InferenceSession(work / "model.onnx").run(list(outputs.values()), {"image": image})
+np.savez(work / "reference.npz", image=image, **dict(zip(outputs.values(), answers)))
+"""
+CONVERT = """
+import subprocess, sys
+from pathlib import Path
+import numpy as np, yaml
+from refit.edge.models import open_edge
+from refit.postprocess import ModelInfo
+
+work = Path("/work")
+for kind in sys.argv[1:]:
+    source = {"model": "model.onnx"} if kind == "saved_model" else {"saved_model": "saved_model/saved_model"}
+    spec = {"info": "model.json", **source}
+    (work / f"{kind}.yaml").write_text(yaml.safe_dump({name: str(work / path) for name, path in spec.items()}))
+    argv = [sys.executable, "-m", "refit.edge", kind, "-e", str(work / f"{kind}.yaml"), "-r", str(work / kind)]
+    subprocess.run(argv, check=True)
+    reference = np.load(work / "reference.npz")
+    with open_edge(kind, work / kind, ModelInfo.read(work / "model.json")) as model:
+        for name, answer in model(reference["image"]).items():
+            print(f"{kind}.{name}: {np.abs(answer - reference[name]).max():.6f}")
+"""
+
+
+@pytest.mark.skipif(os.environ.get("REFIT_E2E_EDGE") != "1", reason="set REFIT_E2E_EDGE=1: two images of 2 GB each")
+def test_edge_bundles_are_made_and_run_in_their_images(namespace: str) -> None:
+    """A model as Refit exports it goes from image to image, as in a run of a cluster."""
+    images = [cluster.build(name) for name in ("tensorflow", "tfjs")]
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "edge"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    cluster.kubectl("apply", "-f", "-", namespace=namespace, stdin=json.dumps(claim))
+    script = f"python -c '{ONNX}' && python -c '{CONVERT}' saved_model frozen_graph tflite 2>&1"
+    said = ""
+    for image, words in zip(images, (script, f"python -c '{CONVERT}' tfjs 2>&1"), strict=True):
+        pod = cluster.pod("edge", image, ["sh", "-c", words], claims={"/work": "edge"})
+        said += cluster.run(pod, namespace, seconds=300)
+    off = {name: float(value) for name, value in re.findall(r"^(\w+\.\w+): ([\d.]+)$", said, re.MULTILINE)}
+    made = ("saved_model", "frozen_graph", "tflite", "tfjs")
+    assert set(off) == {f"{kind}.{output}" for kind in made for output in ("cov", "bbox")}
+    assert max(off.values()) < 1e-4, off
