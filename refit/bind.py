@@ -31,6 +31,7 @@ from refit.data.faults import Fault
 from refit.data.remote.connection import Connection
 from refit.data.settings import Dataset
 from refit.data.source import Kind, Source
+from refit.edge.specs import COMPILER
 from refit.publish import place
 from refit.runtime import pod, report
 from refit.runtime.local import absent
@@ -244,8 +245,10 @@ def _profile(spec: BindSpec, pipeline: Any, settings: Settings) -> cluster.Profi
 
 
 def _environments(pipeline: Any, profile: cluster.Profile, settings: Settings) -> dict[str, str]:
-    """What identifies each environment: the digest of a pinned image, else its lock."""
-    optional = edge.environments(getattr(pipeline, "edge", None))
+    """What identifies each environment: the digest of a pinned image, else its lock. A compiler for Coral that came to
+    this machine later makes that stage run again."""
+    block = getattr(pipeline, "edge", None)
+    optional = edge.environments(block)
     # They are no part of an ordinary installation: what is missing is known before the training, not after it.
     if isinstance(profile, cluster.LocalProfile) and (told := absent(optional)):
         raise BadSpec(f"edge: {told}")
@@ -254,6 +257,8 @@ def _environments(pipeline: Any, profile: cluster.Profile, settings: Settings) -
         if missing:
             raise BadSpec(f"edge: cluster profile {pipeline.profile} has no image for it; add {', '.join(missing)}")
     found = {name: environment_digest(settings, name) for name in ("tools", "cpu", "triton", *optional)}
+    if isinstance(profile, cluster.LocalProfile) and block and block.coral and (compiler := shutil.which(COMPILER)):
+        found["coral"] = hashlib.sha256(f"{found['tensorflow']} {files.sha256(Path(compiler))}".encode()).hexdigest()
     if isinstance(profile, cluster.KubernetesProfile):
         found |= {name: image.digest for name, image in profile.images.items() if image.digest}
     return found

@@ -14,6 +14,8 @@ from refit.specs import Spec
 Kind = Literal["onnx", "tflite", "coral", "saved_model", "frozen_graph", "tfjs", "deepstream"]
 Converted = Literal["tflite", "coral", "saved_model", "frozen_graph", "tfjs"]
 
+COMPILER = "edgetpu_compiler"  # Google's, which coral takes from PATH
+
 Path = Annotated[str, Field(description="a path; tokens of the plan allowed", min_length=1)]
 
 

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from refit.command import BadData, BadSpec, StageError
 from refit.cpu.records import Dataset
 from refit.edge.saved_model import SIGNATURE, read_info
-from refit.edge.specs import ConvertSpec, CoralSpec
+from refit.edge.specs import COMPILER, ConvertSpec, CoralSpec
 from refit.edge.tensors import IMAGE, Tensor, Tensors
 from refit.files import write_bytes, write_text
 from refit.postprocess import ModelInfo, preprocess
 from refit.status import StatusWriter
 
 MODEL, FOLDER, UINT8, LABELS = "model.tflite", "coral", "model_uint8.tflite", "labelmap.txt"
-COMPILER = "edgetpu_compiler"
 COMPILED = "model_uint8_edgetpu.tflite"  # the name that the compiler gives
 
 

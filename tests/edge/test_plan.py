@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from refit.cluster import LocalProfile
 from refit.command import BadSpec
 from refit.config import Settings
 from refit.cpu.specs import EvaluateSpec
-from refit.edge.specs import BundleSpec, ConvertSpec, CoralSpec, EdgeEvaluateSpec, SavedModelSpec
+from refit.edge.specs import COMPILER, BundleSpec, ConvertSpec, CoralSpec, EdgeEvaluateSpec, SavedModelSpec
 from refit.engine.specs import PackageSpec
 from refit.specs import SpecError, parse_yaml
 from refit.toolkits import edge
@@ -38,8 +40,8 @@ def load(more: str = "", name: str = "mine") -> Any:
     return pipelines.from_document(parse_yaml(TEXT + more, f"{name}.yaml"), name)
 
 
-def plan(more: str) -> dict[str, Any]:
-    environments = dict.fromkeys(("tools", "cpu", "triton", *edge.ENVIRONMENTS), "x")
+def plan(more: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
+    environments = {**dict.fromkeys(("tools", "cpu", "triton", *edge.ENVIRONMENTS), "x"), **(digests or {})}
     bound = plans.Bound("r", Path("/w"), Path("/w/s"), "f", lambda package: package, environments, lambda s, k: None)
     made = plans.make_plan(load(more), cluster.load("local", Settings.from_env({})), bound)
     return {stage["name"]: stage for stage in made["stages"]}
@@ -129,6 +131,28 @@ def test_a_run_whose_environment_is_missing_ends_before_the_training(
     both = r"edge: environments tensorflow, tfjs are not installed: run `sh bin/setup tensorflow tfjs`"
     with pytest.raises(BadSpec, match=both):
         _environments(load("edge: {tfjs: true}\n"), profile, settings)
+
+
+def test_a_compiler_that_came_later_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refit.bind import _environments
+
+    settings = Settings.from_env({})
+    profile = cluster.load("local", settings)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in edge.ENVIRONMENTS:
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.setenv("REFIT_ENVS", str(tmp_path))
+    without = _environments(load("edge: {coral: true}\n"), profile, settings)
+    (tmp_path / COMPILER).write_text("#!/bin/sh\n")
+    (tmp_path / COMPILER).chmod(0o755)
+    found = _environments(load("edge: {coral: true}\n"), profile, settings)
+    assert found == without | {"coral": found["coral"]}
+    assert found["coral"] != without["tensorflow"]
+    assert _environments(load("edge: {tflite: true}\n"), profile, settings) == without
+    before, after = (plan("edge: {coral: true, tflite: true}\n", more) for more in ({}, {"coral": found["coral"]}))
+    changed = {name for name in before if before[name]["key"] != after[name]["key"]}
+    assert changed == {"export_coral", "evaluate_coral", "gate_coral", "edge"}
 
 
 def test_a_run_on_a_cluster_without_their_images_ends_before_the_training() -> None:
