@@ -92,7 +92,7 @@ def quality(spec: QualitySpec) -> Verdict:
             parts = detected.compare(found, found_before, spec.slices, Path(spec.snapshot) if spec.snapshot else None)
         if compared is not None:
             said = "no difference that these images could show" if compared == "equal" else compared
-            bounds = f"{-figures['drop_high']:+.3f} to {-figures['drop_low']:+.3f}"
+            bounds = f"{-figures['drop_high']:+z.3f} to {-figures['drop_low']:+z.3f}"
             told = f" ({said}: {bounds} at {bootstrap.LEVEL:.0%})"
         worst = _worst_class(candidate, baseline)
         if worst:
@@ -107,7 +107,7 @@ def quality(spec: QualitySpec) -> Verdict:
                     f"more than {spec.max_drop:.3f}{note}{told}"
                 )
             else:
-                good.append(f"{-drop:+.3f} against {before:.3f} {spec.against}{told}")
+                good.append(f"{-drop:+z.3f} against {before:.3f} {spec.against}{told}")
             lost = _lost(parts, worst, spec)
             bad += lost[0]
             odd += lost[1]

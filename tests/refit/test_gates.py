@@ -89,6 +89,13 @@ def test_a_gain_is_no_drop(tmp_path: Path) -> None:
     assert quality(spec).state == "pass"
 
 
+def test_no_difference_has_no_minus(tmp_path: Path) -> None:
+    spec = QualitySpec(
+        model="tflite", candidate=results(tmp_path, "c", 0.8), baseline=results(tmp_path, "b", 0.80001), max_drop=0.01
+    )
+    assert "+0.000 against 0.800" in quality(spec).reason
+
+
 @pytest.mark.parametrize("what", ["thresholds", "dataset", "splits"])
 def test_figures_of_different_evaluations_are_not_compared(tmp_path: Path, what: str) -> None:
     before, after = results(tmp_path, "b", 0.8), results(tmp_path, "c", 0.8, **{what: {"other": 1}})
