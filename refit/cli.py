@@ -32,11 +32,13 @@ from refit import plan as plans
 from refit.command import BadSpec, StageError
 from refit.config import ConfigError, Settings
 from refit.data.commands import add_all
+from refit.data.source import Kind
 from refit.doctor import lacking
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
 from refit.predict.cli import add_predict, run_predict
 from refit.specs import Document, Problem, SpecError, did_you_mean, read_document
+from refit.start import spec as starts
 from refit.toolkits import edge
 from refit.triton.cli import (
     add_reconcile,
@@ -113,7 +115,7 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
         else:
             for doubt in map(doc.told, toolkits.get(pipeline.toolkit).doubts(pipeline, profile)):
                 print(f"warning: {doubt}", file=sys.stderr)
-            for told in filter(None, (_elsewhere(pipeline, settings), _not_set_up(pipeline, profile))):
+            for told in filter(None, (*_elsewhere(pipeline, settings), _not_set_up(pipeline, profile))):
                 print(f"warning: {file}: {told}", file=sys.stderr)
             stages = [n.name for n in plans.skeleton(pipeline)]
             print(f"{file}: good; {len(stages)} stages: {', '.join(stages)}")
@@ -122,18 +124,29 @@ def validate(args: argparse.Namespace, settings: Settings) -> int:
     return BAD_INPUT if bad else GOOD
 
 
-def _elsewhere(pipeline: Any, settings: Settings) -> str:
-    """Why an Airflow of this machine with the settings of this shell would find no data, or refuse the source."""
+def _elsewhere(pipeline: Any, settings: Settings) -> Iterator[str]:
+    """Why an Airflow of this machine with the settings of this shell would find no data or weights, or refuse them."""
     if pipeline.runtime != "local":
-        return ""
+        return
     source = pipeline.dataset.source
     if os.path.isabs(source) and not os.path.exists(source):  # a relative one is often an inbox that is still empty
-        return f"dataset.source: {source} is not there (yet)"
-    try:
-        settings.source(source)
-    except ConfigError as exc:
-        return str(exc)
-    return ""
+        yield f"dataset.source: {source} is not there (yet)"
+    else:
+        try:
+            settings.source(source)
+        except ConfigError as exc:
+            yield str(exc)
+    for block, value in starts.given(pipeline.stages):
+        start, key = starts.parse(value), f"stages.{block}.start_from"
+        if start.kind != "file":
+            continue
+        try:
+            found = settings.source(start.what, key, single=True)
+        except ConfigError as exc:
+            yield str(exc)
+        else:
+            if found.kind is Kind.FOLDER and not os.path.isfile(found.text):
+                yield f"{key}: {found.text} is not there (yet)"
 
 
 def _not_set_up(pipeline: Any, profile: cluster.Profile) -> str:

@@ -212,3 +212,30 @@ def test_a_folder_that_is_not_there_is_a_warning(file: Path, capsys: pytest.Capt
     assert main(["validate", str(file)]) == GOOD
     told = f"warning: {file}: dataset.source: /data/no-such-plates is not there (yet)\n"
     assert capsys.readouterr().err == told
+
+
+def test_weights_that_are_not_there_are_a_warning(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REFIT_DATA_ROOTS", str(file.parent / "data"))
+    text = "dataset: {source: inbox/plates, classes: [plate]}\ntoolkit: cpu\nstages: {train: {start_from: WHAT}}\n"
+    wanted = file.parent / "data" / "weights" / "mine.pth"
+    file.write_text(text.replace("WHAT", "weights/mine.pth"))
+    assert main(["validate", str(file)]) == GOOD
+    assert capsys.readouterr().err == f"warning: {file}: stages.train.start_from: {wanted} is not there (yet)\n"
+    wanted.parent.mkdir(parents=True)
+    wanted.write_bytes(b"")
+    assert main(["validate", str(file)]) == GOOD
+    assert capsys.readouterr().err == "", "bind looks into it"
+    file.write_text(text.replace("WHAT", "/elsewhere/mine.pth"))
+    assert main(["validate", str(file)]) == GOOD
+    assert "stages.train.start_from '/elsewhere/mine.pth' is outside the allowed data roots" in capsys.readouterr().err
+    file.write_text(text.replace("WHAT", "champion"))
+    assert main(["validate", str(file)]) == GOOD
+    assert capsys.readouterr().err == ""
+
+
+def test_edge_bundles_of_a_tao_network(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(TEXT + "edge: {tflite: true}\n")
+    (line,) = refused(capsys, file)
+    assert line.startswith(f"error: {file}:11: edge: unknown key; edge bundles are for toolkit: cpu")

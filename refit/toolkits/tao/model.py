@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -44,6 +44,9 @@ class TaoGates(Gates):
 
 
 class TaoPipeline(Pipeline):
+    instead: ClassVar[Mapping[str, str]] = {
+        "edge": "edge bundles are for toolkit: cpu; the stage `package` makes a TAO network's DeepStream folder"
+    }
     toolkit: Literal["tao"]
     runtime: Literal["local", "kubernetes"] = "kubernetes"
     network: NetworkParams
