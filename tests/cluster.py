@@ -52,7 +52,7 @@ def reason_to_skip() -> str | None:
     return None
 
 
-def kubectl(*args: str, namespace: str | None = None, stdin: str | None = None, timeout: float = 120) -> str:
+def kubectl(*args: str, namespace: str | None = None, stdin: str | None = None, timeout: float = 300) -> str:
     """Run kubectl; its standard output. Raises ClusterError."""
     words = ["kubectl", *(["-n", namespace] if namespace else []), *args]
     done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
@@ -76,10 +76,10 @@ def namespace(prefix: str) -> Iterator[str]:
         wait("the default service account", lambda: "default" in kubectl("get", "serviceaccounts", namespace=name))
         yield name
     finally:
-        kubectl("delete", "namespace", name, "--wait=true", timeout=180)
+        kubectl("delete", "namespace", name, "--wait=true", timeout=400)
 
 
-def wait(what: str, condition: Any, seconds: float = 120, every: float = 0.5) -> Any:
+def wait(what: str, condition: Any, seconds: float = 300, every: float = 0.5) -> Any:
     """Call `condition` until it is true; its value. A ClusterError inside counts as "not yet"."""
     until = time.monotonic() + seconds
     last: object = None

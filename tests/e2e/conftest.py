@@ -45,7 +45,7 @@ import hashlib, json, math, sys, urllib.request
 model, *hosts = sys.argv[1:]
 def ask(host, path, body=None):
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(f"http://{host}:8000/v2/models/{model}{path}", data, timeout=30) as answer:
+    with urllib.request.urlopen(f"http://{host}:8000/v2/models/{model}{path}", data, timeout=120) as answer:
         return json.load(answer)
 for host in hosts:
     inputs = [{**i, "shape": [1, *i["shape"][1:]]} for i in ask(host, "")["inputs"]]

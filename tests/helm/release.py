@@ -25,12 +25,12 @@ class Release:
 
     def install(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return self._run(
-            helm_sdkpy.Install(self.config).run(self.name, str(CHART), values=_tagged(values), timeout=180)
+            helm_sdkpy.Install(self.config).run(self.name, str(CHART), values=_tagged(values), timeout=400)
         )
 
     def upgrade(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return self._run(
-            helm_sdkpy.Upgrade(self.config).run(self.name, str(CHART), values=_tagged(values), timeout=180)
+            helm_sdkpy.Upgrade(self.config).run(self.name, str(CHART), values=_tagged(values), timeout=400)
         )
 
     def upgrade_or_roll_back(self, values: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ class Release:
         self._run(action.run(self.name, str(CHART), values=_tagged(values), timeout=15, rollback_on_failure=True))
 
     def uninstall(self) -> None:
-        self._run(helm_sdkpy.Uninstall(self.config).run(self.name, timeout=120))
+        self._run(helm_sdkpy.Uninstall(self.config).run(self.name, timeout=300))
 
     def test(self) -> dict[str, Any]:
         """`helm test`. Raises helm_sdkpy.ChartError where it fails."""
@@ -59,7 +59,7 @@ class Release:
 
     def settled(self, count: int) -> list[dict[str, Any]]:
         """Wait until there are so many servers, all of the newest revision, and no other."""
-        kubectl("rollout", "status", "deployment/refit-triton", "--timeout=120s", namespace=self.namespace, timeout=150)
+        kubectl("rollout", "status", "deployment/refit-triton", "--timeout=300s", namespace=self.namespace, timeout=330)
         return wait(f"{count} servers", lambda: (found := self.servers()) and len(found) == count and found)
 
     @property

@@ -72,7 +72,7 @@ def ask(host, path, body=None, key=None):
         request.add_header("refit-control-key", key)
     try:
         # A first load brings ONNX Runtime from a cold disk: 10 s were too short once.
-        with urllib.request.urlopen(request, timeout=120 if path.endswith("/load") else 10) as answer:
+        with urllib.request.urlopen(request, timeout=120 if path.endswith("/load") else 60) as answer:
             text = answer.read()
             return json.loads(text) if text else None
     except urllib.error.HTTPError as error:
@@ -103,10 +103,10 @@ import os, sys, grpc
 channel = grpc.insecure_channel(sys.argv[1] + ":8001")
 index = channel.unary_unary("/inference.GRPCInferenceService/RepositoryIndex")
 try:
-    print("open:", index(b"", timeout=20))
+    print("open:", index(b"", timeout=60))
 except grpc.RpcError as error:
     print("refused:", error.details())
-print("allowed:", index(b"", timeout=20, metadata=[("triton-grpc-protocol-refit-control-key", os.environ["KEY"])]))
+print("allowed:", index(b"", timeout=60, metadata=[("triton-grpc-protocol-refit-control-key", os.environ["KEY"])]))
 """
 
 # A release of a tiny detector, by the command that a release stage has.

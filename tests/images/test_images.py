@@ -104,7 +104,7 @@ def test_triton_serves_by_its_own_command(namespace: str) -> None:
     main["readinessProbe"] = {"httpGet": {"path": "/v2/health/ready", "port": 8000}, "periodSeconds": 1}
     cluster.kubectl("apply", "-f", "-", namespace=namespace, stdin=json.dumps(manifest))
     try:
-        cluster.kubectl("wait", "--for=condition=Ready", "pod/serve", "--timeout=60s", namespace=namespace)
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/serve", "--timeout=180s", namespace=namespace)
         log = cluster.kubectl("logs", "serve", namespace=namespace)
     finally:
         cluster.kubectl("delete", "pod", "serve", "--ignore-not-found", namespace=namespace)

@@ -68,7 +68,7 @@ class Home:
         made.append({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "stringData": {"control-key": "s3cret"}})
         made.append(triton())
         self.apply(*made)
-        wait("Triton", lambda: self._address() and self._serves(), 180)
+        wait("Triton", lambda: self._address() and self._serves(), 300)
 
     def apply(self, *objects: dict[str, Any]) -> None:
         for made in objects:
