@@ -32,7 +32,7 @@ from refit import plan as plans
 from refit.command import BadSpec, StageError
 from refit.config import ConfigError, Settings
 from refit.data.commands import add_all
-from refit.data.source import Kind
+from refit.data.source import Kind, parse
 from refit.doctor import lacking
 from refit.migrate.cli import add_import, run_import
 from refit.ngc.cli import add_list, run_list
@@ -160,11 +160,13 @@ def _not_set_up(pipeline: Any, profile: cluster.Profile) -> str:
 
 
 def _refused_source(pipeline: Any, profile: cluster.Profile, doc: Document) -> list[Problem]:
-    """Why the cluster's pods would not read the source; the profile says all that they know."""
-    if not isinstance(profile, cluster.KubernetesProfile):
+    """Why the cluster's pods would not read a source that is no folder; the profile says all that they know. (A folder
+    that is not mounted yet may be by the time of the run.)"""
+    source = pipeline.dataset.source
+    if not isinstance(profile, cluster.KubernetesProfile) or parse(source).kind in (Kind.FOLDER, Kind.DVC):
         return []
     try:
-        cluster.settings_in_pod(profile).source(pipeline.dataset.source, "")
+        cluster.settings_in_pod(profile).source(source, "")
     except ConfigError as exc:
         return [doc.problem(("dataset", "source"), str(exc).removeprefix(":").strip())]
     return []
