@@ -136,12 +136,7 @@ def status_lines(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny detector's `model.pth` that finds most of the painted rectangles."""
-    from refit.cpu import train
-    from tests.cpu.tiny import tiny_records, train_spec
+    """A tiny detector's `model.pth` that finds almost all painted rectangles."""
+    from tests.cpu.tiny import good_detector
 
-    folder = tmp_path_factory.mktemp("trained")
-    records = tiny_records(folder / "records", train=32)  # enough to be good whatever the seed and the processor
-    spec = train_spec(records, epochs=24, evaluate_every=24, learning_rate=2e-3)
-    train.run(spec, folder, StatusWriter(folder))
-    return folder / "model.pth"
+    return good_detector(tmp_path_factory.mktemp("trained"))

@@ -61,16 +61,16 @@ class StopAfter(StatusWriter):
 
 
 def test_it_learns(records: Path, tmp_path: Path) -> None:
-    spec = train_spec(records, epochs=16, evaluate_every=6, learning_rate=5e-3)
+    spec = train_spec(records, epochs=40, evaluate_every=15, learning_rate=2e-3)
     lines = run(spec, tmp_path)
     epochs = [line for line in lines if "max_epoch" in line]
-    assert [line["epoch"] for line in epochs] == list(range(1, 17))
+    assert [line["epoch"] for line in epochs] == list(range(1, 41))
     assert epochs[-1]["loss"] < epochs[0]["loss"] / 2
     assert {"time_per_epoch", "eta"} <= set(epochs[0])
     assert epochs[-1]["eta"] == "0:00:00"
     scored = {line["epoch"]: line["kpi"]["val_mAP50"] for line in lines if "val_mAP50" in line.get("kpi", {})}
-    assert list(scored) == [6, 12, 16]
-    assert scored[16] > 0.8
+    assert list(scored) == [15, 30, 40]
+    assert scored[40] > 0.8
     last = lines[-1]
     assert last["status"] == "SUCCESS"
     model = load_model(tmp_path / "model.pth")
@@ -80,8 +80,8 @@ def test_it_learns(records: Path, tmp_path: Path) -> None:
     }
     assert model.info.classes == CLASSES
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 17))
-    assert board.Scalars("val/mAP50")[-1].value == pytest.approx(scored[16], abs=1e-5)
+    assert [e.step for e in board.Scalars("train/loss")] == list(range(1, 41))
+    assert board.Scalars("val/mAP50")[-1].value == pytest.approx(scored[40], abs=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
