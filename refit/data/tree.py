@@ -68,14 +68,12 @@ class Files(Mapping[str, FileInfo]):
         self._numbers = [array(code) for code in _NARROW]
         self._tags: dict[str, str] = {}
         self._endings: dict[str, array[int]] = {}
-        for row in sorted(rows):
-            self._add(row)
+        self._add(sorted(rows))
 
-    def _add(self, info: FileInfo) -> None:
-        self.paths.append(info[0])
-        if info.tag:
-            self._tags[info.path] = info.tag
-        self._put(((info.size,), (info.mtime_ns,), (info.ctime_ns,), (info.inode,)))
+    def _add(self, rows: Sequence[FileInfo]) -> None:
+        self.paths.extend(row.path for row in rows)
+        self._tags.update((row.path, row.tag) for row in rows if row.tag)
+        self._put(map(attrgetter(name), rows) for name in ("size", "mtime_ns", "ctime_ns", "inode"))
 
     def _put(self, columns: Iterable[Iterable[int]]) -> None:
         """Add numbers to the columns; one that gets a number too large for it becomes a wide one."""
@@ -343,7 +341,7 @@ def _visit(entry: os.DirEntry[str], path: str, real: str, tree: Tree, todo: list
         todo.append(path)
         tree.folders.append(path)
     elif stat.S_ISREG(status.st_mode):
-        tree.files._add(_info(path, status))
+        tree.files._add([_info(path, status)])
     else:
         tree.skipped[path] = "not a plain file"
 

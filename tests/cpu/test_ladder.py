@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from tests.cpu.tiny import empty_record, good_detector, tiny_record, tiny_record
 PASSED_THROUGH = {f"/network/level2/level2.0/{name}/conv/Conv" for name in ("conv1", "conv2")}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_SECONDS", 0.1)
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_SECONDS", 0.1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +51,18 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outlier(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good detector that INT8 ruins: one channel is 3,000 times as large, the next layer divides by it. Of several,
     as a network may do without the block that the channel is in, beside which a shortcut leads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latency, "_SECONDS", 0.1)
-        for seed in range(3, 13):
-            folder = tmp_path_factory.mktemp("outlier")
-            model = load_model(good_detector(folder, seed))
-            block: Any = model.network.level2[0]
-            with torch.no_grad():
-                block.conv1.norm.weight[0] *= 3000
-                block.conv1.norm.bias[0] *= 3000
-                block.conv2.conv.weight[:, 0] /= 3000
-            checkpoint.save_model(folder / "model.pth", model)
-            made = _export(folder / "model.pth", folder)
-            if run(made, records, folder / "tried", ladder=["ptq", "float"])["rungs"][0]["drop"] > 0.05:
-                return made
+    for seed in range(3, 13):
+        folder = tmp_path_factory.mktemp("outlier")
+        model = load_model(good_detector(folder, seed))
+        block: Any = model.network.level2[0]
+        with torch.no_grad():
+            block.conv1.norm.weight[0] *= 3000
+            block.conv1.norm.bias[0] *= 3000
+            block.conv2.conv.weight[:, 0] /= 3000
+        checkpoint.save_model(folder / "model.pth", model)
+        made = _export(folder / "model.pth", folder)
+        if run(made, records, folder / "tried", ladder=["ptq", "float"])["rungs"][0]["drop"] > 0.05:
+            return made
     pytest.fail("INT8 ruins none of these")
 
 
